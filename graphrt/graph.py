@@ -1,0 +1,157 @@
+"""A graph: the nodes that some outputs need, in an order that depends on the data alone, checked for hazards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from graphrt.errors import GraphError
+from graphrt.tensor import Tensor
+
+
+class Graph:
+    """Everything that the outputs need, in execution order.
+
+    Args:
+        outputs: a tensor, or several; an output's bytes survive the run.
+    Raises: GraphError if an output is a plain leaf, two leafs share a name, or a read and a write of the same memory have no order.
+    """
+
+    def __init__(self, outputs: Tensor | Iterable[Tensor]) -> None:
+        self.outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        if not self.outputs:
+            raise GraphError("[graph] needs at least one output")
+        tensors = list(_in_order(self.outputs))
+        self.nodes = [tensor for tensor in tensors if not tensor.is_leaf]
+        self.leafs = [tensor for tensor in tensors if tensor.is_leaf]
+        self._name_nodes()
+        self._check_leafs()
+        self._check_hazards()
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The leafs whose bytes are given at each run, by name."""
+        return {leaf.name: leaf for leaf in self.leafs if leaf.role == "input"}
+
+    def consumers(self) -> dict[Tensor, list[Tensor]]:
+        """For each tensor, the nodes that take it as a source."""
+        users: dict[Tensor, list[Tensor]] = {tensor: [] for tensor in [*self.leafs, *self.nodes]}
+        for node in self.nodes:
+            for src in _sources(node):
+                users[src].append(node)
+        return users
+
+    def structure(self) -> tuple[object, ...]:
+        """A hashable key: equal for graphs that compute the same thing over the same leafs' memory."""
+        number = {tensor: i for i, tensor in enumerate([*self.leafs, *self.nodes])}
+        leafs = tuple(
+            (leaf.name, leaf.role, leaf.dtype.name, leaf.shape, leaf.strides, None if leaf.role == "input" else id(leaf)) for leaf in self.leafs
+        )
+        nodes = tuple(
+            (
+                node.op.name if node.op else "",
+                tuple(-1 if src is None else number[src] for src in node.srcs),
+                tuple(node.params.items()),
+                node.dtype.name,
+                node.shape,
+                node.strides,
+                node.offset,
+            )
+            for node in self.nodes
+        )
+        return leafs, nodes, tuple(number[output] for output in self.outputs)
+
+    def __repr__(self) -> str:
+        return f"Graph({len(self.nodes)} nodes, {len(self.leafs)} leafs -> {', '.join(output.name for output in self.outputs)})"
+
+    def _name_nodes(self) -> None:
+        taken = {tensor.name for tensor in [*self.nodes, *self.leafs] if tensor.name}
+        count: dict[str, int] = {}
+        for node in self.nodes:
+            if node.name or node.op is None:
+                continue
+            while True:
+                number = count.get(node.op.name, 0)
+                count[node.op.name] = number + 1
+                name = f"{node.op.name}_{number}"
+                if name not in taken:
+                    break
+            node.name = name
+            taken.add(name)
+
+    def _check_leafs(self) -> None:
+        seen: dict[str, Tensor] = {}
+        for leaf in self.leafs:
+            if leaf.role == "input" and not leaf.name:
+                raise GraphError(f"[graph] the input {leaf!r} needs a name, under which its bytes are given")
+            if leaf.name and seen.setdefault(leaf.name, leaf) is not leaf:
+                raise GraphError(f'[graph] two leafs are called "{leaf.name}": {seen[leaf.name]!r} and {leaf!r}; rename one')
+
+    def _check_hazards(self) -> None:
+        """A node that touches memory which another node writes must come before or after it by the data, not by luck."""
+        writes = [node for node in self.nodes if node.op is not None and node.op.kind == "write"]
+        if not writes:
+            return
+        for write in writes:
+            if write.root.role in ("weight", "constant"):
+                raise GraphError(f"[{write.op.name if write.op else ''}] {write.name} writes into {write.root!r}, which is read-only; use a state")
+            if write.root.role == "input":
+                raise GraphError(f"[{write.op.name if write.op else ''}] {write.name} writes into the input {write.root!r}; copy it with cont first")
+        ancestors = _ancestors(self.nodes)
+        position = {node: i for i, node in enumerate(self.nodes)}
+        for write in writes:
+            for node in self.nodes:
+                if node is write or not _touches(node, write) or _follows(node, write, ancestors, position):
+                    continue
+                if _follows(write, node, ancestors, position):
+                    continue
+                raise GraphError(
+                    f"[graph] {node.name} reads {write.root.name} and {write.name} writes it, with no order between them; "
+                    f"let the later of the two take the other's result as its source"
+                )
+
+
+def _sources(node: Tensor) -> list[Tensor]:
+    return [src for src in node.srcs if src is not None]
+
+
+def _in_order(outputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """Sources before their users, depth first, sources from left to right; without recursion, for deep graphs."""
+    done: set[Tensor] = set()
+    stack = [(output, False) for output in reversed(outputs)]
+    while stack:
+        tensor, expanded = stack.pop()
+        if tensor in done:
+            continue
+        if expanded:
+            done.add(tensor)
+            yield tensor
+        else:
+            stack.append((tensor, True))
+            stack.extend((src, False) for src in reversed(_sources(tensor)) if src not in done)
+
+
+def _ancestors(nodes: list[Tensor]) -> dict[Tensor, int]:
+    """For each node, a bit set (by position) of the nodes whose results it needs."""
+    bits: dict[Tensor, int] = {}
+    for i, node in enumerate(nodes):
+        mine = 1 << i
+        for src in _sources(node):
+            mine |= bits.get(src, 0)
+        bits[node] = mine
+    return bits
+
+
+def _follows(later: Tensor, earlier: Tensor, ancestors: dict[Tensor, int], position: dict[Tensor, int]) -> bool:
+    return bool(ancestors[later] >> position[earlier] & 1)
+
+
+def _touches(node: Tensor, write: Tensor) -> bool:
+    """Whether a node reads or writes the memory that `write` writes; a view touches nothing by itself."""
+    if node.op is None or node.op.kind == "view":
+        return False
+    touched = [*_sources(node), node] if node.op.kind == "write" else _sources(node)
+    return any(tensor.root is write.root and _overlap(tensor, write) for tensor in touched)
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    return a.offset < b.offset + b.extent and b.offset < a.offset + a.extent
