@@ -67,6 +67,7 @@ class Op:
         kind: Literal["compute", "view", "write"] = "compute",
         inplace: Iterable[str] = (),
         layout: dict[str, Layout] | None = None,
+        tolerance: float = 1e-7,
     ) -> None:
         self.rule = rule
         self.name = name or rule.__name__.rstrip("_")
@@ -76,6 +77,7 @@ class Op:
         self.tensors, self.optional, self.params = _signature(self.name, rule)
         self.inplace = tuple(self.tensors.index(argument) for argument in inplace)
         self.layout = layout or {}
+        self.tolerance = tolerance
         self._reference: Callable[..., Array] | None = None
         self._cost: Callable[[Tensor], Cost] | None = None
         self._cases: Callable[[Draw], Tensor] | None = None
@@ -89,6 +91,7 @@ class Op:
 
     def __call__(self, *tensors: Tensor | None, **keywords: Any) -> Tensor:
         srcs, params = self._bind(tensors, keywords)
+        self._check_layout(srcs)
         meta = self.rule(*srcs, **params)
         target = srcs[0] if self.kind != "compute" else None
         node = Tensor(
@@ -132,6 +135,15 @@ class Op:
             raise GraphError(f"[{self.name}] has no cases to draw; attach a function with @{self.name}.cases")
         return self._cases(draw)
 
+    def _check_layout(self, srcs: tuple[Tensor | None, ...]) -> None:
+        for argument, src in zip(self.tensors, srcs, strict=True):
+            need = self.layout.get(argument, "any")
+            if src is not None and ((need == "rows" and not src.has_dense_rows) or (need == "dense" and not src.is_dense)):
+                raise GraphError(
+                    f"[{self.name}] {argument} must have {'dense rows' if need == 'rows' else 'dense memory'}, got {src!r} with strides "
+                    f"{list(src.strides)}; wrap it in ops.cont"
+                )
+
     def _bind(self, tensors: tuple[Tensor | None, ...], keywords: dict[str, Any]) -> tuple[tuple[Tensor | None, ...], dict[str, Any]]:
         given: dict[str, Tensor | None] = dict(zip(self.tensors, tensors, strict=False))
         if len(tensors) > len(self.tensors):
@@ -167,6 +179,7 @@ def op(
     kind: Literal["compute", "view", "write"] = "compute",
     inplace: Iterable[str] = (),
     layout: dict[str, Layout] | None = None,
+    tolerance: float = 1e-7,
 ) -> Callable[[Callable[..., Meta]], Op]: ...
 def op(rule: Callable[..., Meta] | None = None, /, **options: Any) -> Op | Callable[[Callable[..., Meta]], Op]:
     """Declare an op from its shape rule, and register it.
@@ -177,6 +190,7 @@ def op(rule: Callable[..., Meta] | None = None, /, **options: Any) -> Op | Calla
             memory and returns it as the tensor that later nodes read).
         inplace: tensor arguments whose memory the result may take over, element for element, when nothing reads them later.
         layout: argument -> "rows" (last axis dense) or "dense"; "any" where not named.
+        tolerance: normalised mean squared error that a kernel may have against the reference.
     Raises: GraphError if another op has the name, or a prefix is missing.
     """
     if rule is None:
