@@ -1,0 +1,66 @@
+# graphrt needs python3 >= 3.11 and make; every target makes what it needs in .venv by itself.
+#
+#   make demo        installs graphrt and lets a small DeepSeek-style model write Shakespeare
+#   make test        every check that needs no GPU: ruff, mypy, the tests (layers, wheel and documentation among them)
+#   make bench       speed of prompt and decode, as llama-bench reports it
+#   make test-peers  logits, tokens and speed beside llama.cpp's (compiles llama-cpp-python: ten minutes the first time)
+#   make test-gpu    the tests that need an NVIDIA GPU
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test bench test-peers test-gpu clean
+
+help:
+	@sed -n '/^#   /s/^#   //p' Makefile
+
+demo: $(VENV)/run.stamp
+	$(BIN)/graphrt generate tiny-deepseek2 --prompt "ROMEO:" --max-tokens 250 --seed 7
+
+test: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/run.stamp
+	$(BIN)/graphrt bench tiny-deepseek2
+	$(BIN)/graphrt bench tiny-mixtral
+
+test-peers: $(VENV)/peers.stamp
+	$(BIN)/python -m pytest -p no:cacheprovider tests/peers -m peers -s
+
+test-gpu:
+	@nvidia-smi -L || { echo "make test-gpu needs an NVIDIA GPU and its driver; nvidia-smi finds none, so nothing was tested." >&2; exit 1; }
+	$(MAKE) $(VENV)/gpu.stamp
+	$(BIN)/python -m pytest -m gpu
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One virtual environment; a stamp a group of dependencies, remade when pyproject.toml changes.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "graphrt needs python3 >= 3.11; found: $$(python3 --version 2>&1). Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "no virtual environment: install the system's venv package (Debian: python3-venv)" >&2; exit 1; }
+
+$(VENV)/run.stamp: $(BIN)/python pyproject.toml
+	@echo "Installing graphrt into $(VENV) (a minute) ..."
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/test.stamp: $(BIN)/python pyproject.toml
+	@echo "Installing graphrt and its test tools into $(VENV) (a minute) ..."
+	$(PIP) install --quiet --editable '.[test]'
+	@touch $@
+
+$(VENV)/peers.stamp: $(VENV)/test.stamp
+	@echo "Compiling llama-cpp-python into $(VENV) (ten minutes on two cores; needs a C++ compiler and cmake) ..."
+	$(PIP) install --quiet --editable '.[peers]'
+	@touch $@
+
+$(VENV)/gpu.stamp: $(VENV)/test.stamp
+	$(PIP) install --quiet --editable '.[cuda]'
+	@touch $@
