@@ -1,10 +1,10 @@
 """graphrt: tensor compute graphs in the style of ggml, built in Python and run at native speed.
 
-    import numpy as np, graphrt
-    x = graphrt.input("x", (4, 64))
-    w = graphrt.weight("w", np.ones((32, 64), np.float32))
-    y = graphrt.ops.silu(graphrt.ops.mul_mat(w, x))
-    graphrt.Scheduler().run(graphrt.Graph(y), x=np.ones((4, 64), np.float32))
+import numpy as np, graphrt
+x = graphrt.input("x", (4, 64))
+w = graphrt.weight("w", np.ones((32, 64), np.float32))
+y = graphrt.ops.silu(graphrt.ops.mul_mat(w, x))
+graphrt.Scheduler().run(graphrt.Graph(y), x=np.ones((4, 64), np.float32))
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = [
     "weight",
 ]
 
-# The layers above the core, loaded when first asked for: `import graphrt` stays fast, and the core imports none of them.
+# The layers above the core, loaded when first asked for: `import graphrt` stays fast and the core imports none of them.
 _LATER = {
     "load": ("graphrt.models.model", "load"),
     "Model": ("graphrt.models.model", "Model"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import Any
 
 import numpy as np
 
@@ -34,11 +36,12 @@ YES = Support(True)
 
 
 class Buffer:
-    """Host memory, aligned to 64 bytes and zeroed, or a leaf's own array."""
+    """Host memory as bytes: aligned to 64 and zeroed, or a leaf's own."""
 
-    def __init__(self, memory: Array) -> None:
+    def __init__(self, memory: Array, owner: object = None) -> None:
         self.memory = memory
         self.address: int = memory.__array_interface__["data"][0]
+        self._owner = owner
 
     @property
     def nbytes(self) -> int:
@@ -54,10 +57,22 @@ class Buffer:
             raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
         except MemoryError as error:
             raise PlacementError(
-                f"[memory] no room for {nbytes:,} bytes on the host; lower n_ctx or the batch size, or choose smaller cache types"
+                f"[memory] no room for {nbytes:,} bytes on the host; lower n_ctx or the batch size, "
+                f"or choose a smaller cache type"
             ) from error
         start = -raw.__array_interface__["data"][0] % ALIGNMENT
         return cls(raw[start : start + nbytes])
+
+    @classmethod
+    def of_leaf(cls, leaf: Tensor) -> Buffer:
+        """The bytes that a leaf's data spans, gaps included, without a copy."""
+        array = leaf.data
+        if array is None:
+            raise PlacementError(f"[memory] {leaf!r} has no data")
+        span: Any = (ctypes.c_uint8 * leaf.extent).from_address(array.__array_interface__["data"][0])
+        memory = np.frombuffer(span, np.uint8)
+        memory.flags.writeable = array.flags.writeable
+        return cls(memory, owner=array)
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,9 @@ def available() -> dict[str, str]:
     found = dict(_BUILT_IN)
     for point in entry_points(group="graphrt.backends"):
         if found.setdefault(point.name, point.value) != point.value:
-            raise SettingsError(f'[backend] "{point.name}" is offered by {found[point.name]} and by {point.value}; uninstall one')
+            raise SettingsError(
+                f'[backend] "{point.name}" is offered by {found[point.name]} and by {point.value}; uninstall one'
+            )
     return found
 
 

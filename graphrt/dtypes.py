@@ -163,7 +163,7 @@ def from_f32(array: Array, dtype: DType) -> Array:
             return array.astype(dtype.numpy)
     if array.shape[-1] % dtype.block:
         raise GraphError(
-            f"[{dtype.name}] a row of {array.shape[-1]} elements is not a whole number of {dtype.block}-element blocks; "
+            f"[{dtype.name}] a row of {array.shape[-1]} elements is not a whole number of blocks of {dtype.block}; "
             f"pad the row, or choose f16, bf16 or f32"
         )
     blocks_shape = (*array.shape[:-1], array.shape[-1] // dtype.block)

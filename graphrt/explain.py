@@ -9,19 +9,21 @@ from graphrt.tensor import Tensor
 
 
 def describe(plan: Plan, level: int = 2) -> str:
-    """A plan as text: at level 1 its splits, at 2 every node, at 3 also what the backends that were passed over said."""
+    """A plan as text: at level 1 its splits, at 2 every node, at 3 also why other backends were passed over."""
     return "\n".join(_lines(plan, level))
 
 
 def _lines(plan: Plan, level: int) -> Iterator[str]:
-    yield f"graph: {len(plan.graph.nodes)} nodes, {len(plan.splits)} splits, compute buffer {plan.compute_bytes:,} bytes"
+    sizes = f"{len(plan.graph.nodes)} nodes, {len(plan.splits)} splits"
+    yield f"graph: {sizes}, compute buffer {plan.compute_bytes:,} bytes"
     for number, part in enumerate(plan.splits):
         yield f"split #{number}: {part.backend.name}, {len(part.nodes)} nodes"
         for node in part.nodes if level >= 2 else []:
             placement = plan.placements[node]
             sources = ", ".join(_short(src) for src in node.srcs if src is not None)
             memory = f", in place of {plan.memory.inplace[node].name}" if node in plan.memory.inplace else ""
-            yield f"  {_short(node)} = {node.op.name if node.op else ''}({sources}) [{part.backend.name}: {placement.reason}{memory}]"
+            op = node.op.name if node.op else ""
+            yield f"  {_short(node)} = {op}({sources}) [{part.backend.name}: {placement.reason}{memory}]"
             for said in placement.rejected if level >= 3 else ():
                 yield f"    not {said}"
 

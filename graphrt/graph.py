@@ -13,7 +13,7 @@ class Graph:
 
     Args:
         outputs: a tensor, or several; an output's bytes survive the run.
-    Raises: GraphError if an output is a plain leaf, two leafs share a name, or a read and a write of the same memory have no order.
+    Raises: GraphError if two leafs share a name, or a read and a write of the same memory have no order.
     """
 
     def __init__(self, outputs: Tensor | Iterable[Tensor]) -> None:
@@ -44,7 +44,15 @@ class Graph:
         """A hashable key: equal for graphs that compute the same thing over the same leafs' memory."""
         number = {tensor: i for i, tensor in enumerate([*self.leafs, *self.nodes])}
         leafs = tuple(
-            (leaf.name, leaf.role, leaf.dtype.name, leaf.shape, leaf.strides, None if leaf.role == "input" else id(leaf)) for leaf in self.leafs
+            (
+                leaf.name,
+                leaf.role,
+                leaf.dtype.name,
+                leaf.shape,
+                leaf.strides,
+                None if leaf.role == "input" else id(leaf),
+            )
+            for leaf in self.leafs
         )
         nodes = tuple(
             (
@@ -61,7 +69,8 @@ class Graph:
         return leafs, nodes, tuple(number[output] for output in self.outputs)
 
     def __repr__(self) -> str:
-        return f"Graph({len(self.nodes)} nodes, {len(self.leafs)} leafs -> {', '.join(output.name for output in self.outputs)})"
+        outputs = ", ".join(output.name for output in self.outputs)
+        return f"Graph({len(self.nodes)} nodes, {len(self.leafs)} leafs -> {outputs})"
 
     def _name_nodes(self) -> None:
         taken = {tensor.name for tensor in [*self.nodes, *self.leafs] if tensor.name}
@@ -84,18 +93,21 @@ class Graph:
             if leaf.role == "input" and not leaf.name:
                 raise GraphError(f"[graph] the input {leaf!r} needs a name, under which its bytes are given")
             if leaf.name and seen.setdefault(leaf.name, leaf) is not leaf:
-                raise GraphError(f'[graph] two leafs are called "{leaf.name}": {seen[leaf.name]!r} and {leaf!r}; rename one')
+                raise GraphError(
+                    f'[graph] two leafs are called "{leaf.name}": {seen[leaf.name]!r} and {leaf!r}; rename one'
+                )
 
     def _check_hazards(self) -> None:
-        """A node that touches memory which another node writes must come before or after it by the data, not by luck."""
+        """A node that touches memory which another writes must come before or after it by the data, not by luck."""
         writes = [node for node in self.nodes if node.op is not None and node.op.kind == "write"]
         if not writes:
             return
         for write in writes:
-            if write.root.role in ("weight", "constant"):
-                raise GraphError(f"[{write.op.name if write.op else ''}] {write.name} writes into {write.root!r}, which is read-only; use a state")
-            if write.root.role == "input":
-                raise GraphError(f"[{write.op.name if write.op else ''}] {write.name} writes into the input {write.root!r}; copy it with cont first")
+            if write.root.role in ("weight", "constant", "input"):
+                raise GraphError(
+                    f"[graph] {write.name} writes into {write.root!r}, which is read-only; "
+                    f"write into a state (graphrt.state), or into a copy (ops.cont)"
+                )
         ancestors = _ancestors(self.nodes)
         position = {node: i for i, node in enumerate(self.nodes)}
         for write in writes:
@@ -105,7 +117,7 @@ class Graph:
                 if _follows(write, node, ancestors, position):
                     continue
                 raise GraphError(
-                    f"[graph] {node.name} reads {write.root.name} and {write.name} writes it, with no order between them; "
+                    f"[graph] {node.name} reads {write.root.name} and {write.name} writes it, in no order; "
                     f"let the later of the two take the other's result as its source"
                 )
 

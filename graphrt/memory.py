@@ -1,7 +1,7 @@
 """Memory: one arena for a graph's results, planned before the run; memory is handed on as soon as nothing reads it.
 
-A result takes over its source's memory (in place) where the op allows it and nothing reads the source later. Views do not stand in
-the way: lifetimes belong to the memory's root, and a root lives as long as any view of it is read.
+A result takes over its source's memory (in place) where the op allows it and nothing reads the source later. Views do
+not stand in the way: lifetimes belong to the memory's root, and a root lives as long as any view of it is read.
 """
 
 from __future__ import annotations
@@ -87,10 +87,19 @@ def _donor(node: Tensor, i: int, owner: Mapping[Tensor, Tensor], dies: Mapping[T
         src = node.srcs[index]
         if src is None or src.root not in owner or dies.get(owner[src.root]) != i:
             continue
-        same = src.shape == node.shape and src.dtype.nbytes == node.dtype.nbytes and src.is_dense and not src.dtype.is_quantized
+        same = (
+            src.shape == node.shape
+            and src.dtype.nbytes == node.dtype.nbytes
+            and src.is_dense
+            and not src.dtype.is_quantized
+        )
         # Another source over the same memory may be read after its bytes were overwritten, unless it is the same view.
         others = [o for o in node.srcs if o is not None and o is not src and owner.get(o.root) is owner[src.root]]
-        if same and src.size and all(o.offset == src.offset and o.strides == src.strides and o.shape == src.shape for o in others):
+        if (
+            same
+            and src.size
+            and all(o.offset == src.offset and o.strides == src.strides and o.shape == src.shape for o in others)
+        ):
             return src
     return None
 

@@ -1,11 +1,11 @@
 """The op record: everything that is known of an op, in one place, and the registry that holds one record per name.
 
-    @op(inplace=["x"])
-    def silu(x: Tensor) -> Meta:              # the shape rule; calling the op checks and builds a node
-        ...
-    @silu.reference                           # NumPy semantics: arrays in, array out
-    @silu.cost                                # FLOPs and bytes, where the default is wrong
-    @silu.cases                               # draws of arguments, for graphrt.testing.check
+@op(inplace=["x"])
+def silu(x: Tensor) -> Meta:              # the shape rule; calling the op checks and builds a node
+    ...
+@silu.reference                           # NumPy semantics: arrays in, array out
+@silu.cost                                # FLOPs and bytes, where the default is wrong
+@silu.cases                               # draws of arguments, for graphrt.testing.check
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of one node: floating-point operations, bytes read and written, and the batch that the offload rule compares."""
+    """Work of one node: floating-point operations, bytes moved, and the batch that the offload rule compares."""
 
     flops: int
     nbytes: int
@@ -95,7 +95,15 @@ class Op:
         meta = self.rule(*srcs, **params)
         target = srcs[0] if self.kind != "compute" else None
         node = Tensor(
-            "", meta.dtype, meta.shape, strides=meta.strides, op=self, srcs=srcs, params=params, view_of=target, offset=meta.offset
+            "",
+            meta.dtype,
+            meta.shape,
+            strides=meta.strides,
+            op=self,
+            srcs=srcs,
+            params=params,
+            view_of=target,
+            offset=meta.offset,
         )
         if self.kind == "view" and target is not None:
             _check_view(self.name, node, target)
@@ -138,16 +146,22 @@ class Op:
     def _check_layout(self, srcs: tuple[Tensor | None, ...]) -> None:
         for argument, src in zip(self.tensors, srcs, strict=True):
             need = self.layout.get(argument, "any")
-            if src is not None and ((need == "rows" and not src.has_dense_rows) or (need == "dense" and not src.is_dense)):
+            if src is not None and (
+                (need == "rows" and not src.has_dense_rows) or (need == "dense" and not src.is_dense)
+            ):
                 raise GraphError(
-                    f"[{self.name}] {argument} must have {'dense rows' if need == 'rows' else 'dense memory'}, got {src!r} with strides "
-                    f"{list(src.strides)}; wrap it in ops.cont"
+                    f"[{self.name}] {argument} must have dense {'rows' if need == 'rows' else 'memory'}, "
+                    f"got {src!r} with strides {list(src.strides)}; wrap it in ops.cont"
                 )
 
-    def _bind(self, tensors: tuple[Tensor | None, ...], keywords: dict[str, Any]) -> tuple[tuple[Tensor | None, ...], dict[str, Any]]:
+    def _bind(
+        self, tensors: tuple[Tensor | None, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Tensor | None, ...], dict[str, Any]]:
         given: dict[str, Tensor | None] = dict(zip(self.tensors, tensors, strict=False))
         if len(tensors) > len(self.tensors):
-            raise GraphError(f"[{self.name}] takes {len(self.tensors)} tensors ({', '.join(self.tensors)}), got {len(tensors)}")
+            raise GraphError(
+                f"[{self.name}] takes {len(self.tensors)} tensors ({', '.join(self.tensors)}), got {len(tensors)}"
+            )
         params = dict(self.params)
         for key, value in keywords.items():
             if key in self.tensors and key not in given:
@@ -160,7 +174,9 @@ class Op:
         for argument in self.tensors:
             value = given.setdefault(argument, None)
             if not isinstance(value, Tensor) and not (value is None and argument in self.optional):
-                raise GraphError(f"[{self.name}] {argument} must be a Tensor, got {value!r}; wrap data with graphrt.constant")
+                raise GraphError(
+                    f"[{self.name}] {argument} must be a Tensor, got {value!r}; wrap data with graphrt.constant"
+                )
         missing = [key for key, value in params.items() if value is inspect.Parameter.empty]
         require(not missing, f"[{self.name}] needs {', '.join(missing)}")
         return tuple(given[argument] for argument in self.tensors), {k: _frozen(v) for k, v in params.items()}
@@ -186,9 +202,9 @@ def op(rule: Callable[..., Meta] | None = None, /, **options: Any) -> Op | Calla
 
     Args:
         name: the op's name, else the function's; outside graphrt it carries a prefix, as "acme.softcap".
-        kind: "compute"; "view" (costs nothing, shares the first source's memory); "write" (writes into the first source's
-            memory and returns it as the tensor that later nodes read).
-        inplace: tensor arguments whose memory the result may take over, element for element, when nothing reads them later.
+        kind: "compute"; "view" (costs nothing, shares the first source's memory); "write" (writes into the first
+            source's memory and returns it as the tensor that later nodes read).
+        inplace: tensor arguments whose memory the result may take over, element for element, if nothing reads it later.
         layout: argument -> "rows" (last axis dense) or "dense"; "any" where not named.
         tolerance: normalised mean squared error that a kernel may have against the reference.
     Raises: GraphError if another op has the name, or a prefix is missing.
@@ -220,12 +236,14 @@ def _register(record: Op) -> Op:
     built_in = record.rule.__module__.startswith(_BUILT_IN)
     if not built_in and "." not in record.name:
         raise GraphError(
-            f'[op] "{record.name}" from {record.rule.__module__} needs a prefix of its own: @op(name="acme.{record.name}")'
+            f'[op] "{record.name}" from {record.rule.__module__} needs a prefix: @op(name="acme.{record.name}")'
         )
     other = _REGISTRY.get(record.name)
     # The same function defined once more (a notebook cell run twice, a module reloaded) replaces its record.
     if other is not None and other.origin != record.origin:
-        raise GraphError(f'[op] "{record.name}" is defined by {other.origin} and again by {record.origin}; rename one of them')
+        raise GraphError(
+            f'[op] "{record.name}" is defined by {other.origin} and again by {record.origin}; rename one of them'
+        )
     _REGISTRY[record.name] = record
     return record
 
@@ -253,6 +271,6 @@ def _check_view(name: str, node: Tensor, source: Tensor) -> None:
     end = node.offset - source.offset + node.extent
     require(
         node.size == 0 or (node.offset >= source.offset and end <= source.extent and min(node.strides, default=0) >= 0),
-        f"[{name}] the view {list(node.shape)} with strides {list(node.strides)} at byte {node.offset - source.offset} ends at byte {end}; "
-        f"{source!r} ends at {source.extent}",
+        f"[{name}] the view {list(node.shape)} with strides {list(node.strides)} at byte {node.offset - source.offset} "
+        f"ends at byte {end}; {source!r} ends at {source.extent}",
     )

@@ -44,7 +44,9 @@ def parse_overrides(rules: Iterable[str], backends: Sequence[Backend]) -> list[O
         if not equals or not pattern:
             raise SettingsError(f'[override] "{rule}" is not of the form regex=backend')
         if name.strip().lower() not in names:
-            raise SettingsError(f'[override] "{rule}": no backend is called "{name.strip()}"; there are: {", ".join(names.values())}')
+            raise SettingsError(
+                f'[override] "{rule}": no backend is called "{name.strip()}"; there are: {", ".join(names.values())}'
+            )
         try:
             parsed.append(Override(re.compile(pattern), names[name.strip().lower()], rule))
         except re.error as error:
@@ -53,7 +55,7 @@ def parse_overrides(rules: Iterable[str], backends: Sequence[Backend]) -> list[O
 
 
 def place(graph: Graph, backends: Sequence[Backend], overrides: Sequence[Override]) -> dict[Tensor, Placement]:
-    """Give every node that computes a backend: an override of one of its weights, else the first backend that supports it.
+    """Give every node that computes a backend: an override of one of its weights, else the first that supports it.
 
     Views take no backend: they are places in another tensor's memory.
     Raises: PlacementError if no backend supports a node, with each one's reason and remedy.
@@ -64,14 +66,20 @@ def place(graph: Graph, backends: Sequence[Backend], overrides: Sequence[Overrid
         rule.matches = sum(1 for used in chosen.values() if used is rule)
         if not rule.matches:
             warnings.warn(f'[override] "{rule.text}" matches no weight of this graph', stacklevel=2)
-    return {node: _place_node(node, backends, by_name, chosen) for node in graph.nodes if node.op is not None and node.op.kind != "view"}
+    return {
+        node: _place_node(node, backends, by_name, chosen)
+        for node in graph.nodes
+        if node.op is not None and node.op.kind != "view"
+    }
 
 
 def _first_match(leaf: Tensor, overrides: Sequence[Override]) -> list[Override]:
     return [rule for rule in overrides if rule.pattern.search(leaf.name)][:1]
 
 
-def _place_node(node: Tensor, backends: Sequence[Backend], by_name: dict[str, Backend], chosen: dict[Tensor, Override]) -> Placement:
+def _place_node(
+    node: Tensor, backends: Sequence[Backend], by_name: dict[str, Backend], chosen: dict[Tensor, Override]
+) -> Placement:
     rejected = []
     for src in node.srcs:
         rule = chosen.get(src.root) if src is not None else None

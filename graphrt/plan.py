@@ -31,11 +31,13 @@ class Layout:
 def lay_out(graph: Graph, memory: MemoryPlan) -> Layout:
     """Allocate the arena and give every tensor its location."""
     arena = Buffer.allocate(memory.nbytes)
-    leafs = {leaf: Buffer(leaf.data) for leaf in graph.leafs if leaf.data is not None}
+    leafs = {leaf: Buffer.of_leaf(leaf) for leaf in graph.leafs if leaf.data is not None}
     locations = {}
     for tensor in [*graph.leafs, *graph.nodes]:
         root = tensor.root
-        locations[tensor] = Location(leafs[root], tensor.offset) if root in leafs else Location(arena, memory.offset_of(tensor))
+        locations[tensor] = (
+            Location(leafs[root], tensor.offset) if root in leafs else Location(arena, memory.offset_of(tensor))
+        )
     workspaces = {node: Location(arena, offset) for node, offset in memory.workspaces.items()}
     return Layout(memory, arena, locations, workspaces)
 
@@ -43,18 +45,21 @@ def lay_out(graph: Graph, memory: MemoryPlan) -> Layout:
 class Plan:
     """A compiled graph.
 
-    `run` takes the inputs and returns the outputs. The faster way for a loop: keep `input(name)` and `output(i)`, which are
-    arrays over the plan's own memory, write the one, call `execute()`, read the other.
+    `run` takes the inputs and returns the outputs. The faster way for a loop: keep `input(name)` and `output(i)`,
+    which are arrays over the plan's own memory, write the one, call `execute()`, read the other.
     """
 
-    def __init__(self, graph: Graph, placements: Mapping[Tensor, Placement], splits: list[SplitNodes], layout: Layout) -> None:
+    def __init__(
+        self, graph: Graph, placements: Mapping[Tensor, Placement], splits: list[SplitNodes], layout: Layout
+    ) -> None:
         self.graph = graph
         self.placements = placements
         self.splits = splits
         self._layout = layout
         self._inputs = {name: layout.locations[leaf].array(leaf) for name, leaf in graph.inputs.items()}
         self._programs: list[Program] = [
-            part.backend.compile(Split(part.backend, part.nodes, layout.locations, layout.workspaces)) for part in splits
+            part.backend.compile(Split(part.backend, part.nodes, layout.locations, layout.workspaces))
+            for part in splits
         ]
 
     @property
@@ -101,5 +106,7 @@ class Plan:
         if array.shape != memory.shape:
             raise GraphError(f'[plan] input "{name}" has shape {list(memory.shape)}, got {list(array.shape)}')
         if array.dtype != memory.dtype and not np.can_cast(array.dtype, memory.dtype, "same_kind"):
-            raise GraphError(f'[plan] input "{name}" is {dtypes.of(memory)}, got an array of {array.dtype}; convert it with .astype')
+            raise GraphError(
+                f'[plan] input "{name}" is {dtypes.of(memory)}, got an array of {array.dtype}; convert it with .astype'
+            )
         memory[...] = array

@@ -28,10 +28,14 @@ class Scheduler:
     """
 
     def __init__(
-        self, backends: Sequence[str | Backend] = DEFAULT_BACKENDS, *, overrides: Iterable[str] | None = None, **settings: object
+        self,
+        backends: Sequence[str | Backend] = DEFAULT_BACKENDS,
+        *,
+        overrides: Iterable[str] | None = None,
+        **settings: object,
     ) -> None:
         rules = None if overrides is None else tuple(overrides)
-        self.settings = Settings.from_env(tensor_overrides=rules, **settings)
+        self.settings = Settings.from_env(None, tensor_overrides=rules, **settings)
         self.backends = [create(item, self.settings) if isinstance(item, str) else item for item in backends]
         if all(backend.name != "reference" for backend in self.backends):
             self.backends.append(create("reference", self.settings))
@@ -45,6 +49,10 @@ class Scheduler:
         if key not in self._plans:
             self._plans[key] = self._make(graph)
         return self._plans[key]
+
+    def clear(self) -> None:
+        """Forget the plans made so far, and with them their memory."""
+        self._plans.clear()
 
     def run(self, graph: Graph | Tensor, **inputs: object) -> object:
         """Plan and run once: the output's array, or a list of them where the graph has several."""

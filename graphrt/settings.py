@@ -30,16 +30,24 @@ class Settings:
     """The settings of a scheduler and its backends; keywords override the environment, which overrides the defaults."""
 
     sched_debug: int = _setting(
-        0, "GRAPH_SCHED_DEBUG", _count, "1 prints splits, 2 every node with its backend and reason, 3 rejected backends, 4 times"
+        0,
+        "GRAPH_SCHED_DEBUG",
+        _count,
+        "1 prints splits, 2 every node with its backend and reason, 3 rejected backends, 4 times",
     )
     tensor_overrides: tuple[str, ...] = _setting(
-        (), "GRAPH_TENSOR_OVERRIDES", _rules, "rules regex=backend, one a line or separated by ';'; the first match wins"
+        (),
+        "GRAPH_TENSOR_OVERRIDES",
+        _rules,
+        "rules regex=backend, one a line or separated by ';'; the first match wins",
     )
     op_offload_min_batch: int = _setting(
         32, "GRAPH_OP_OFFLOAD_MIN_BATCH", _count, "batch at which an op over host weights is offloaded to a device"
     )
     threads: int = _setting(0, "GRAPH_THREADS", _count, "threads of the CPU backend; 0: as many as the process may use")
-    check_numerics: int = _setting(0, "GRAPH_CHECK_NUMERICS", _count, "1 stops at the first node that yields inf or NaN")
+    check_numerics: int = _setting(
+        0, "GRAPH_CHECK_NUMERICS", _count, "1 stops at the first node that yields inf or NaN"
+    )
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, **keywords: Any) -> Settings:
@@ -56,7 +64,9 @@ class Settings:
                 try:
                     values[name] = about["parse"](text)
                 except ValueError as error:
-                    raise SettingsError(f'[settings] {about["variable"]}="{text}" cannot be read ({error}): {about["meaning"]}') from error
+                    raise SettingsError(
+                        f'[settings] {about["variable"]}="{text}" cannot be read ({error}): {about["meaning"]}'
+                    ) from error
         unknown = set(keywords) - set(known)
         if unknown:
             raise SettingsError(f"[settings] unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")

@@ -1,7 +1,7 @@
-"""Tensors: a name, a dtype, a shape, byte strides, and where the bytes come from (an op, a leaf's data, or another tensor).
+"""Tensors: a name, a dtype, a shape, byte strides, and where its bytes come from (an op, a leaf, another tensor).
 
-Shapes are in NumPy order, slowest axis first. Strides are in bytes; along the last axis of a quantized tensor one step is
-one block. A tensor that shares another's memory has that tensor's root as `root` and a byte `offset` from its start.
+Shapes are in NumPy order, slowest axis first. Strides are in bytes; along the last axis of a quantized tensor one step
+is one block. A tensor that shares another's memory has that tensor's root as `root` and a byte `offset` from its start.
 """
 
 from __future__ import annotations
@@ -26,11 +26,24 @@ Shape = tuple[int, ...]
 class Tensor:
     """One value in a graph: the result of an op, or a leaf.
 
-    Leafs have a role: a `weight` (read-only data), a `constant` (small data made in Python), an `input` (bytes given at each run) or a
-    `state` (memory that outlives runs and may be written, as a KV cache).
+    Leafs have a role: a `weight` (read-only data), a `constant` (small data made in Python), an `input` (bytes given at
+    each run) or a `state` (memory that outlives runs and may be written, as a KV cache).
     """
 
-    __slots__ = ("__weakref__", "_data", "dtype", "name", "offset", "op", "params", "role", "root", "shape", "srcs", "strides")
+    __slots__ = (
+        "__weakref__",
+        "_data",
+        "dtype",
+        "name",
+        "offset",
+        "op",
+        "params",
+        "role",
+        "root",
+        "shape",
+        "srcs",
+        "strides",
+    )
 
     def __init__(
         self,
@@ -56,7 +69,7 @@ class Tensor:
         self.srcs = srcs
         self.params: Mapping[str, Any] = params or {}
         self.root: Tensor = self if view_of is None else view_of.root
-        self.offset = offset if view_of is None else view_of.offset + offset
+        self.offset: int = offset if view_of is None else view_of.offset + offset
         self._data = data
         self.role: Role = role
 
@@ -114,8 +127,8 @@ class Tensor:
         return self._data
 
     def array_over(self, memory: Array, offset: int = 0) -> Array:
-        """This tensor's elements as a NumPy array over `memory` (u8), where `offset` is the byte of its first element."""
-        return np.ndarray(self.blocks_shape, self.dtype.numpy, memory.data, offset, self.strides)
+        """This tensor's elements as an array over `memory` (u8), where `offset` is the byte of its first element."""
+        return np.ndarray(self.blocks_shape, self.dtype.numpy, memory, offset, self.strides)
 
     def named(self, name: str) -> Tensor:
         """Give the tensor a name, for debug output, overrides and outputs; returns the tensor itself."""

@@ -1,4 +1,4 @@
-"""The reference backend: every op's NumPy semantics, on the host. Slow and right; it takes what no other backend can."""
+"""The reference backend: every op's NumPy semantics, on the host. Slow and right; it takes what no other can."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class _Step:
         value = op.evaluate(self.node, self.sources)
         if value.shape != self.result.shape or value.dtype != self.result.dtype:
             raise KernelError(
-                f"[{op.name}] the reference gave {value.dtype} {list(value.shape)} for {self.node!r}; its shape rule and reference disagree"
+                f"[{op.name}] the reference gave {value.dtype} {list(value.shape)} for {self.node!r}; "
+                f"its shape rule and its reference disagree"
             )
         self.result[...] = value
 
