@@ -1,0 +1,43 @@
+"""The CPU backend: Numba kernels called as C functions by native programs, on a pool of threads.
+
+Start reading at registry.py (how a kernel is written), args.py (what it is called with), then simd.py and memory.py
+(vectors), program.py and threads.py (how a split runs), jit.py (compilation and the disk cache).
+"""
+
+from __future__ import annotations
+
+from graphrt.backend import Backend, Program, Split, Support
+from graphrt.backends.cpu import registry
+from graphrt.backends.cpu.jit import native
+from graphrt.backends.cpu.registry import Call, dtypes_in, floats, kernel
+from graphrt.settings import Settings
+from graphrt.tensor import Tensor
+
+__all__ = ["Call", "CpuBackend", "create", "dtypes_in", "floats", "kernel", "native"]
+
+
+class CpuBackend(Backend):
+    """Runs nodes as native programs on the host's processors."""
+
+    name = "cpu"
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def supports(self, node: Tensor) -> Support:
+        return registry.supports(node)
+
+    def workspace(self, node: Tensor) -> int:
+        record = registry.find(node.op) if node.op is not None else None
+        return 0 if record is None else record.workspace_of(node)
+
+    def compile(self, split: Split) -> Program:
+        from graphrt.backends.cpu.program import compile_split
+        from graphrt.backends.cpu.threads import pool
+
+        return compile_split(split, pool(self.threads))
+
+
+def create(settings: Settings) -> CpuBackend:
+    """Make the CPU backend with `settings.thread_count` threads."""
+    return CpuBackend(settings.thread_count)

@@ -1,0 +1,170 @@
+"""The CPU backend's kernels by op, and how a node becomes calls of native functions.
+
+A kernel is registered by decorating its factory, a function that returns the native kernel:
+
+    @kernel(ops.silu, takes=floats)
+    def silu(lanes, out, x):                     # float32 values in a vector; dtype names of the output and the sources
+        def run(args, ith, nth):                 # see args.py for what a kernel finds at `args`
+            first, last = share(rows(args, 0), ith, nth)
+            for row in range(first, last):
+                ...
+        return run
+
+This suffices for kernels that do their work in one call; the op's params become the scalars, in the order of its
+signature. A kernel that needs workspace, several calls, or other scalars, brings its own lowering:
+
+    @silu.workspace                              # bytes that the node needs while it runs
+    def _(node): ...
+    @silu.lowering                               # the node's calls
+    def _(node): return [Call(native(factory, …), tensors=[node, *node.srcs], scalars=[…])]
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+from graphrt.backend import YES, Support
+from graphrt.backends.cpu import host
+from graphrt.backends.cpu.jit import Kernel, Native, native
+from graphrt.errors import KernelError
+from graphrt.op import Op
+from graphrt.tensor import Tensor
+
+MAX_RANK = 4
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a native function: what it is packed with, in this order.
+
+    Args:
+        tensors: 9 words each; None for an absent source.
+        scalars: one word each; floats as float64.
+        extras: ints that follow the workspace and the counter.
+    """
+
+    function: Native
+    tensors: Sequence[Tensor | None]
+    scalars: Sequence[float] = ()
+    extras: Sequence[int] = ()
+
+
+@dataclass
+class KernelRecord:
+    """The kernel of one op: its factory, which nodes it takes, its workspace and its lowering."""
+
+    op: Op
+    factory: Callable[..., Kernel]
+    takes: Callable[[Tensor], Support] = lambda node: YES
+    _workspace: Callable[[Tensor], int] = field(default=lambda node: 0)
+    _lower: Callable[[Tensor], list[Call]] | None = None
+
+    def workspace(self, function: Callable[[Tensor], int]) -> Callable[[Tensor], int]:
+        """Attach the bytes of workspace that a node needs."""
+        self._workspace = function
+        return function
+
+    def lowering(self, function: Callable[[Tensor], list[Call]]) -> Callable[[Tensor], list[Call]]:
+        """Attach the calls that a node becomes."""
+        self._lower = function
+        return function
+
+    def workspace_of(self, node: Tensor) -> int:
+        return self._workspace(node)
+
+    def lower(self, node: Tensor) -> list[Call]:
+        """The node's calls: the attached lowering's, or one call of the factory's kernel for the node's dtypes."""
+        if self._lower is not None:
+            return self._lower(node)
+        tensors = [node, *node.srcs]
+        names = ["absent" if tensor is None else tensor.dtype.name for tensor in tensors]
+        return [Call(native(self.factory, host.level().lanes, *names), tensors, numbers(node))]
+
+
+def numbers(node: Tensor) -> list[float]:
+    """The node's params as scalars, tuples flattened; None is -1.
+
+    Raises: KernelError for a param that is no number; such an op's kernel needs a lowering of its own.
+    """
+    found: list[float] = []
+    for name, value in node.params.items():
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None and not isinstance(item, (bool, int, float)):
+                op = node.op.name if node.op else "leaf"
+                raise KernelError(f"[{op}] param {name}={value!r} is no number; give the kernel a lowering")
+            found.append(-1 if item is None else item)
+    return found
+
+
+_KERNELS: dict[str, KernelRecord] = {}
+
+
+def kernel(
+    op: Op, *, takes: Callable[[Tensor], Support] = lambda node: YES
+) -> Callable[[Callable[..., Kernel]], KernelRecord]:
+    """Register the decorated factory as the CPU kernel of `op`.
+
+    Args:
+        takes: says of a node whether the kernel takes it, and if not, why and what would help. Tensors of more than
+            four axes are refused before it is asked.
+    Raises: KernelError if another function is registered for the op.
+    """
+
+    def register(factory: Callable[..., Kernel]) -> KernelRecord:
+        other = _KERNELS.get(op.name)
+        if other is not None and other.factory.__qualname__ != factory.__qualname__:
+            raise KernelError(
+                f"[cpu] op {op.name} has a kernel already: {other.factory.__module__}.{other.factory.__qualname__}"
+            )
+        record = KernelRecord(op, factory, takes)
+        _KERNELS[op.name] = record
+        return record
+
+    return register
+
+
+def find(op: Op) -> KernelRecord | None:
+    """The CPU kernel of an op, or None. Those of graphrt/ops/NAME.py are looked for in graphrt/backends/cpu/NAME.py."""
+    if op.name not in _KERNELS:
+        package, _, stem = op.rule.__module__.rpartition(".")
+        if package == "graphrt.ops":
+            _import_kernels(stem)
+    return _KERNELS.get(op.name)
+
+
+@cache
+def _import_kernels(stem: str) -> None:
+    name = f"graphrt.backends.cpu.{stem}"
+    if importlib.util.find_spec(name) is not None:
+        importlib.import_module(name)
+
+
+def supports(node: Tensor) -> Support:
+    """Whether the CPU backend has a kernel for the node, and if not, why."""
+    assert node.op is not None
+    record = find(node.op)
+    if record is None:
+        return Support(False, "no kernel", "it runs on the reference backend; add one with @cpu.kernel")
+    for tensor in (node, *node.srcs):
+        if tensor is not None and tensor.rank > MAX_RANK:
+            return Support(False, f"{tensor!r} has {tensor.rank} axes, kernels take {MAX_RANK}", "reshape it")
+    return record.takes(node)
+
+
+def dtypes_in(*names: str) -> Callable[[Tensor], Support]:
+    """A `takes` that wants the output and every source in one of the named dtypes."""
+
+    def takes(node: Tensor) -> Support:
+        for tensor in (node, *node.srcs):
+            if tensor is not None and tensor.dtype.name not in names:
+                return Support(False, f"no kernel for {tensor.dtype}", f"cast it to one of {', '.join(names)}")
+        return YES
+
+    return takes
+
+
+floats = dtypes_in("f32", "f16", "bf16")
