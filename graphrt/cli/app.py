@@ -1,0 +1,48 @@
+"""The `graphrt` command: its subcommands, and how errors reach the person."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from graphrt.cli import output
+from graphrt.cli.generate import generate
+from graphrt.cli.inspect import inspect
+from graphrt.errors import GraphrtError
+
+app = typer.Typer(
+    name="graphrt",
+    help="Run GGUF models through compute graphs that you can see and change.",
+    epilog='Try: graphrt generate tiny-deepseek2 --prompt "ROMEO:"',
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+app.command()(inspect)
+
+
+@app.callback()
+def options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
+    if debug:
+        os.environ["GRAPHRT_TRACEBACK"] = "1"
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        return app(arguments, standalone_mode=True) or 0
+    except GraphrtError as error:
+        if os.environ.get("GRAPHRT_TRACEBACK"):
+            raise
+        output.error(str(error))
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130

@@ -1,0 +1,126 @@
+"""`graphrt inspect`: what is in a GGUF file, and the graph that the model makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphrt.cli import output
+from graphrt.cli.options import Attention, ContextSize, ModelArgument, Overrides
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from graphrt.models.gguf_file import FileTensor, GGUFFile
+
+LONGEST_VALUE = 88
+VALUES_SHOWN = 6
+
+
+def inspect(
+    model: ModelArgument,
+    match: Annotated[
+        str, typer.Option("--match", metavar="REGEX", help="Show only the metadata keys and tensors that match.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Write metadata and tensors as one JSON object.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Show the model's graph, node by node, instead.")] = False,
+    dot: Annotated[bool, typer.Option("--dot", help="Write the model's graph in Graphviz's DOT instead.")] = False,
+    tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens that the graph is built for.")] = 1,
+    attention: Attention = None,
+    overrides: Overrides = None,
+    ctx_size: ContextSize = None,
+) -> None:
+    """Show a model's metadata, tensors and sizes, or the graph that it makes.
+
+    [bold]graphrt inspect model.gguf --match ffn_.*_exps[/]   the experts' tensors
+    [bold]graphrt inspect tiny-mixtral --graph[/]             every node, its backend, and why
+    [bold]graphrt inspect tiny-mixtral --dot | dot -Tsvg > graph.svg[/]
+    """
+    if graph or dot:
+        _show_graph(model, dot=dot, tokens=tokens, attention=attention, overrides=overrides, n_ctx=ctx_size)
+        return
+    from graphrt.models.model import locate  # noqa: PLC0415
+    from graphrt.models.gguf_file import GGUFFile
+
+    file = GGUFFile.open(locate(model))
+    wanted = _pattern(match)
+    metadata = {key: value for key, value in file.metadata.items() if wanted.search(key)}
+    tensors = [tensor for tensor in file.tensors.values() if wanted.search(tensor.name)]
+    if as_json:
+        print(json.dumps(_as_json(file, metadata, tensors), indent=2, ensure_ascii=False))
+        return
+    console = output.stdout()
+    for table in (_metadata_table(file, metadata), _tensor_table(tensors), _type_table(tensors)):
+        if table.row_count:
+            console.print(table)
+
+
+def _show_graph(model: str, *, dot: bool, tokens: int, **options: Any) -> None:
+    from graphrt import load
+    from graphrt.dot import dot as to_dot
+    from graphrt.explain import describe
+
+    plan = load(model, **options).plan(tokens)
+    if dot:
+        print(to_dot(plan.graph, {node: placement.backend.name for node, placement in plan.placements.items()}))
+    else:
+        print(describe(plan, level=2))
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise typer.BadParameter(f"{text!r} is not a regular expression: {error}", param_hint="--match") from error
+
+
+def _metadata_table(file: GGUFFile, metadata: dict[str, Any]) -> Table:
+    title = f"{file.path.name}: {file.architecture}, {output.size(file.size)}, GGUF version {file.version}"
+    table = output.table("key", "value", title=title)
+    for key, value in metadata.items():
+        table.add_row(key, _short(value))
+    return table
+
+
+def _tensor_table(tensors: list[FileTensor]) -> Table:
+    table = output.table("tensor", "type", "shape", ">size", title=f"{len(tensors)} tensors, slowest axis first")
+    for tensor in tensors:
+        table.add_row(tensor.name, tensor.type_name, " × ".join(map(str, tensor.shape)), output.size(tensor.nbytes))
+    return table
+
+
+def _type_table(tensors: list[FileTensor]) -> Table:
+    by_type = defaultdict(list)
+    for tensor in tensors:
+        by_type[tensor.type_name].append(tensor)
+    table = output.table("type", ">tensors", ">elements", ">size", title="by type")
+    for name, members in sorted(by_type.items(), key=lambda item: -sum(tensor.nbytes for tensor in item[1])):
+        elements = sum(tensor.elements for tensor in members)
+        table.add_row(name, str(len(members)), f"{elements:,}", output.size(sum(tensor.nbytes for tensor in members)))
+    return table
+
+
+def _short(value: Any) -> str:
+    """A value on one line; of an array, its length and first elements."""
+    if isinstance(value, str | int | float | bool):
+        text = str(value).encode("unicode_escape").decode() if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+        return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}… ({len(text)} characters)"
+    first = ", ".join(repr(item) if isinstance(item, str) else str(item) for item in list(value[:VALUES_SHOWN]))
+    return f"[{len(value)}] {first}{', …' if len(value) > VALUES_SHOWN else ''}"
+
+
+def _as_json(file: GGUFFile, metadata: dict[str, Any], tensors: list[FileTensor]) -> dict[str, Any]:
+    return {
+        "path": str(file.path),
+        "size": file.size,
+        "version": file.version,
+        "metadata": {key: value.tolist() if hasattr(value, "tolist") else value for key, value in metadata.items()},
+        "tensors": [
+            {"name": tensor.name, "type": tensor.type_name, "shape": tensor.shape, "offset": tensor.offset, "nbytes": tensor.nbytes}
+            for tensor in tensors
+        ],
+    }
