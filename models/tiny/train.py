@@ -8,7 +8,6 @@ own training does. The folder always holds the model of the best validation loss
 """
 
 import argparse
-import json
 import math
 import random
 import time
@@ -144,6 +143,8 @@ class RouterBalance:
     def _record(self, router: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
         logits, _, chosen = outputs  # [T, E], [T, K], [T, K]
         experts = logits.shape[-1]
+        if not router.training:
+            return
         share = torch.bincount(chosen.flatten(), minlength=experts) / chosen.numel()
         probability = logits.float().softmax(-1).mean(0)
         self.losses.append(experts * (share * probability).sum())
@@ -245,7 +246,7 @@ def train(name: str, text: str, folder: Path, schedule: Schedule, minutes: float
     add_dropout(model, schedule.dropout)
     balance, optimizer = RouterBalance(model), make_optimizer(model, schedule)
     model.train()
-    progress, best, window, began = 0.0, math.inf, SHORT_WINDOW, time.monotonic()
+    best, window, began = math.inf, SHORT_WINDOW, time.monotonic()
     chooser = WindowChooser(train_text, vocabulary, seed)
     print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     for step in range(1, schedule.steps + 1):
@@ -264,7 +265,6 @@ def train(name: str, text: str, folder: Path, schedule: Schedule, minutes: float
             print(f"step {step} progress {progress:.3f} loss {loss:.3f} {rate:.0f} tokens/s", flush=True)
         if step % schedule.evaluate_every == 0 or step == schedule.steps or progress >= 1:
             nats = nats_per_character(model, vocabulary, validation_text, window)
-            balance.losses.clear()
             print(f"step {step} validation {nats:.4f} nats per character, window {window}", flush=True)
             if nats < best:
                 best = nats
@@ -287,8 +287,7 @@ def main() -> None:
     text = options.text.read_text(encoding="utf-8")
     schedule = Schedule(steps=options.steps)
     best = train(options.model, text, options.folder, schedule, options.minutes, options.seed)
-    record = {"validation_nats_per_character": round(best, 4), "parameters_trained_on": len(text) * 9 // 10}
-    (options.folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"best validation {best:.4f} nats per character, saved in {options.folder}")
 
 
 if __name__ == "__main__":
