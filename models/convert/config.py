@@ -1,0 +1,76 @@
+"""The parts of config.json that are written in more than one way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from graphrt.errors import FormatError
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding.
+
+    Args:
+        theta: base of the frequencies.
+        kind: "default", "linear", "yarn" or "llama3".
+        values: the remaining fields of the scaling (factor, beta_fast ...).
+    """
+
+    theta: float
+    kind: str
+    values: Config
+
+    def number(self, name: str) -> float:
+        """One field of the scaling.
+
+        Raises: FormatError if it is missing.
+        """
+        found = self.values.get(name)
+        if not isinstance(found, int | float):
+            raise FormatError(f'[config.json] rope scaling "{self.kind}" lacks the number "{name}"; add it')
+        return float(found)
+
+
+def rope_of(config: Config) -> Rope:
+    """Rope settings, whether written as rope_theta and rope_scaling or, from transformers 5 on, as rope_parameters."""
+    fields = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = fields.pop("rope_theta", config.get("rope_theta", 10000.0))
+    kind = fields.pop("rope_type", None) or fields.pop("type", None) or "default"
+    fields.pop("type", None)
+    if kind not in ("default", "linear", "yarn", "llama3"):
+        raise FormatError(f'[config.json] rope scaling "{kind}" is unknown; known: default, linear, yarn, llama3')
+    return Rope(float(theta), kind, fields)
+
+
+def rope_metadata(config: Config, architecture: str) -> dict[str, Any]:
+    """GGUF's rope keys; llama3's scaling is a tensor and has none."""
+    rope = rope_of(config)
+    prefix = f"{architecture}.rope"
+    found: dict[str, Any] = {f"{prefix}.freq_base": rope.theta}
+    if rope.kind not in ("linear", "yarn"):
+        return found
+    found |= {f"{prefix}.scaling.type": rope.kind, f"{prefix}.scaling.factor": rope.number("factor")}
+    if rope.kind == "yarn":
+        original = rope.values.get("original_max_position_embeddings", config.get("max_position_embeddings"))
+        found[f"{prefix}.scaling.original_context_length"] = int(original)
+        for theirs, ours in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
+            if rope.values.get(theirs) is not None:
+                found[f"{prefix}.scaling.{ours}"] = float(rope.values[theirs])
+    return found
+
+
+def required(config: Config, name: str) -> Any:
+    """A field of config.json.
+
+    Raises: FormatError if it is missing.
+    """
+    found = config.get(name)
+    if found is None:
+        raise FormatError(
+            f'[config.json] "{name}" is missing; is this the folder of a {config.get("model_type")} model?'
+        )
+    return found

@@ -1,0 +1,98 @@
+"""How the tensors of a Hugging Face folder become tensors of a GGUF file: read late, one at a time.
+
+Legend of dimensions: D model, H heads, E experts, F hidden units of a feed-forward layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from graphrt.dtypes import Array
+from graphrt.errors import FormatError
+from graphrt.models.convert.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor to convert.
+
+    Args:
+        name: GGUF name.
+        shape: elements in NumPy order.
+        chunks: yields its float32 values in order, in pieces along the first axis.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[Array]]
+
+
+def copied(checkpoint: Checkpoint, name: str, source: str, shape: tuple[int, ...]) -> Weight:
+    """A tensor taken as it is."""
+    return changed(checkpoint, name, source, shape, shape, lambda values: values)
+
+
+def changed(
+    checkpoint: Checkpoint,
+    name: str,
+    source: str,
+    source_shape: tuple[int, ...],
+    shape: tuple[int, ...],
+    change: Callable[[Array], Array],
+) -> Weight:
+    """A tensor made from one source by `change`.
+
+    Raises: FormatError if the source is missing or is not of `source_shape`.
+    """
+    found = checkpoint.shape(source)
+    if found != source_shape:
+        raise FormatError(
+            f"[{source}] has shape {found}, config.json asks for {source_shape}; use the matching config.json"
+        )
+    return Weight(name, shape, lambda: [change(checkpoint.read(source))])
+
+
+def feed_forward(
+    checkpoint: Checkpoint, layer: str, source: str, width: int, hidden: int, suffix: str = ""
+) -> list[Weight]:
+    """The three matrices of a gated feed-forward network: gate and up [F, D], down [D, F]."""
+    names = (("gate", (hidden, width)), ("up", (hidden, width)), ("down", (width, hidden)))
+    return [
+        copied(checkpoint, f"{layer}.ffn_{name}{suffix}.weight", f"{source}.{name}_proj.weight", shape)
+        for name, shape in names
+    ]
+
+
+def experts(checkpoint: Checkpoint, layer: str, source: str, count: int, width: int, hidden: int) -> list[Weight]:
+    """The matrices of E experts, each stacked: gate and up [E, F, D], down [E, D, F].
+
+    The source keeps one matrix per expert (named gate_proj, up_proj, down_proj, or w1, w3, w2), or all of them in
+    gate_up_proj [E, 2F, D] and down_proj [E, D, F].
+    """
+    stacked = {"gate": (count, hidden, width), "up": (count, hidden, width), "down": (count, width, hidden)}
+    fused = f"{source}.experts.gate_up_proj"
+    if fused in checkpoint:
+        down = f"{source}.experts.down_proj"
+        halves = {"gate": slice(None, hidden), "up": slice(hidden, None)}
+        both = (count, 2 * hidden, width)
+        return [
+            changed(checkpoint, f"{layer}.ffn_{name}_exps.weight", fused, both, stacked[name], _rows(half))
+            for name, half in halves.items()
+        ] + [copied(checkpoint, f"{layer}.ffn_down_exps.weight", down, stacked["down"])]
+    old = f"{source}.experts.0.w1.weight" in checkpoint
+    spelling = {"gate": "w1", "up": "w3", "down": "w2"} if old else {name: f"{name}_proj" for name in stacked}
+    found = []
+    for name, shape in stacked.items():
+        sources = [f"{source}.experts.{expert}.{spelling[name]}.weight" for expert in range(count)]
+        single = [copied(checkpoint, expert, expert, shape[1:]) for expert in sources]
+        found.append(Weight(f"{layer}.ffn_{name}_exps.weight", shape, _stack(single)))
+    return found
+
+
+def _rows(part: slice) -> Callable[[Array], Array]:
+    return lambda values: values[:, part]
+
+
+def _stack(weights: list[Weight]) -> Callable[[], Iterator[Array]]:
+    return lambda: (chunk[None] for weight in weights for chunk in weight.chunks())
