@@ -16,7 +16,7 @@ from graphrt.dtypes import DType
 from graphrt.errors import FormatError, GraphError, GraphrtError, KernelError, PlacementError, SettingsError
 from graphrt.graph import Graph
 from graphrt.op import Cost, Meta, Op, op
-from graphrt.plan import Plan
+from graphrt.plan import Plan, SharedArena
 from graphrt.scheduler import Scheduler
 from graphrt.settings import Settings
 from graphrt.tensor import Tensor, constant, input, state, weight
@@ -39,6 +39,7 @@ __all__ = [
     "Scheduler",
     "Settings",
     "SettingsError",
+    "SharedArena",
     "Tensor",
     "Tokenizer",
     "constant",

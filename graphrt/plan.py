@@ -28,9 +28,25 @@ class Layout:
     workspaces: dict[Tensor, Location]
 
 
-def lay_out(graph: Graph, memory: MemoryPlan) -> Layout:
-    """Allocate the arena and give every tensor its location."""
-    arena = Buffer.allocate(memory.nbytes)
+class SharedArena:
+    """Memory for several plans of which one runs at a time, as a model's plans for prompts and for single tokens.
+
+    A plan's inputs and outputs are then good only until another plan over the same arena runs.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = Buffer.allocate(0)
+
+    def at_least(self, nbytes: int) -> Buffer:
+        """Memory of that size or more; plans made before keep theirs."""
+        if self._buffer.nbytes < nbytes:
+            self._buffer = Buffer.allocate(nbytes)
+        return self._buffer
+
+
+def lay_out(graph: Graph, memory: MemoryPlan, shared: SharedArena | None = None) -> Layout:
+    """Allocate the arena, or take it from a shared one, and give every tensor its location."""
+    arena = Buffer.allocate(memory.nbytes) if shared is None else shared.at_least(memory.nbytes)
     leafs = {leaf: Buffer.of_leaf(leaf) for leaf in graph.leafs if leaf.data is not None}
     locations = {}
     for tensor in [*graph.leafs, *graph.nodes]:

@@ -10,7 +10,7 @@ from graphrt.explain import describe
 from graphrt.graph import Graph
 from graphrt.memory import plan_memory
 from graphrt.placement import parse_overrides, place
-from graphrt.plan import Plan, lay_out
+from graphrt.plan import Plan, SharedArena, lay_out
 from graphrt.settings import Settings
 from graphrt.splits import split
 from graphrt.tensor import Tensor
@@ -42,12 +42,16 @@ class Scheduler:
         parse_overrides(self.settings.tensor_overrides, self.backends)
         self._plans: dict[tuple[object, ...], Plan] = {}
 
-    def plan(self, graph: Graph | Tensor) -> Plan:
-        """Place, split, give memory and compile; a graph of the same structure gets the plan made before."""
+    def plan(self, graph: Graph | Tensor, arena: SharedArena | None = None) -> Plan:
+        """Place, split, give memory and compile; a graph of the same structure gets the plan made before.
+
+        Args:
+            arena: memory shared with other plans, of which one runs at a time; memory of the plan's own where None.
+        """
         graph = graph if isinstance(graph, Graph) else Graph(graph)
-        key = graph.structure()
+        key = (*graph.structure(), id(arena))
         if key not in self._plans:
-            self._plans[key] = self._make(graph)
+            self._plans[key] = self._make(graph, arena)
         return self._plans[key]
 
     def clear(self) -> None:
@@ -60,12 +64,12 @@ class Scheduler:
         outputs = plan.run(inputs)  # type: ignore[arg-type]
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _make(self, graph: Graph) -> Plan:
+    def _make(self, graph: Graph, arena: SharedArena | None) -> Plan:
         overrides = parse_overrides(self.settings.tensor_overrides, self.backends)
         placements = place(graph, self.backends, overrides)
         splits = split(graph, placements)
         workspace = {node: placement.backend.workspace(node) for node, placement in placements.items()}
-        plan = Plan(graph, placements, splits, lay_out(graph, plan_memory(graph, workspace)))
+        plan = Plan(graph, placements, splits, lay_out(graph, plan_memory(graph, workspace), arena))
         if self.settings.sched_debug:
             print(describe(plan, self.settings.sched_debug), file=sys.stderr)
         return plan

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+import graphrt
+from graphrt import Graph, GraphError, ops
+
+
+def weight(name, *shape):
+    return graphrt.weight(name, np.zeros(shape, np.float32))
+
+
+def test_order_is_that_of_the_data_and_does_not_change():
+    def build():
+        x = graphrt.input("x", (2, 4))
+        y = ops.mul_mat(weight("w", 3, 4), ops.silu(x))
+        return Graph([ops.relu(y), y + y])
+
+    graph = build()
+    assert [node.name for node in graph.nodes] == ["silu_0", "mul_mat_0", "relu_0", "add_0"]
+    assert [node.name for node in build().nodes] == [node.name for node in graph.nodes]
+    assert list(graph.inputs) == ["x"]
+
+
+def test_a_given_name_is_never_taken_by_another_node():
+    x = graphrt.input("x", (2,))
+    graph = Graph(ops.silu(ops.silu(x).named("silu_1")) + ops.silu(x))
+    names = [node.name for node in graph.nodes]
+    assert len(set(names)) == len(names)
+
+
+def test_a_deep_graph_needs_no_recursion():
+    x = graphrt.input("x", (1,))
+    for _ in range(5000):
+        x = ops.silu(x)
+    assert len(Graph(x).nodes) == 5000
+
+
+def test_two_leafs_of_one_name_are_an_error():
+    with pytest.raises(GraphError, match=r'two leafs are called "w"'):
+        Graph(weight("w", 2) + weight("w", 2))
+
+
+def test_an_input_needs_a_name():
+    with pytest.raises(GraphError, match=r"needs a name"):
+        Graph(ops.silu(graphrt.input("", (2,))))
+
+
+def test_no_outputs_is_an_error():
+    with pytest.raises(GraphError, match=r"at least one output"):
+        Graph([])
+
+
+def cache_and_write():
+    cache = graphrt.state("cache", (8, 4))
+    rows = graphrt.input("rows", (1, 4))
+    ids = graphrt.input("ids", (1,), "i32")
+    return cache, ops.set_rows(cache, rows, ids)
+
+
+def test_reading_around_a_write_is_found():
+    cache, written = cache_and_write()
+    with pytest.raises(GraphError, match=r"reads cache and set_rows_\d writes it"):
+        Graph([ops.silu(cache), written])
+
+
+def test_reading_the_written_tensor_is_fine():
+    cache, written = cache_and_write()
+    assert Graph([ops.silu(written), ops.silu(written[2:4])]).nodes[0].op is ops.set_rows
+    assert cache.root is written.root
+
+
+def test_reading_before_the_write_is_fine_when_the_data_says_so():
+    cache = graphrt.state("cache", (8, 4))
+    ids = graphrt.input("ids", (1,), "i32")
+    Graph(ops.set_rows(cache, ops.get_rows(cache, ids), ids))
+
+
+def test_two_unordered_writes_are_found():
+    cache, written = cache_and_write()
+    other = ops.set_rows(cache, graphrt.input("other", (1, 4)), graphrt.input("at", (1,), "i32"))
+    with pytest.raises(GraphError, match=r"in no order"):
+        Graph([written, other])
+
+
+def test_writes_to_parts_that_do_not_meet_need_no_order():
+    cache = graphrt.state("cache", (8, 4))
+    x = graphrt.input("x", (4, 4))
+    Graph([ops.cpy(cache[:4], x), ops.silu(cache[4:])])
+
+
+@pytest.mark.parametrize("target", [weight("w", 8, 4), graphrt.input("i", (8, 4))], ids=["weight", "input"])
+def test_only_states_and_results_can_be_written(target):
+    with pytest.raises(GraphError, match=r"read-only"):
+        Graph(ops.cpy(target, graphrt.input("x", (8, 4))))
+
+
+def test_structure_tells_equal_wiring_from_equal_sizes():
+    w = weight("w", 4, 4)
+    x, y = graphrt.input("x", (4, 4)), graphrt.input("y", (4, 4))
+    one, same = Graph(ops.mul_mat(w, x) - y), Graph(ops.mul_mat(w, x) - y)
+    other = Graph(y - ops.mul_mat(w, x))
+    assert one.structure() == same.structure()
+    assert one.structure() != other.structure()
+    assert one.structure() != Graph(ops.mul_mat(weight("w", 4, 4), x) - y).structure()
