@@ -49,7 +49,7 @@ class Scheduler:
             arena: memory shared with other plans, of which one runs at a time; memory of the plan's own where None.
         """
         graph = graph if isinstance(graph, Graph) else Graph(graph)
-        key = (*graph.structure(), id(arena))
+        key = (*graph.structure(), arena)
         if key not in self._plans:
             self._plans[key] = self._make(graph, arena)
         return self._plans[key]
