@@ -1,8 +1,8 @@
 """SentencePiece's BPE: join the neighbouring pieces whose joined token scores best, until none joins.
 
-The `tokenizers` package can only rank pairs, not scores: where two pairs make tokens of equal score, or one token in two
-ways, it cannot follow the rule "the leftmost first". So the rule is written out here; words are remembered, so
-that a long text costs little more than its distinct words.
+The `tokenizers` package can only rank pairs, not scores: where two pairs make tokens of equal score, or one token in
+two ways, it cannot follow the rule "the leftmost first". So the rule is written out here; words are remembered, so that
+a long text costs little more than its distinct words.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
         match = _BYTE_TOKEN.fullmatch(vocabulary.tokens[index])
         if match is None:
             raise FormatError(
-                f'[{vocabulary.source}] token {index} "{vocabulary.tokens[index]}" is a byte token but not spelled <0xHH>; '
+                f'[{vocabulary.source}] token {index} "{vocabulary.tokens[index]}" is a byte token, not spelled <0xHH>; '
                 f"convert the model again"
             )
         found[int(match[1], 16)] = index

@@ -1,7 +1,7 @@
 """Text to token ids and back, by the vocabulary in a GGUF file.
 
-Special tokens stand around the encoders of `graphrt.models.bpe` and `graphrt.models.spm`: control tokens (<s>, <|user|>)
-and user-defined ones are found in the text first, the longest before the others, and are never cut.
+Special tokens stand around the encoders of `graphrt.models.bpe` and `graphrt.models.spm`: control tokens (<s>,
+<|user|>) and user-defined ones are found in the text first, the longest before the others, and are never cut.
 
 Source: llama.cpp, llama-vocab.cpp.
 """
@@ -89,7 +89,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of token ids; invalid UTF-8 becomes U+FFFD, and the space that `encode` puts before a text is dropped.
+        """The text of token ids, without the space that `encode` puts before it; invalid UTF-8 becomes U+FFFD.
 
         Raises: GraphError if an id is outside the vocabulary.
         """

@@ -14,7 +14,21 @@ from graphrt.models.gguf_file import metadata_value
 
 # Tokens that end a turn or a text, by their spelling: files seldom name all of theirs.
 END_OF_GENERATION = frozenset(
-    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "</s>", "<EOT>", "<｜end▁of▁sentence｜>", "<end_of_utterance>"]
+    (
+        "</s>",
+        "<EOT>",
+        "<|call|>",
+        "<|end|>",
+        "<|end_of_text|>",
+        "<|endoftext|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|return|>",
+        "<end_of_turn>",
+        "<end_of_utterance>",
+        "<｜end▁of▁sentence｜>",
+    )
 )
 
 

@@ -50,7 +50,7 @@ def vocabulary_metadata(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[st
         tokens = _from_json(checkpoint.json("tokenizer.json"))
     else:
         return {"tokenizer.ggml.model": "no_vocab"}, [
-            "no tokenizer.json or tokenizer.model: the file holds no vocabulary"
+            "no tokenizer.json or tokenizer.model: the GGUF has no vocabulary"
         ]
     _add_special(checkpoint, tokens)
     size = checkpoint.config.get("vocab_size", 0)
