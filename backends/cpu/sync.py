@@ -14,8 +14,9 @@ from graphrt.backends.cpu.simd import I32, I64, call
 
 VOID = ir.VoidType()
 
-# Waiting steps through three ways: busy (quick to notice), giving the core to others, and sleeping.
-YIELDS = 400
+# Waiting steps through three ways: busy (quick to notice), giving the core to others, and sleeping. The first two must
+# last much longer than a nap: else a thread that napped makes the others nap, and so on at every barrier.
+YIELDS = 5000
 NAP_MICROSECONDS = 50
 
 

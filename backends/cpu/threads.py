@@ -1,7 +1,7 @@
 """The thread pool: Python threads that run native programs together, without the GIL.
 
 Workers wait for the next run natively: busy for a moment, then yielding, and then they park on a lock in Python, so
-that an idle process takes no processor time. All threads of a run walk the same list of calls, with a barrier after each.
+that an idle process takes no processor time. All threads of a run walk the same list of calls; a barrier follows each.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TO_WAKE, WORKERS = 40, 48
 WORKER_WORDS = 8  # per worker: its state, and the last generation it saw
 AWAKE, PARKED = 0, 1
 
-SPINS_WITH_CORES, SPINS_WITHOUT = 2000, 20
+SPINS_WITH_CORES, SPINS_WITHOUT = 200, 20
 
 _C_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
