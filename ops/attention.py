@@ -1,0 +1,157 @@
+"""Attention over the cells of a cache: T queries, N cells, H query heads, Hkv heads of keys and values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphrt import dtypes
+from graphrt.dtypes import Array
+from graphrt.op import Cost, Meta, op, require
+from graphrt.ops.checks import describe, require_dtype, require_float, require_values
+from graphrt.ops.matmul import VALUES
+from graphrt.ops.softmax import softmax_of
+from graphrt.tensor import Tensor
+
+if TYPE_CHECKING:
+    from graphrt.testing import Draw
+
+
+@op(layout={"k": "rows", "v": "rows"}, tolerance=5e-4)
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_pos: Tensor,
+    q_seq: Tensor,
+    cell_pos: Tensor,
+    cell_seq: Tensor,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Meta:
+    """Mix the values of the cells that each query sees: y = softmax(scale · q · kᵀ) · v, head h with key head h // (H / Hkv).
+
+    Query t sees cell n if the cell is taken (cell_pos[n] >= 0), belongs to its sequence (bit q_seq[t] of cell_seq[n]), is not
+    later (cell_pos[n] <= q_pos[t]) and, with a window, near (q_pos[t] - cell_pos[n] < window). No mask is ever made of it.
+
+    Args:    q [T, H, Dk] f32|f16|bf16, any strides;  k [N, Hkv, Dk], v [N, Hkv, Dv] floats or quantized, dense rows; v may be a view
+             of k's memory;  q_pos [T] i32;  q_seq [T] i32, in 0..63;  cell_pos [N] i32, -1: empty;  cell_seq [N] i64, one bit for
+             each sequence;  sinks [H] floats: logits that join the denominator;  scale of the logits, usually 1/sqrt(Dk);
+             window in positions, 0: none;  softcap c > 0: logits become c · tanh(logits / c), 0: none
+    Returns: [T, H, Dv] f32; a query that sees nothing gives zeros
+    Raises:  GraphError if shapes or dtypes do not fit, or window or softcap is negative
+    Source:  Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245
+    """
+    require_float("attention", q=q, sinks=sinks)
+    require_values("attention", k=k, v=v)
+    for argument, given in (("q_pos", q_pos), ("q_seq", q_seq), ("cell_pos", cell_pos)):
+        require_dtype("attention", argument, given, (dtypes.i32,))
+    require_dtype("attention", "cell_seq", cell_seq, (dtypes.i64,))
+    require(
+        q.rank == k.rank == v.rank == 3,
+        f"[attention] needs q [T, H, Dk], k [N, Hkv, Dk] and v [N, Hkv, Dv], got {describe(q)}, {describe(k)} and {describe(v)}; reshape them",
+    )
+    tokens, heads, width = q.shape
+    require(
+        k.shape[2] == width and k.shape[:2] == v.shape[:2],
+        f"[attention] q {describe(q)} and k {describe(k)} must agree in Dk, k and v {describe(v)} in [N, Hkv]",
+    )
+    cells, kv_heads = k.shape[:2]
+    require(
+        kv_heads > 0 and heads % kv_heads == 0,
+        f"[attention] the {heads} heads of q must be a multiple of the {kv_heads} of k and v; repeat or slice heads",
+    )
+    require(
+        q_pos.shape == q_seq.shape == (tokens,),
+        f"[attention] q_pos {describe(q_pos)} and q_seq {describe(q_seq)} must be [T], with T = {tokens} of q",
+    )
+    require(
+        cell_pos.shape == cell_seq.shape == (cells,),
+        f"[attention] cell_pos {describe(cell_pos)} and cell_seq {describe(cell_seq)} must be [N], with N = {cells} of k",
+    )
+    if sinks is not None:
+        require(sinks.shape == (heads,), f"[attention] sinks {describe(sinks)} must be [H], with H = {heads} of q")
+    require(window >= 0, f"[attention] window must not be negative, got {window}; 0 means none")
+    require(softcap >= 0, f"[attention] softcap must not be negative, got {softcap}; 0 means none")
+    return Meta(dtypes.f32, (tokens, heads, v.shape[2]))
+
+
+@attention.reference
+def _(
+    q: Array,
+    k: Array,
+    v: Array,
+    q_pos: Array,
+    q_seq: Array,
+    cell_pos: Array,
+    cell_seq: Array,
+    sinks: Array | None,
+    *,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Array:
+    tokens, heads, _ = q.shape
+    q32, k32, v32 = dtypes.to_f32(q), dtypes.to_f32(k), dtypes.to_f32(v)
+    y = np.zeros((tokens, heads, v32.shape[2]), np.float32)
+    if y.size == 0 or len(k32) == 0:
+        return y
+    seen = visible(q_pos, q_seq, cell_pos, cell_seq, window)  # [T, N]
+    group = heads // k32.shape[1]
+    for head in range(heads):
+        logits = scale * (q32[:, head] @ k32[:, head // group].T).astype(np.float64)  # [T, N]
+        if softcap:
+            logits = softcap * np.tanh(logits / softcap)
+        logits = np.where(seen, logits, -np.inf)
+        sink = None if sinks is None else np.float64(sinks[head])
+        y[:, head] = softmax_of(logits, sink).astype(np.float32) @ np.where(seen.any(0)[:, None], v32[:, head // group], 0.0)
+    return y
+
+
+def visible(q_pos: Array, q_seq: Array, cell_pos: Array, cell_seq: Array, window: int) -> Array:
+    """Which cells each query sees, as booleans [T, N]."""
+    distance = q_pos.astype(np.int64)[:, None] - cell_pos.astype(np.int64)
+    same_sequence = (cell_seq >> q_seq.astype(np.int64)[:, None]) & 1 == 1
+    seen = (cell_pos >= 0) & same_sequence & (distance >= 0)
+    return seen & (distance < window) if window else seen
+
+
+@attention.cost
+def _(node: Tensor) -> Cost:
+    q, k, v = node.srcs[:3]
+    assert q is not None and k is not None and v is not None
+    tokens, heads, width = q.shape
+    products = tokens * heads * k.shape[0] * (width + v.shape[2])
+    cache = k.nbytes if v.root is k.root else k.nbytes + v.nbytes
+    return Cost(flops=2 * products, nbytes=q.nbytes + cache + node.nbytes, batch=tokens)
+
+
+@attention.cases
+def _(draw: Draw) -> Tensor:
+    tokens, cells, kv_heads = draw.integer(0, 9), draw.choice([draw.side(), 70]), draw.integer(1, 3)
+    heads = kv_heads * draw.integer(1, 4)
+    k = draw.tensor((cells, kv_heads, draw.choice([8, 33, 64])), VALUES, layout="rows", low=-2.0, high=2.0)
+    width = k.shape[-1]
+    shared = draw.boolean()
+    if shared:
+        block = k.dtype.block
+        v = k[..., : draw.integer(1, width // block) * block]
+    else:
+        v = draw.tensor((cells, kv_heads, draw.choice([5, 32, 64])), VALUES, layout="rows")
+    return attention(
+        draw.tensor((tokens, heads, width), low=-2.0, high=2.0),
+        k,
+        v,
+        draw.ids((tokens,), 40),
+        draw.ids((tokens,), 3),
+        draw.tensor((cells,), dtypes.i32, layout="dense", low=-1, high=30),
+        draw.tensor((cells,), dtypes.i64, layout="dense", low=0, high=7),
+        draw.tensor((heads,), dtypes.f32, low=-2.0, high=2.0) if draw.boolean() else None,
+        scale=width**-0.5,
+        window=draw.choice([0, 1, 12]),
+        softcap=draw.choice([0.0, 20.0]),
+    )
