@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -47,7 +48,9 @@ class Native:
     def path(self) -> Path:
         """Where its object file is kept."""
         identity = [self.factory.__module__, self.factory.__qualname__, repr(self.constants), self.level.name]
-        digest = hashlib.sha256("\n".join([*identity, _fingerprint(), _source_hash(self.factory)]).encode())
+        digest = hashlib.sha256(
+            "\n".join([*identity, _fingerprint(), _source_hash(_source_file(self.factory))]).encode()
+        )
         return cache_folder() / f"{self.factory.__name__}-{digest.hexdigest()[:32]}.o"
 
     @property
@@ -142,20 +145,35 @@ def _write(path: Path, code: bytes) -> None:
 
 @cache
 def _fingerprint() -> str:
-    """What every kernel depends on: this backend's sources, the compilers' versions, the processor."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources))
+    """What every kernel depends on: the compilers' versions and the processor."""
     versions = [metadata.version(name) for name in ("numba", "llvmlite")]
-    return " ".join([digest.hexdigest(), *versions, sys.version, host.cpu_name(), *sorted(host.features())])
+    return " ".join([*versions, sys.version, host.cpu_name(), *sorted(host.features())])
+
+
+_IMPORTS = re.compile(r"from graphrt\.backends\.cpu(?:\.(\w+) import|\s+import\s+(\([^)]*\)|[^\n]*))")
 
 
 @cache
-def _source_hash(factory: Callable[..., Kernel]) -> str:
-    """The hash of the file that holds a factory, so that edited kernels are compiled anew."""
+def _source_hash(file: Path) -> str:
+    """The hash of a kernel's source file and of the files of this backend that it imports, directly or not."""
+    found, waiting = {}, [file, Path(__file__).with_name("compiler.py")]
+    while waiting:
+        source = waiting.pop()
+        if source not in found and source.exists():
+            found[source] = source.read_bytes()
+            for module, names in _IMPORTS.findall(found[source].decode()):
+                waiting += [Path(__file__).with_name(f"{name}.py") for name in re.findall(r"\w+", module or names)]
+    digest = hashlib.sha256()
+    for source in sorted(found, key=lambda each: each.name):
+        digest.update(found[source])
+    return digest.hexdigest()
+
+
+def _source_file(factory: Callable[..., Kernel]) -> Path:
     file = inspect.getsourcefile(factory)
     if file is None or not os.path.exists(file):
         raise KernelError(f"[cpu] kernel factory {factory.__qualname__} is not in a file; put it into one")
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return Path(file)
 
 
 def _symbol(path: Path) -> str:

@@ -1,0 +1,256 @@
+"""Vectors of small integers: unpacking quantized weights, and int8 dot products in the best form the machine has.
+
+All code that uses these works on 64 bytes at a time whatever the machine's registers hold; LLVM, or `_dot`, splits them.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from graphrt.backends.cpu import host
+from graphrt.backends.cpu.memory import load_vector
+from graphrt.backends.cpu.simd import (
+    I8,
+    I16,
+    I32,
+    Vector,
+    call,
+    constant,
+    literal,
+    shuffle,
+)
+
+
+@intrinsic(prefer_literal=True)
+def load_bytes(typingctx, address, lanes):
+    """`lanes` consecutive bytes."""
+    if literal(lanes) is None:
+        return None
+
+    def codegen(context, builder, signature, values):
+        return load_vector(builder, values[0], I8, literal(lanes))
+
+    return Vector("i8", literal(lanes))(types.int64, lanes), codegen
+
+
+@intrinsic
+def store_bytes(typingctx, address, vector):
+    """Store a vector as it is."""
+
+    def codegen(context, builder, signature, values):
+        builder.store(values[1], builder.inttoptr(values[0], vector.llvm.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, vector), codegen
+
+
+@intrinsic
+def join(typingctx, low, high):
+    """Two vectors laid end to end."""
+    result = Vector(low.element, low.lanes * 2)
+
+    def codegen(context, builder, signature, values):
+        return shuffle(builder, values[0], values[1], list(range(result.lanes)))
+
+    return result(low, low), codegen
+
+
+@intrinsic(prefer_literal=True)
+def pick(typingctx, vector, lanes):
+    """The lanes of a vector in another order; `lanes` is a tuple of constants and may repeat or leave out some."""
+    order = [item.literal_value for item in lanes.types] if hasattr(lanes, "types") else None
+    if order is None:
+        return None
+    result = Vector(vector.element, len(order))
+
+    def codegen(context, builder, signature, values):
+        return shuffle(builder, values[0], ir.Constant(vector.llvm, ir.Undefined), order)
+
+    return result(vector, lanes), codegen
+
+
+@intrinsic
+def unsigned_to_f32(typingctx, vector):
+    """Unsigned lanes as float32."""
+    result = Vector("f32", vector.lanes)
+    return result(vector), lambda context, builder, signature, values: builder.uitofp(values[0], result.llvm)
+
+
+@intrinsic
+def unsigned_to_i32(typingctx, vector):
+    """Unsigned lanes as int32."""
+    result = Vector("i32", vector.lanes)
+    return result(vector), lambda context, builder, signature, values: builder.zext(values[0], result.llvm)
+
+
+@intrinsic
+def signed_to_i32(typingctx, vector):
+    """Signed lanes as int32."""
+    result = Vector("i32", vector.lanes)
+    return result(vector), lambda context, builder, signature, values: builder.sext(values[0], result.llvm)
+
+
+@intrinsic
+def low_bytes(typingctx, vector):
+    """The low byte of each lane."""
+    result = Vector("i8", vector.lanes)
+    return result(vector), lambda context, builder, signature, values: builder.trunc(values[0], result.llvm)
+
+
+@intrinsic
+def bytes_of_word(typingctx, value):
+    """The eight bytes of an int64, lowest first."""
+    result = Vector("i8", 8)
+    return result(types.int64), lambda context, builder, signature, values: builder.bitcast(values[0], result.llvm)
+
+
+@intrinsic(prefer_literal=True)
+def lookup(typingctx, indices, table):
+    """For each lane, the entry of `table` (a tuple of 16 constants, int8) that its value 0 … 15 names."""
+    entries = [item.literal_value for item in table.types] if hasattr(table, "types") else None
+    if entries is None:
+        return None
+
+    def codegen(context, builder, signature, values):
+        parts = [_lookup16(builder, part, entries) for part in _split(builder, values[0], 16)]
+        return _join(builder, parts)
+
+    return indices(indices, table), codegen
+
+
+def _lookup16(builder, indices, entries: list[int]):
+    """Look 16 bytes up: one byte shuffle where the machine has it, else a chain of selects over the index's bits."""
+    table = ir.Constant(ir.VectorType(I8, 16), [entry & 0xFF for entry in entries])
+    if host.level().has("ssse3"):
+        return call(builder, "llvm.x86.ssse3.pshuf.b.128", indices.type, table, indices)
+    if host.level().has("neon"):
+        return call(builder, "llvm.aarch64.neon.tbl1.v16i8", indices.type, table, indices)
+    candidates = [constant(indices.type, entry & 0xFF) for entry in entries]
+    for bit in range(4):
+        mask = builder.and_(indices, constant(indices.type, 1 << bit))
+        is_set = builder.icmp_unsigned("!=", mask, constant(indices.type, 0))
+        pairs = zip(candidates[::2], candidates[1::2], strict=True)
+        candidates = [builder.select(is_set, odd, even) for even, odd in pairs]
+    return candidates[0]
+
+
+# ---- dot products ------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def dot_unsigned(typingctx, accumulator, weights, x):
+    """accumulator[i] + Σ weights[4i+j] · x[4i+j], j = 0 … 3, for weights in 0 … 127 and x in -127 … 127."""
+
+    def codegen(context, builder, signature, values):
+        return _in_parts(builder, values, _dot_unsigned)
+
+    return accumulator(accumulator, weights, x), codegen
+
+
+@intrinsic
+def dot_signed(typingctx, accumulator, weights, x):
+    """accumulator[i] + Σ weights[4i+j] · x[4i+j], j = 0 … 3, for weights in -128 … 127 and x in -127 … 127."""
+
+    def codegen(context, builder, signature, values):
+        return _in_parts(builder, values, _dot_signed)
+
+    return accumulator(accumulator, weights, x), codegen
+
+
+def _register_bytes() -> int:
+    level = host.level()
+    return 64 if level.name == "avx512" else 32 if level.name == "avx2" else 16
+
+
+def _split(builder, vector, lanes: int):
+    count = vector.type.count
+    if count <= lanes:
+        return [vector]
+    return [shuffle(builder, vector, vector, list(range(at, at + lanes))) for at in range(0, count, lanes)]
+
+
+def _join(builder, parts):
+    while len(parts) > 1:
+        count = 2 * parts[0].type.count
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [shuffle(builder, low, high, list(range(count))) for low, high in pairs]
+    return parts[0]
+
+
+def _in_parts(builder, values, dot):
+    """Apply `dot` register by register."""
+    width = _register_bytes()
+    accumulators = _split(builder, values[0], width // 4)
+    weights, x = _split(builder, values[1], width), _split(builder, values[2], width)
+    return _join(builder, [dot(builder, *part) for part in zip(accumulators, weights, x, strict=True)])
+
+
+def _has_unsigned_by_signed() -> bool:
+    """Whether the machine has vpdpbusd for its level's registers."""
+    level = host.level()
+    return level.has("avx512vnni") if level.name == "avx512" else level.has("avxvnni")
+
+
+def _dpbusd(builder, accumulator, weights, x):
+    words = accumulator.type
+    name = f"llvm.x86.avx512.vpdpbusd.{words.count * 32}"
+    return call(builder, name, words, accumulator, builder.bitcast(weights, words), builder.bitcast(x, words))
+
+
+def _dot_unsigned(builder, accumulator, weights, x):
+    level = host.level()
+    if _has_unsigned_by_signed():
+        return _dpbusd(builder, accumulator, weights, x)
+    if level.name in ("avx512", "avx2"):
+        return builder.add(accumulator, _multiply_pairs(builder, weights, x))
+    if level.has("dotprod"):
+        return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", accumulator.type, accumulator, weights, x)
+    return builder.add(accumulator, _plain_dot(builder, weights, x))
+
+
+def _dot_signed(builder, accumulator, weights, x):
+    level = host.level()
+    if _has_unsigned_by_signed():
+        # (w + 128) · x - 128 · x; the second term depends on x alone, and is shared by rows that meet the same x.
+        offset = constant(weights.type, 0x80)
+        shifted = builder.xor(weights, offset)
+        excess = _dpbusd(builder, constant(accumulator.type, 0), offset, x)
+        return _dpbusd(builder, builder.sub(accumulator, excess), shifted, x)
+    if level.name in ("avx512", "avx2"):
+        # |w| · (sign of w · x): a pair of products is at most 2 · 128 · 127, so it does not saturate int16.
+        zero = constant(weights.type, 0)
+        negative = builder.icmp_signed("<", weights, zero)
+        magnitude = builder.select(negative, builder.sub(zero, weights), weights)
+        return builder.add(
+            accumulator, _multiply_pairs(builder, magnitude, builder.select(negative, builder.sub(zero, x), x))
+        )
+    if level.has("dotprod"):
+        return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", accumulator.type, accumulator, weights, x)
+    return builder.add(accumulator, _plain_dot(builder, weights, x))
+
+
+def _multiply_pairs(builder, unsigned, signed):
+    """Sums of four products through pmaddubsw and pmaddwd."""
+    count = unsigned.type.count
+    halves, words = ir.VectorType(I16, count // 2), ir.VectorType(I32, count // 4)
+    first, second = {
+        16: ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd"),
+        32: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
+        64: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
+    }[count]
+    pairs = call(builder, first, halves, unsigned, signed)
+    return call(builder, second, words, pairs, constant(halves, 1))
+
+
+def _plain_dot(builder, weights, x):
+    """Sums of four products in plain LLVM."""
+    count = weights.type.count
+    wide = ir.VectorType(I32, count)
+    products = builder.mul(builder.sext(weights, wide), builder.sext(x, wide))
+    total = None
+    for j in range(4):
+        part = shuffle(builder, products, products, list(range(j, count, 4)))
+        total = part if total is None else builder.add(total, part)
+    return total
