@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from math import prod
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -99,18 +100,20 @@ def _type_table(tensors: list[FileTensor]) -> Table:
         by_type[tensor.type_name].append(tensor)
     table = output.table("type", ">tensors", ">elements", ">size", title="by type")
     for name, members in sorted(by_type.items(), key=lambda item: -sum(tensor.nbytes for tensor in item[1])):
-        elements = sum(tensor.elements for tensor in members)
+        elements = sum(prod(tensor.shape) for tensor in members)
         table.add_row(name, str(len(members)), f"{elements:,}", output.size(sum(tensor.nbytes for tensor in members)))
     return table
 
 
 def _short(value: Any) -> str:
     """A value on one line; of an array, its length and first elements."""
-    if isinstance(value, str | int | float | bool):
-        text = str(value).encode("unicode_escape").decode() if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
-        return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}… ({len(text)} characters)"
-    first = ", ".join(repr(item) if isinstance(item, str) else str(item) for item in list(value[:VALUES_SHOWN]))
-    return f"[{len(value)}] {first}{', …' if len(value) > VALUES_SHOWN else ''}"
+    if isinstance(value, str):
+        text = value.encode("unicode_escape").decode("ascii")
+        return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}… ({len(value)} characters)"
+    if isinstance(value, bool | int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    first = ", ".join(repr(item) if isinstance(item, str) else str(item) for item in value[:VALUES_SHOWN])
+    return f"[{first}{', …' if len(value) > VALUES_SHOWN else ''}] ({len(value)} values)"
 
 
 def _as_json(file: GGUFFile, metadata: dict[str, Any], tensors: list[FileTensor]) -> dict[str, Any]:

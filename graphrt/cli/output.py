@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,10 +25,15 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def escape(text: str) -> str:
+    """Text with its square brackets kept from being read as markup."""
+    from rich.markup import escape as rich_escape
+
+    return rich_escape(text)
+
+
 def error(message: str) -> None:
     """Print one error."""
-    from rich.markup import escape
-
     stderr().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
 
 
@@ -40,6 +47,22 @@ def table(*columns: str, title: str) -> Table:
         right = column.startswith(">")
         made.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
     return made
+
+
+def status(text: str) -> AbstractContextManager[object]:
+    """A spinner on stderr while something takes its time."""
+    return stderr().status(text)
+
+
+@contextmanager
+def bytes_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; yields the function (bytes done, bytes in all) that moves it."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr(), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def size(nbytes: float) -> str:

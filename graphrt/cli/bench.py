@@ -1,0 +1,157 @@
+"""`graphrt bench`: tokens per second of prompts and of decoding, measured as llama-bench does."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from enum import StrEnum
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graphrt.cli import output
+from graphrt.cli.bench_report import BenchResult, BenchTest, as_csv, as_json, as_markdown
+from graphrt.cli.options import Attention, CacheType, ModelArgument, Overrides, Threads
+
+if TYPE_CHECKING:
+    from graphrt.models.context import Context
+    from graphrt.models.gguf_file import GGUFFile
+    from graphrt.models.model import Model
+
+SEED = 0  # of the tokens: any will do, but a mixture of experts should see varied ones
+
+
+class ReportForm(StrEnum):
+    """How results are written."""
+
+    md = "md"
+    json = "json"
+    csv = "csv"
+
+
+def bench(
+    model: ModelArgument,
+    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt lengths, as 512 or 128,512; 0: none.")] = "512",
+    n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of tokens to decode; 0: none.")] = "128",
+    pair: Annotated[
+        list[str] | None, typer.Option("-pg", metavar="PP,TG", help="A prompt and decoding, timed as one; repeatable.")
+    ] = None,
+    n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Tokens in the context before the clock starts.")] = "0",
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Timed runs of each test.")] = 5,
+    form: Annotated[ReportForm, typer.Option("-o", "--output", help="Form of the results.")] = ReportForm.md,
+    threads: Threads = None,
+    attention: Attention = None,
+    cache_type: CacheType = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure a model's speed: pp512 is a prompt of 512 tokens, tg128 the decoding of 128, @ d1024 after 1024 others.
+
+    [bold]graphrt bench model.gguf -p 512 -n 128 -d 0,4096 -r 3 -o json[/]
+    """
+    tests = list(_tests(_counts("-p", n_prompt), _counts("-n", n_gen), pair or [], _counts("-d", n_depth)))
+    if not tests:
+        raise typer.BadParameter("nothing to measure: give -p, -n or -pg above 0")
+    from graphrt import load
+
+    longest = max(test.n_prompt + test.n_gen + test.n_depth for test in tests)
+    options = {"attention": attention, "cache_type": cache_type}
+    loaded = load(
+        model,
+        threads=threads,
+        overrides=overrides,
+        n_ctx=longest,
+        **{key: value for key, value in options.items() if value is not None},
+    )
+    results = []
+    for test in tests:
+        with output.status(f"{test.name}: {repetitions} runs"):
+            results.append(_measure(loaded, test, repetitions))
+    print({ReportForm.md: as_markdown, ReportForm.json: as_json, ReportForm.csv: as_csv}[form](results))
+
+
+def _tests(prompts: list[int], gens: list[int], pairs: list[str], depths: list[int]) -> Iterator[BenchTest]:
+    """llama-bench's order: for each depth the prompts, the decodings, then the pairs."""
+    for depth in depths:
+        yield from (BenchTest(count, 0, depth) for count in prompts if count)
+        yield from (BenchTest(0, count, depth) for count in gens if count)
+        for text in pairs:
+            counts = _counts("-pg", text)
+            if len(counts) != 2:
+                raise typer.BadParameter(f"{text!r} is not of the form PP,TG", param_hint="-pg")
+            yield BenchTest(*counts, depth)
+
+
+def _counts(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 128,512", param_hint=option)
+    return [int(part) for part in parts]
+
+
+def _measure(model: Model, test: BenchTest, repetitions: int) -> BenchResult:
+    """Run a test once to compile and warm up, then `repetitions` times by the clock."""
+    context = model.new_context()
+    when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    _run(context, test)
+    samples = [_run(context, test) for _ in range(repetitions)]
+    cache = context.cache.dtype.name
+    return BenchResult(
+        model_filename=str(model.file.path),
+        model_type=_model_type(model.file),
+        model_size=sum(tensor.nbytes for tensor in model.file.tensors.values()),
+        model_n_params=sum(prod(tensor.shape) for tensor in model.file.tensors.values()),
+        backends=",".join(backend.name for backend in model.scheduler.backends if backend.name != "reference"),
+        cpu_info=_cpu_info(),
+        n_threads=model.scheduler.settings.thread_count,
+        type_k=cache,
+        type_v=cache,
+        n_prompt=test.n_prompt,
+        n_gen=test.n_gen,
+        n_depth=test.n_depth,
+        test_time=when,
+        samples_ns=samples,
+    )
+
+
+def _run(context: Context, test: BenchTest) -> int:
+    """Nanoseconds of one run: the prompt at once, then token by token, after the untimed depth."""
+    import numpy as np
+
+    from graphrt.models.context import Batch
+
+    count = test.n_depth + test.n_prompt + test.n_gen
+    tokens = np.random.default_rng(SEED).integers(0, context.decoder.vocabulary_size, count)
+    context.clear()
+    if test.n_depth:
+        context.decode(Batch.of(tokens[: test.n_depth]))
+    start = time.perf_counter_ns()
+    prompt_end = test.n_depth + test.n_prompt
+    if test.n_prompt:
+        context.decode(Batch.of(tokens[test.n_depth : prompt_end], test.n_depth))
+    for position in range(prompt_end, count):
+        context.decode(Batch.of(tokens[position : position + 1], position))
+    return time.perf_counter_ns() - start
+
+
+def _model_type(file: GGUFFile) -> str:
+    """As llama-bench: architecture, size, and what most of the weights are stored in."""
+    nbytes: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        nbytes[tensor.type_name] += tensor.nbytes
+    label = str(file.metadata.get("general.size_label", ""))
+    return " ".join(part for part in (file.architecture, label, nbytes.most_common(1)[0][0].upper()) if part)
+
+
+def _cpu_info() -> str:
+    """The processor's name, where the system tells it."""
+    listed = Path("/proc/cpuinfo")
+    if listed.exists():
+        for line in listed.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
