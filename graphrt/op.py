@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
+
 from graphrt.dtypes import Array, DType
 from graphrt.errors import GraphError
 from graphrt.tensor import Shape, Tensor
@@ -128,14 +130,16 @@ class Op:
         """The reference's result for a node, given its sources' arrays."""
         if self._reference is None:
             raise GraphError(f"[{self.name}] has no NumPy reference; attach one with @{self.name}.reference")
-        return self._reference(*arrays, **node.params)
+        # Infinities and NaN are results like others, as in native kernels: no warnings about them.
+        with np.errstate(all="ignore"):
+            return self._reference(*arrays, **node.params)
 
     def cost_of(self, node: Tensor) -> Cost:
         """The cost of a node: as attached, or one operation an element and every byte once."""
         if self._cost is not None:
             return self._cost(node)
         moved = node.nbytes + sum(src.nbytes for src in node.srcs if src is not None)
-        return Cost(flops=node.size, nbytes=moved, batch=node.size // node.shape[-1] if node.size else 0)
+        return Cost(flops=node.size, nbytes=moved, batch=node.size // node.shape[-1] if node.shape and node.size else 0)
 
     def draw_case(self, draw: Draw) -> Tensor:
         """One test case: a node of this op over drawn arguments."""

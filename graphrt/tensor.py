@@ -109,7 +109,7 @@ class Tensor:
     @property
     def has_dense_rows(self) -> bool:
         """Whether the elements of each row (the last axis) lie one after the other."""
-        return self.rank == 0 or self.blocks_shape[-1] <= 1 or self.strides[-1] == self.dtype.nbytes
+        return self.size == 0 or self.rank == 0 or self.blocks_shape[-1] <= 1 or self.strides[-1] == self.dtype.nbytes
 
     @property
     def is_view(self) -> bool:
