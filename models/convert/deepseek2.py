@@ -76,7 +76,7 @@ def _expert_metadata(config: Config) -> dict[str, Any]:
             "deepseek2.expert_group_count": groups,
             "deepseek2.expert_group_used_count": required(config, "topk_group"),
             # Not a key of llama.cpp, which knows only the second rule.
-            "graphrt.expert_group_rule": "top2_sum" if sigmoid else "max",
+            "graphrt.expert_group_score": "top2_sum" if sigmoid else "max",
         }
     return found
 

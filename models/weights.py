@@ -1,0 +1,68 @@
+"""The named weights of a GGUF file, as leaves of a graph."""
+
+from __future__ import annotations
+
+from graphrt.errors import FormatError
+from graphrt.models.gguf_file import GGUFFile
+from graphrt.tensor import Tensor, weight
+
+
+class Weights:
+    """Hands out a file's tensors and checks their shapes; remembers which nobody asked for.
+
+    Args:
+        file: an open GGUF file.
+    """
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.file = file
+        self._taken: dict[str, Tensor] = {}
+        self._ignored: set[str] = set()
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor that the model cannot do without.
+
+        Args:
+            name: GGUF name.
+            shape: elements in NumPy order. A file may hold a tensor of three axes as a matrix whose rows are the first two.
+        Raises: FormatError if it is missing, of another shape, or of a type that graphrt cannot read.
+        """
+        found = self.find(name, shape)
+        if found is None:
+            raise FormatError(
+                f'[{self.file.path.name}] no tensor "{name}" {shape}; the file is incomplete, or of another architecture '
+                f"than {self.file.architecture}: convert the model again"
+            )
+        return found
+
+    def find(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        """A tensor, or None where the file has none of that name.
+
+        Raises: FormatError if it is of another shape, or of a type that graphrt cannot read.
+        """
+        stored = self.file.tensors.get(name)
+        if stored is None:
+            return None
+        if stored.shape != shape and stored.shape != (*_merged(shape), shape[-1]):
+            raise FormatError(
+                f'[{self.file.path.name}] tensor "{name}" has shape {stored.shape}, the metadata asks for {shape}; '
+                f"convert the model again"
+            )
+        if name not in self._taken:
+            array = stored.array
+            self._taken[name] = weight(name, array.reshape(*shape[:-1], array.shape[-1]))
+        return self._taken[name]
+
+    def ignore(self, *names: str) -> None:
+        """Say that tensors, if they exist, are not needed."""
+        self._ignored.update(names)
+
+    @property
+    def unused(self) -> list[str]:
+        """The file's tensors that were neither taken nor ignored."""
+        return [name for name in self.file.tensors if name not in self._taken and name not in self._ignored]
+
+
+def _merged(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The leading axes of a shape of three as one."""
+    return (shape[0] * shape[1],) if len(shape) == 3 else shape[:-1]
