@@ -1,4 +1,4 @@
-"""The ops of graphrt, one file for each family: each op is declared once, with its shape rule, reference, cost and cases."""
+"""The ops of graphrt, one file for each family: an op is declared once, with shape rule, reference, cost and cases."""
 
 if __name__ != "graphrt.ops":
     raise ImportError(f"`{__name__}` is a folder of the graphrt package; use `from graphrt import ops`")

@@ -9,7 +9,7 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
-from graphrt.ops.checks import describe, require_dtype, require_float, require_values
+from graphrt.ops.checks import describe, present, require_dtype, require_float, require_values
 from graphrt.ops.matmul import VALUES
 from graphrt.ops.softmax import softmax_of
 from graphrt.tensor import Tensor
@@ -33,15 +33,16 @@ def attention(
     window: int = 0,
     softcap: float = 0.0,
 ) -> Meta:
-    """Mix the values of the cells that each query sees: y = softmax(scale · q · kᵀ) · v, head h with key head h // (H / Hkv).
+    """Mix the values of the cells that each query sees: y = softmax(scale · q · kᵀ) · v, head h with h // (H/Hkv).
 
-    Query t sees cell n if the cell is taken (cell_pos[n] >= 0), belongs to its sequence (bit q_seq[t] of cell_seq[n]), is not
-    later (cell_pos[n] <= q_pos[t]) and, with a window, near (q_pos[t] - cell_pos[n] < window). No mask is ever made of it.
+    Query t sees cell n if the cell is taken (cell_pos[n] >= 0), belongs to its sequence (bit q_seq[t] of cell_seq[n]),
+    is not later (cell_pos[n] <= q_pos[t]) and, with a window, is near (q_pos[t] - cell_pos[n] < window).
 
-    Args:    q [T, H, Dk] f32|f16|bf16, any strides;  k [N, Hkv, Dk], v [N, Hkv, Dv] floats or quantized, dense rows; v may be a view
-             of k's memory;  q_pos [T] i32;  q_seq [T] i32, in 0..63;  cell_pos [N] i32, -1: empty;  cell_seq [N] i64, one bit for
-             each sequence;  sinks [H] floats: logits that join the denominator;  scale of the logits, usually 1/sqrt(Dk);
-             window in positions, 0: none;  softcap c > 0: logits become c · tanh(logits / c), 0: none
+    Args:    q [T, H, Dk] f32|f16|bf16, any strides;  k [N, Hkv, Dk], v [N, Hkv, Dv] floats or quantized, dense rows;
+             v may be a view of k's memory;  q_pos [T] i32;  q_seq [T] i32, in 0..63;  cell_pos [N] i32, -1: empty;
+             cell_seq [N] i64, one bit for each sequence;  sinks [H] floats: logits that join the denominator;
+             scale of the logits, usually 1/sqrt(Dk);  window in positions, 0: none;
+             softcap c > 0: logits become c · tanh(logits / c), 0: none
     Returns: [T, H, Dv] f32; a query that sees nothing gives zeros
     Raises:  GraphError if shapes or dtypes do not fit, or window or softcap is negative
     Source:  Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245
@@ -53,7 +54,8 @@ def attention(
     require_dtype("attention", "cell_seq", cell_seq, (dtypes.i64,))
     require(
         q.rank == k.rank == v.rank == 3,
-        f"[attention] needs q [T, H, Dk], k [N, Hkv, Dk] and v [N, Hkv, Dv], got {describe(q)}, {describe(k)} and {describe(v)}; reshape them",
+        f"[attention] needs q [T, H, Dk], k [N, Hkv, Dk] and v [N, Hkv, Dv], got {describe(q)}, {describe(k)} and "
+        f"{describe(v)}; reshape them",
     )
     tokens, heads, width = q.shape
     require(
@@ -71,7 +73,7 @@ def attention(
     )
     require(
         cell_pos.shape == cell_seq.shape == (cells,),
-        f"[attention] cell_pos {describe(cell_pos)} and cell_seq {describe(cell_seq)} must be [N], with N = {cells} of k",
+        f"[attention] cell_pos {describe(cell_pos)} and cell_seq {describe(cell_seq)} must be [N], N = {cells} of k",
     )
     if sinks is not None:
         require(sinks.shape == (heads,), f"[attention] sinks {describe(sinks)} must be [H], with H = {heads} of q")
@@ -108,7 +110,9 @@ def _(
             logits = softcap * np.tanh(logits / softcap)
         logits = np.where(seen, logits, -np.inf)
         sink = None if sinks is None else np.float64(sinks[head])
-        y[:, head] = softmax_of(logits, sink).astype(np.float32) @ np.where(seen.any(0)[:, None], v32[:, head // group], 0.0)
+        y[:, head] = softmax_of(logits, sink).astype(np.float32) @ np.where(
+            seen.any(0)[:, None], v32[:, head // group], 0.0
+        )
     return y
 
 
@@ -122,8 +126,7 @@ def visible(q_pos: Array, q_seq: Array, cell_pos: Array, cell_seq: Array, window
 
 @attention.cost
 def _(node: Tensor) -> Cost:
-    q, k, v = node.srcs[:3]
-    assert q is not None and k is not None and v is not None
+    q, k, v = present(node)[:3]
     tokens, heads, width = q.shape
     products = tokens * heads * k.shape[0] * (width + v.shape[2])
     cache = k.nbytes if v.root is k.root else k.nbytes + v.nbytes

@@ -23,6 +23,11 @@ def describe(x: Tensor) -> str:
     return f"{x.dtype.name} {list(x.shape)}"
 
 
+def present(node: Tensor) -> list[Tensor]:
+    """The node's sources, without those that are absent."""
+    return [src for src in node.srcs if src is not None]
+
+
 def require_dtype(op: str, argument: str, x: Tensor, allowed: tuple[DType, ...]) -> None:
     """Raise GraphError unless x has one of the allowed dtypes."""
     if x.dtype not in allowed:
@@ -59,8 +64,8 @@ def require_writable(op: str, target: Tensor) -> None:
         if length > 1 and target.size:
             require(
                 stride >= end,
-                f"[{op}] elements of the target {target!r} share memory (strides {list(target.strides)}); write into a view "
-                f"without repeats",
+                f"[{op}] elements of the target {target!r} share memory (strides {list(target.strides)}); "
+                f"write into a view without repeats",
             )
             end += (length - 1) * stride
 
@@ -71,8 +76,8 @@ def broadcast(op: str, a: Shape, b: Shape, what: str = "") -> Shape:
         return np.broadcast_shapes(a, b)
     except ValueError:
         raise GraphError(
-            f"[{op}] {what}{list(a)} and {list(b)} do not broadcast: aligned at the last axis, lengths must agree or be 1; "
-            f"reshape or repeat one of them"
+            f"[{op}] {what}{list(a)} and {list(b)} do not broadcast: aligned at the last axis, lengths must agree "
+            f"or be 1; reshape or repeat one of them"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Copies: dense, in another dtype, into another tensor, tiled, joined. All take any dtype; quantized ones move whole blocks."""
+"""Copies: dense, in another dtype, into another tensor, tiled, joined. Of any dtype; quantized, whole blocks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ dup.cases(lambda draw: dup(_copy_cases(draw)))
 
 @op
 def cast(x: Tensor, *, dtype: DType | str) -> Meta:
-    """Convert x to another dtype, rounding to nearest (floats), towards zero (floats to integers), or to blocks (quantizing).
+    """Convert x to another dtype: floats round to nearest, floats to integers towards zero; quantizing makes blocks.
 
     Args:    x any dtype and strides;  dtype any but those that can only be read (the K- and I-quants)
     Returns: x's shape in dtype, dense; a float that the integer dtype cannot hold gives an unspecified number, as in C
@@ -98,12 +98,16 @@ def converted(x: Array, dtype: DType) -> Array:
 def cpy(target: Tensor, x: Tensor) -> Meta:
     """Write x's elements, in order, over target's: target[...] = x, cast to target's dtype.
 
-    Args:    target writable memory (a state or a node), any strides without repeats;  x any dtype and strides, as many elements
+    Args:    target writable memory (a state or a node), any strides without repeats;
+             x any dtype and strides, as many elements
     Returns: target, as later nodes must read it
     Raises:  GraphError if the numbers of elements differ, or target's dtype cannot be written
     """
     require_writable("cpy", target)
-    require(target.size == x.size, f"[cpy] target {describe(target)} and x {describe(x)} differ in elements; slice the larger one")
+    require(
+        target.size == x.size,
+        f"[cpy] target {describe(target)} and x {describe(x)} differ in elements; slice the larger one",
+    )
     return Meta(target.dtype, target.shape, target.strides)
 
 
@@ -137,7 +141,7 @@ def repeat(x: Tensor, *, shape: Shape) -> Meta:
     lengths = (1,) * (len(shape) - x.rank) + x.shape
     require(
         len(shape) >= x.rank and all(n % m == 0 if m else n == 0 for n, m in zip(shape, lengths, strict=True)),
-        f"[repeat] the lengths of {list(shape)} must be multiples of those of {describe(x)}; reshape x, or choose another shape",
+        f"[repeat] the lengths of {list(shape)} must be multiples of those of {describe(x)}; choose others",
     )
     return Meta(x.dtype, shape)
 
@@ -159,8 +163,8 @@ def _(draw: Draw) -> Tensor:
 def concat(a: Tensor, b: Tensor, *, axis: int) -> Meta:
     """Join two tensors along an axis: y = [a, b].
 
-    Args:    a, b one dtype (any), any strides, equal in every axis but one;  axis that one, negative counts from the end
-    Returns: the lengths along axis added, in their dtype, dense; quantized rows join at the last axis too, block after block
+    Args:    a, b one dtype (any), any strides, equal in every axis but one;  axis that one, negative: from the end
+    Returns: the lengths along axis added, in their dtype, dense; quantized rows join at the last axis too
     Raises:  GraphError if dtypes, ranks or other axes differ
     """
     require(a.dtype is b.dtype, f"[concat] a is {describe(a)} and b {describe(b)}; cast one to the other's dtype")

@@ -1,4 +1,4 @@
-"""Arithmetic element by element: two tensors with broadcasting, or one tensor and numbers. All of it is done in float32."""
+"""Arithmetic element by element, in float32: on two tensors with broadcasting, or on one tensor and numbers."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def fill(x: Tensor, *, value: float) -> Meta:
         limits = np.iinfo(x.dtype.numpy)
         require(
             value == int(value) and limits.min <= value <= limits.max,
-            f"[fill] {x.dtype.name} holds whole numbers from {limits.min} to {limits.max}, got {value}; choose a float dtype",
+            f"[fill] {x.dtype.name} holds whole numbers {limits.min} to {limits.max}, got {value}; use a float dtype",
         )
     return like(x)
 

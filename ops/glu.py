@@ -57,7 +57,10 @@ def reglu(gate: Tensor, up: Tensor | None = None) -> Meta:
 def _gated(name: str, gate: Tensor, up: Tensor | None) -> Meta:
     require_float(name, gate=gate, up=up)
     if up is not None:
-        require(gate.shape == up.shape, f"[{name}] gate {describe(gate)} and up {describe(up)} differ in shape; reshape one of them")
+        require(
+            gate.shape == up.shape,
+            f"[{name}] gate {describe(gate)} and up {describe(up)} differ in shape; reshape one of them",
+        )
         return like(gate)
     require(
         gate.rank >= 1 and gate.shape[-1] % 2 == 0,

@@ -10,7 +10,7 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
-from graphrt.ops.checks import broadcast, describe, require_rank, require_values
+from graphrt.ops.checks import broadcast, describe, present, require_rank, require_values
 from graphrt.tensor import Shape, Tensor
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def mul_mat(w: Tensor, x: Tensor) -> Meta:
     batch = _batch("mul_mat", w, x)
     require(
         w.shape[-1] == x.shape[-1],
-        f"[mul_mat] the last axes of w {describe(w)} and x {describe(x)} must agree; for y = x · w use mul_mat_transposed",
+        f"[mul_mat] the last axes of w {describe(w)} and x {describe(x)} must agree; "
+        f"for y = x · w use mul_mat_transposed",
     )
     return Meta(dtypes.f32, (*batch, x.shape[-2], w.shape[-2]))
 
@@ -43,9 +44,9 @@ def _(w: Array, x: Array) -> Array:
 
 @op(tolerance=5e-4)
 def mul_mat_transposed(w: Tensor, x: Tensor) -> Meta:
-    """Multiply rows by a matrix from its other side: y = x · w, y[..., n, k] = sum over m of x[..., n, m] · w[..., m, k].
+    """Multiply rows by a matrix, not transposed: y = x · w, y[..., n, k] = sum over m of x[..., n, m] · w[..., m, k].
 
-    A weight stored for mul_mat serves its transpose too, without a transposed copy (quantized blocks cannot be transposed).
+    A weight stored for mul_mat serves its transpose too: quantized blocks cannot be transposed, and need no copy here.
 
     Args:    w [B..., M, K] floats or quantized, any strides;  x [B..., N, M] floats or quantized, any strides;
              the batch axes broadcast both ways
@@ -55,7 +56,8 @@ def mul_mat_transposed(w: Tensor, x: Tensor) -> Meta:
     batch = _batch("mul_mat_transposed", w, x)
     require(
         w.shape[-2] == x.shape[-1],
-        f"[mul_mat_transposed] the last axis of x {describe(x)} must be the second to last of w {describe(w)}; for y = x · wᵀ use mul_mat",
+        f"[mul_mat_transposed] the last axis of x {describe(x)} must be the second to last of w {describe(w)}; "
+        f"for y = x · wᵀ use mul_mat",
     )
     return Meta(dtypes.f32, (*batch, x.shape[-2], w.shape[-1]))
 
@@ -73,8 +75,7 @@ def _batch(name: str, w: Tensor, x: Tensor) -> Shape:
 
 
 def _cost(node: Tensor) -> Cost:
-    w, x = node.srcs
-    assert w is not None and x is not None
+    w, x = present(node)
     rows = x.shape[-2]
     products = prod(node.shape[:-2]) * rows * w.shape[-2] * w.shape[-1]
     return Cost(flops=2 * products, nbytes=w.nbytes + x.nbytes + node.nbytes, batch=rows)

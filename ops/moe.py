@@ -1,4 +1,4 @@
-"""Mixtures of experts: each token goes through the few experts that its ids name. T tokens, E experts, U used by each token."""
+"""Mixtures of experts: a token goes through the few experts that its ids name. T tokens, E experts, U used by each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
-from graphrt.ops.checks import checked_ids, describe, require_dtype, require_float, require_values, rounded
+from graphrt.ops.checks import checked_ids, describe, present, require_dtype, require_float, require_values, rounded
 from graphrt.ops.matmul import VALUES
 from graphrt.tensor import Tensor
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def mul_mat_id(w: Tensor, x: Tensor, ids: Tensor) -> Meta:
     """Multiply each token by the matrices of its experts: y[t, u, :] = w[ids[t, u]] · x[t, u, :].
 
-    Args:    w [E, M, K] floats or quantized, any strides;  x [T, U, K] floats or quantized, any strides, or [T, 1, K]: one row for
-             all experts of a token;  ids [T, U] i32, in 0..E-1
+    Args:    w [E, M, K] floats or quantized, any strides;  x [T, U, K] floats or quantized, any strides, or [T, 1, K]:
+             one row for all experts of a token;  ids [T, U] i32, in 0..E-1
     Returns: [T, U, M] f32; products of quantized or 16-bit operands may be taken at their precision, sums in f32
     Raises:  GraphError if shapes do not fit, and at run time if an id is outside w
     """
@@ -30,7 +30,8 @@ def mul_mat_id(w: Tensor, x: Tensor, ids: Tensor) -> Meta:
     require_dtype("mul_mat_id", "ids", ids, (dtypes.i32,))
     require(
         w.rank == 3 and x.rank == 3 and ids.rank == 2,
-        f"[mul_mat_id] needs w [E, M, K], x [T, U, K] or [T, 1, K], and ids [T, U], got {describe(w)}, {describe(x)} and {describe(ids)}",
+        f"[mul_mat_id] needs w [E, M, K], x [T, U, K] or [T, 1, K], and ids [T, U], got {describe(w)}, {describe(x)} "
+        f"and {describe(ids)}; reshape them",
     )
     require(
         w.shape[2] == x.shape[2] and x.shape[0] == ids.shape[0] and x.shape[1] in (1, ids.shape[1]),
@@ -53,12 +54,13 @@ def _(w: Array, x: Array, ids: Array) -> Array:
 
 @mul_mat_id.cost
 def _(node: Tensor) -> Cost:
-    w, x, ids = node.srcs
-    assert w is not None and x is not None and ids is not None
+    w, x, ids = present(node)
     experts, rows, width = w.shape
     # Only the experts that are used are read; distinct ids are the worst case.
     read = min(experts, ids.size) * rows * w.dtype.row_bytes(width)
-    return Cost(flops=2 * ids.size * rows * width, nbytes=read + x.nbytes + ids.nbytes + node.nbytes, batch=ids.shape[0])
+    return Cost(
+        flops=2 * ids.size * rows * width, nbytes=read + x.nbytes + ids.nbytes + node.nbytes, batch=ids.shape[0]
+    )
 
 
 @mul_mat_id.cases

@@ -28,7 +28,10 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> M
     require_float("rms_norm", x=x, weight=weight)
     require_rank("rms_norm", "x", x, 1, "[..., D]")
     if weight is not None:
-        require(weight.shape == x.shape[-1:], f"[rms_norm] weight {describe(weight)} must be [D], the last axis of x {describe(x)}")
+        require(
+            weight.shape == x.shape[-1:],
+            f"[rms_norm] weight {describe(weight)} must be [D], the last axis of x {describe(x)}",
+        )
     require(eps >= 0, f"[rms_norm] eps must not be negative, got {eps}; 1e-6 is usual")
     return like(x)
 

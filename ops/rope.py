@@ -10,7 +10,7 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
-from graphrt.ops.checks import describe, like, require_dtype, require_float, rounded
+from graphrt.ops.checks import describe, like, present, require_dtype, require_float, rounded
 from graphrt.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ def rope(
     original_context: int = 0,
     magnitude: float = 1.0,
 ) -> Meta:
-    """Rotate pairs of elements by angles that grow with the position: (a, b) -> (a cos - b sin, a sin + b cos) · magnitude.
+    """Turn pairs of elements, the more the later the position: (a, b) -> magnitude · (a cos - b sin, a sin + b cos).
 
     Pair i of token t turns by positions[t] · frequencies(...)[i] / freq_factors[i]; see `frequencies` for the formula.
 
     Args:    x [..., T, H, D] f32|f16|bf16, any strides;  positions [T] i32;  freq_factors [dims/2] f32, 1 where absent;
-             mode "normal": pairs (2i, 2i+1), "neox": pairs (i, i + dims/2);  dims rotated ones of D, 0: all; the rest is copied;
-             base of the frequencies;  freq_scale on positions, 1/factor of the longer context;  ext_factor of YaRN's ramp, 0: none;
-             beta_fast, beta_slow where the ramp ends, in turns over original_context tokens;
-             magnitude on cosine and sine (YaRN's attention factor is given here: nothing is multiplied in silence)
+             mode "normal": pairs (2i, 2i+1), "neox": pairs (i, i + dims/2);  dims rotated ones of D, 0: all;
+             base of the frequencies;  freq_scale on positions, 1/factor of the longer context;
+             ext_factor of YaRN's ramp, 0: none;  beta_fast, beta_slow where the ramp ends, in turns over
+             original_context tokens;  magnitude on cosine and sine (YaRN's factor is given here: none is hidden)
     Returns: [..., T, H, D] in x's dtype; angles are exact to f32 at any position
     Raises:  GraphError if shapes do not fit, dims is odd or exceeds D, or a parameter is out of range
     Source:  Su et al. 2021, arXiv:2104.09864; Peng et al. 2023 (YaRN), arXiv:2309.00071
@@ -62,14 +62,14 @@ def rope(
         require_dtype("rope", "freq_factors", freq_factors, (dtypes.f32,))
         require(
             freq_factors.shape == (rotated // 2,),
-            f"[rope] freq_factors {describe(freq_factors)} must be [{rotated // 2}]: one for each of {rotated} / 2 pairs",
+            f"[rope] freq_factors {describe(freq_factors)} must be [{rotated // 2}]: one for each pair of {rotated}",
         )
     require(mode in ("normal", "neox"), f'[rope] mode must be "normal" or "neox", got {mode!r}')
     require(base > 0 and freq_scale > 0, f"[rope] base and freq_scale must be positive, got {base} and {freq_scale}")
     require(
         ext_factor == 0 or (original_context > 0 and base > 1 and beta_fast >= beta_slow > 0),
-        f"[rope] YaRN (ext_factor {ext_factor}) needs original_context > 0, base > 1 and beta_fast >= beta_slow > 0, got "
-        f"{original_context}, {base}, {beta_fast} and {beta_slow}",
+        f"[rope] YaRN (ext_factor {ext_factor}) needs original_context > 0, base > 1 and beta_fast >= beta_slow > 0, "
+        f"got {original_context}, {base}, {beta_fast} and {beta_slow}",
     )
     return like(x)
 
@@ -84,7 +84,7 @@ def frequencies(
     beta_slow: float = 1.0,
     original_context: int = 0,
 ) -> Array:
-    """The angle of each pair at position 1: theta_i · (freq_scale · (1 - ramp_i) + ramp_i), theta_i = base^(-2i / dims).
+    """The angle of each pair at position 1: theta_i · (freq_scale · (1 - ramp_i) + ramp_i), theta_i = base^(-2i/dims).
 
     ramp_i falls from ext_factor (fast pairs keep their speed) to 0 (slow pairs are scaled) between the two pairs that
     make beta_fast and beta_slow turns over original_context tokens; without ext_factor all pairs are scaled.
@@ -142,8 +142,7 @@ def _pairs(mode: str, dims: int) -> tuple[slice, slice]:
 
 @rope.cost
 def _(node: Tensor) -> Cost:
-    x, positions, _ = node.srcs
-    assert x is not None and positions is not None
+    x, positions = present(node)[:2]
     return Cost(flops=3 * node.size, nbytes=x.nbytes + positions.nbytes + node.nbytes, batch=node.shape[-3])
 
 

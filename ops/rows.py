@@ -15,6 +15,7 @@ from graphrt.ops.checks import (
     checked_ids,
     describe,
     like,
+    present,
     require_dtype,
     require_float,
     require_rank,
@@ -44,7 +45,8 @@ def get_rows(x: Tensor, ids: Tensor) -> Meta:
     require_rank("get_rows", "x", x, 2, "[B..., R, D]")
     require(
         ids.rank >= 1 and x.shape[:-2] == ids.shape[:-1],
-        f"[get_rows] x {describe(x)} is [B..., R, D] and ids {describe(ids)} [B..., K]: their batch axes must agree; reshape or repeat one",
+        f"[get_rows] x {describe(x)} is [B..., R, D] and ids {describe(ids)} [B..., K]: their batch axes must agree; "
+        f"reshape or repeat one of them",
     )
     return Meta(x.dtype if x.dtype.is_integer else dtypes.f32, (*ids.shape, x.shape[-1]))
 
@@ -57,8 +59,7 @@ def _(x: Array, ids: Array) -> Array:
 
 @get_rows.cost
 def _(node: Tensor) -> Cost:
-    x, ids = node.srcs
-    assert x is not None and ids is not None
+    x, ids = present(node)
     # Never worth moving x to another device: ggml counts no batch either.
     return Cost(flops=0, nbytes=ids.size * x.dtype.row_bytes(x.shape[-1]) + ids.nbytes + node.nbytes, batch=0)
 
@@ -75,10 +76,10 @@ def set_rows(target: Tensor, rows: Tensor, ids: Tensor) -> Meta:
     """Write rows by number: target[..., ids[..., k], :] = rows[..., k, :], cast or quantized to target's dtype.
 
     Args:    target [B..., R, D] floats or quantized, writable memory (a state or a node), any strides without repeats;
-             rows [B..., K, D] f32|f16|bf16;  ids [B..., K] i32|i64, in 0..R-1, no number twice (of two rows with one number either
-             may stay); the batch axes of rows and ids broadcast to target's
+             rows [B..., K, D] f32|f16|bf16;  ids [B..., K] i32|i64, in 0..R-1, no number twice (of two rows with one
+             number either may stay); the batch axes of rows and ids broadcast to target's
     Returns: target, as later nodes must read it
-    Raises:  GraphError if shapes do not fit or target's dtype cannot be written, and at run time if an id is outside target
+    Raises:  GraphError if shapes do not fit or target's dtype cannot be written; at run time if an id is outside target
     """
     require_dtype("set_rows", "ids", ids, IDS)
     require_float("set_rows", rows=rows)
@@ -87,13 +88,14 @@ def set_rows(target: Tensor, rows: Tensor, ids: Tensor) -> Meta:
     require_rank("set_rows", "target", target, 2, "[B..., R, D]")
     require(
         rows.rank >= 2 and ids.rank >= 1 and rows.shape[-1] == target.shape[-1] and rows.shape[-2] == ids.shape[-1],
-        f"[set_rows] target {describe(target)} is [B..., R, D], rows {describe(rows)} must be [B..., K, D] and ids {describe(ids)} [B..., K]",
+        f"[set_rows] target {describe(target)} is [B..., R, D], rows {describe(rows)} must be [B..., K, D] "
+        f"and ids {describe(ids)} [B..., K]; reshape them",
     )
     batch = target.shape[:-2]
     for argument, given in (("rows", rows.shape[:-2]), ("ids", ids.shape[:-1])):
         require(
             broadcast("set_rows", batch, given, f"batch axes of target and {argument} ") == batch,
-            f"[set_rows] the batch axes {list(given)} of {argument} must broadcast to {list(batch)} of target, not beyond",
+            f"[set_rows] the batch axes {list(given)} of {argument} must broadcast to target's {list(batch)}",
         )
     return Meta(target.dtype, target.shape, target.strides)
 
@@ -111,8 +113,7 @@ def _(target: Array, rows: Array, ids: Array) -> Array:
 
 @set_rows.cost
 def _(node: Tensor) -> Cost:
-    target, rows, ids = node.srcs
-    assert target is not None and rows is not None and ids is not None
+    target, rows, ids = present(node)
     count = ids.size
     written = count * target.dtype.row_bytes(target.shape[-1])
     return Cost(flops=rows.size, nbytes=rows.nbytes + ids.nbytes + written, batch=count)
@@ -133,7 +134,8 @@ def _(draw: Draw) -> Tensor:
 def add_id(x: Tensor, bias: Tensor, ids: Tensor) -> Meta:
     """Add to each row the bias of its expert: y[t, u, :] = x[t, u, :] + bias[ids[t, u], :].
 
-    Args:    x [T, U, D] f32|f16|bf16, T tokens with U experts each;  bias [E, D] f32|f16|bf16;  ids [T, U] i32|i64, in 0..E-1
+    Args:    x [T, U, D] f32|f16|bf16, T tokens with U experts each;  bias [E, D] f32|f16|bf16;
+             ids [T, U] i32|i64, in 0..E-1
     Returns: [T, U, D] in x's dtype; the sum is taken in f32
     Raises:  GraphError if shapes do not fit, and at run time if an id is outside bias
     """
@@ -141,7 +143,8 @@ def add_id(x: Tensor, bias: Tensor, ids: Tensor) -> Meta:
     require_dtype("add_id", "ids", ids, IDS)
     require(
         x.rank == 3 and bias.rank == 2 and bias.shape[1] == x.shape[2] and ids.shape == x.shape[:2],
-        f"[add_id] needs x [T, U, D], bias [E, D] and ids [T, U], got {describe(x)}, {describe(bias)} and {describe(ids)}",
+        f"[add_id] needs x [T, U, D], bias [E, D] and ids [T, U], got {describe(x)}, {describe(bias)} and "
+        f"{describe(ids)}; reshape them",
     )
     return like(x)
 

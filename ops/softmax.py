@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @op(inplace=["x"], tolerance=1e-6)
 def soft_max(x: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None, *, scale: float = 1.0) -> Meta:
-    """Turn each row into a distribution: y = exp(z - m) / (sum(exp(z - m)) + exp(sink - m)), z = scale · x + mask, m = max(z, sink).
+    """Turn each row into a distribution: y = exp(z) / (sum(exp(z)) + exp(sink)), z = scale · x + mask.
 
     Args:    x [..., N] f32|f16|bf16, any strides;  mask floats that broadcast to x, -inf hides an element;
              sinks [H] floats, one logit for each head of x [..., H, T, N], which takes its share and is then dropped
@@ -52,7 +52,7 @@ def _(x: Array, mask: Array | None, sinks: Array | None, *, scale: float) -> Arr
 
 
 def softmax_of(logits: Array, sink: Array | None = None) -> Array:
-    """The distribution over the last axis; `sink` (broadcast to [..., 1]) joins the denominator; rows of -inf give zeros."""
+    """The distribution over the last axis; a sink [..., 1] joins the denominator; rows of -inf give zeros."""
     highest = np.max(logits, axis=-1, keepdims=True)
     if sink is not None:
         highest = np.maximum(highest, sink)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @op(tolerance=0.0)
 def argsort(x: Tensor, *, descending: bool = False) -> Meta:
-    """Find the order that sorts each row: x[y[0]] <= x[y[1]] <= ..., of equal elements the one with the lower index first.
+    """Find the order that sorts each row: x[y[0]] <= x[y[1]] <= ...; of equal elements the lower index comes first.
 
     Args:    x [..., N] f32|f16|bf16, any strides, NaN lowest;  descending: largest first, ties still by the lower index
     Returns: [..., N] i32, indices within the row
@@ -57,7 +57,10 @@ def top_k(x: Tensor, *, k: int) -> Meta:
     """
     require_float("top_k", x=x)
     require_rank("top_k", "x", x, 1, "[..., N]")
-    require(1 <= k <= x.shape[-1], f"[top_k] k must be between 1 and the {x.shape[-1]} elements of a row of {describe(x)}, got {k}")
+    require(
+        1 <= k <= x.shape[-1],
+        f"[top_k] k must be between 1 and the {x.shape[-1]} elements of a row of {describe(x)}, got {k}",
+    )
     return Meta(dtypes.i32, (*x.shape[:-1], k))
 
 

@@ -25,9 +25,12 @@ def view(x: Tensor, *, shape: Shape, strides: Shape, offset: int = 0) -> Meta:
     Args:    x any dtype and strides;  shape in elements;  strides in bytes, one for each axis, along the last axis of a
              quantized dtype the bytes from block to block;  offset in bytes from x's first element
     Returns: shape, in x's dtype, over x's memory
-    Raises:  GraphError if a stride or the offset is negative or cuts an element or block, or if the view leaves x's memory
+    Raises:  GraphError if a stride or the offset is negative or cuts an element or block, or the view leaves x's memory
     """
-    require(len(strides) == len(shape), f"[view] shape {list(shape)} and strides {list(strides)} differ in length; give one each")
+    require(
+        len(strides) == len(shape),
+        f"[view] shape {list(shape)} and strides {list(strides)} differ in length; give one each",
+    )
     steps = [offset, *(stride for stride, length in zip(strides, shape, strict=True) if length > 1)]
     require(
         all(step % x.dtype.nbytes == 0 for step in steps),
@@ -75,12 +78,12 @@ def reshape(x: Tensor, *, shape: Shape) -> Meta:
     if -1 in shape:
         require(
             known > 0 and x.size % known == 0,
-            f"[reshape] {x.size} elements of {describe(x)} do not divide over {list(shape)}; give a length in place of -1",
+            f"[reshape] {x.size} elements of {describe(x)} do not divide over {list(shape)}; give a length, not -1",
         )
         shape = tuple(x.size // known if length == -1 else length for length in shape)
     require(
         prod(shape) == x.size,
-        f"[reshape] {describe(x)} has {x.size} elements, the shape {list(shape)} {prod(shape)}; give one with as many, or a -1",
+        f"[reshape] {describe(x)} has {x.size} elements, the shape {list(shape)} {prod(shape)}; give one with as many",
     )
     return Meta(x.dtype, shape, dense_strides(shape, x.dtype))
 
@@ -105,7 +108,7 @@ def permute(x: Tensor, *, axes: Shape) -> Meta:
 
     ggml's permute counts the other way (it says where each axis goes): this is its inverse.
 
-    Args:    x any strides, the last axis of a quantized dtype stays last;  axes each axis once, negative ones count from the end
+    Args:    x any strides, the last axis of a quantized dtype stays last;  axes each axis once, negative: from the end
     Returns: x's lengths in the new order, in x's dtype, over x's memory
     Raises:  GraphError if axes is not an order of x's axes, or moves a quantized last axis
     """
@@ -115,7 +118,8 @@ def permute(x: Tensor, *, axes: Shape) -> Meta:
     )
     require(
         not x.dtype.is_quantized or order[-1] == x.rank - 1,
-        f"[permute] axes {list(axes)} move the last axis of {describe(x)}, along which its blocks lie; cast it to a plain dtype first",
+        f"[permute] axes {list(axes)} move the last axis of {describe(x)}, along which its blocks lie; "
+        f"cast it to a plain dtype first",
     )
     return Meta(x.dtype, tuple(x.shape[axis] for axis in order), tuple(x.strides[axis] for axis in order))
 
@@ -145,7 +149,10 @@ def transpose(x: Tensor) -> Meta:
     Raises:  GraphError if x has fewer than two axes or is quantized
     """
     require(x.rank >= 2, f"[transpose] x must be [..., M, N], got {describe(x)}; add axes with reshape")
-    require(not x.dtype.is_quantized, f"[transpose] the blocks of {describe(x)} lie along the last axis; cast it to a plain dtype first")
+    require(
+        not x.dtype.is_quantized,
+        f"[transpose] the blocks of {describe(x)} lie along the last axis; cast it to a plain dtype first",
+    )
     return Meta(x.dtype, (*x.shape[:-2], x.shape[-1], x.shape[-2]), (*x.strides[:-2], x.strides[-1], x.strides[-2]))
 
 
