@@ -96,7 +96,7 @@ def _byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
         match = _BYTE_TOKEN.fullmatch(vocabulary.tokens[index])
         if match is None:
             raise FormatError(
-                f'[{vocabulary.source}] token {index} "{vocabulary.tokens[index]}" is a byte token, not spelled <0xHH>; '
+                f'[{vocabulary.source}] byte token {index} is spelled "{vocabulary.tokens[index]}", not <0xHH>; '
                 f"convert the model again"
             )
         found[int(match[1], 16)] = index

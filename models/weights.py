@@ -24,14 +24,14 @@ class Weights:
 
         Args:
             name: GGUF name.
-            shape: elements in NumPy order. A file may hold a tensor of three axes as a matrix whose rows are the first two.
+            shape: elements in NumPy order. A file may hold three axes as a matrix: the first two are its rows.
         Raises: FormatError if it is missing, of another shape, or of a type that graphrt cannot read.
         """
         found = self.find(name, shape)
         if found is None:
             raise FormatError(
-                f'[{self.file.path.name}] no tensor "{name}" {shape}; the file is incomplete, or of another architecture '
-                f"than {self.file.architecture}: convert the model again"
+                f'[{self.file.path.name}] no tensor "{name}" {shape}; the file is incomplete, or not of architecture '
+                f"{self.file.architecture}: convert the model again"
             )
         return found
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 from graphrt.errors import FormatError
+from graphrt.models.hyperparameters import yarn_magnitude
 
 Config = dict[str, Any]
 
@@ -74,3 +76,19 @@ def required(config: Config, name: str) -> Any:
             f'[config.json] "{name}" is missing; is this the folder of a {config.get("model_type")} model?'
         )
     return found
+
+
+def yarn_rotation(rope: Rope) -> float:
+    """The magnitude that transformers gives the rotation: mscale against mscale_all_dim, or YaRN's own."""
+    factor = rope.number("factor")
+    if explicit := rope.values.get("attention_factor"):
+        return float(explicit)
+    own, everywhere = rope.values.get("mscale"), rope.values.get("mscale_all_dim")
+    if own and everywhere:
+        return yarn_magnitude(factor, own) / yarn_magnitude(factor, everywhere)
+    return yarn_magnitude(factor)
+
+
+def attention_factor(architecture: str, magnitude: float) -> dict[str, Any]:
+    """The key that multiplies the rotation's magnitude, left out where it is 1."""
+    return {} if isclose(magnitude, 1.0) else {f"{architecture}.rope.scaling.attn_factor": magnitude}

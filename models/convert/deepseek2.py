@@ -6,6 +6,7 @@ Legend of dimensions: V vocabulary, D model, H heads, R rank of the latent, N pa
 
 from __future__ import annotations
 
+from math import isclose, log
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,16 @@ import numpy as np
 from graphrt.dtypes import Array
 from graphrt.errors import FormatError
 from graphrt.models.convert.checkpoint import Checkpoint
-from graphrt.models.convert.config import Config, required, rope_metadata, rope_of
+from graphrt.models.convert.config import (
+    Config,
+    attention_factor,
+    required,
+    rope_metadata,
+    rope_of,
+    yarn_rotation,
+)
 from graphrt.models.convert.weights import Weight, changed, copied, experts, feed_forward
+from graphrt.models.hyperparameters import GROUP_SCORE_KEY, yarn_magnitude
 
 ARCHITECTURE = "deepseek2"
 SOFTMAX, SIGMOID = 1, 2
@@ -75,8 +84,7 @@ def _expert_metadata(config: Config) -> dict[str, Any]:
         found |= {
             "deepseek2.expert_group_count": groups,
             "deepseek2.expert_group_used_count": required(config, "topk_group"),
-            # Not a key of llama.cpp, which knows only the second rule.
-            "graphrt.expert_group_score": "top2_sum" if sigmoid else "max",
+            GROUP_SCORE_KEY: "top2_sum" if sigmoid else "max",
         }
     return found
 
@@ -87,17 +95,23 @@ def _default_scoring(config: Config) -> str:
 
 
 def _yarn_magnitude(config: Config) -> dict[str, Any]:
-    """yarn_log_multiplier, a tenth of mscale_all_dim: it scales the scores, and keeps the rotation's magnitude at 1."""
+    """YaRN's magnitudes, ρ of the rotation and σ² of the scores, in llama.cpp's two numbers.
+
+    transformers: ρ from mscale and mscale_all_dim, σ = g(mscale_all_dim), with g(m) = 1 + 0.1 · m · ln(factor).
+    llama.cpp: ρ = attn_factor, σ = ρ · g(10 · yarn_log_multiplier); where that is 0, ρ = attn_factor · g(1).
+    DeepSeek's own files have mscale = mscale_all_dim: ρ = 1, and the multiplier is a tenth of it.
+    """
     rope = rope_of(config)
-    everywhere = rope.values.get("mscale_all_dim") or 0.0
-    if rope.kind != "yarn" or not everywhere:
+    if rope.kind != "yarn" or rope.number("factor") <= 1:
         return {}
-    if rope.values.get("mscale", everywhere) != everywhere:
-        raise FormatError(
-            f"[config.json] mscale {rope.values['mscale']} and mscale_all_dim {everywhere} differ, GGUF cannot say so; "
-            f"set both to the same number"
-        )
-    return {"deepseek2.rope.scaling.yarn_log_multiplier": 0.1 * float(everywhere)}
+    factor, rotation = rope.number("factor"), yarn_rotation(rope)
+    scores = yarn_magnitude(factor, rope.values.get("mscale_all_dim") or 0.0)
+    if isclose(scores, rotation):
+        return attention_factor(ARCHITECTURE, rotation / yarn_magnitude(factor))
+    return {
+        "deepseek2.rope.scaling.yarn_log_multiplier": (scores / rotation - 1) / log(factor),
+        **attention_factor(ARCHITECTURE, rotation),
+    }
 
 
 def weights(checkpoint: Checkpoint, dialect: str) -> list[Weight]:

@@ -13,8 +13,16 @@ import numpy as np
 
 from graphrt.dtypes import Array
 from graphrt.models.convert.checkpoint import Checkpoint
-from graphrt.models.convert.config import Config, required, rope_metadata, rope_of
+from graphrt.models.convert.config import (
+    Config,
+    attention_factor,
+    required,
+    rope_metadata,
+    rope_of,
+    yarn_rotation,
+)
 from graphrt.models.convert.weights import Weight, changed, copied, experts, feed_forward
+from graphrt.models.hyperparameters import yarn_magnitude
 
 ARCHITECTURE = "llama"
 
@@ -40,6 +48,9 @@ def metadata(config: Config, dialect: str) -> dict[str, Any]:
             "llama.expert_count": _experts(config),
             "llama.expert_used_count": required(config, "num_experts_per_tok"),
         }
+    rope = rope_of(config)
+    if rope.kind == "yarn":
+        found |= attention_factor(ARCHITECTURE, yarn_rotation(rope) / yarn_magnitude(rope.number("factor")))
     return found | rope_metadata(config, ARCHITECTURE)
 
 

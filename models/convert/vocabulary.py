@@ -49,9 +49,7 @@ def vocabulary_metadata(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[st
     elif (checkpoint.folder / "tokenizer.json").is_file():
         tokens = _from_json(checkpoint.json("tokenizer.json"))
     else:
-        return {"tokenizer.ggml.model": "no_vocab"}, [
-            "no tokenizer.json or tokenizer.model: the GGUF has no vocabulary"
-        ]
+        return {"tokenizer.ggml.model": "no_vocab"}, ["no tokenizer.json or tokenizer.model: no vocabulary written"]
     _add_special(checkpoint, tokens)
     size = checkpoint.config.get("vocab_size", 0)
     if len(tokens.spelling) and max(tokens.spelling) >= size:
