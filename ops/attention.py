@@ -103,16 +103,15 @@ def _(
     if y.size == 0 or len(k32) == 0:
         return y
     seen = visible(q_pos, q_seq, cell_pos, cell_seq, window)  # [T, N]
+    v32[~seen.any(axis=0)] = 0.0  # zero weights must hide whatever empty cells hold, infinities too
     group = heads // k32.shape[1]
     for head in range(heads):
         logits = scale * (q32[:, head] @ k32[:, head // group].T).astype(np.float64)  # [T, N]
         if softcap:
             logits = softcap * np.tanh(logits / softcap)
         logits = np.where(seen, logits, -np.inf)
-        sink = None if sinks is None else np.float64(sinks[head])
-        y[:, head] = softmax_of(logits, sink).astype(np.float32) @ np.where(
-            seen.any(0)[:, None], v32[:, head // group], 0.0
-        )
+        sink = None if sinks is None else sinks[head : head + 1].astype(np.float64)
+        y[:, head] = softmax_of(logits, sink).astype(np.float32) @ v32[:, head // group]
     return y
 
 
@@ -120,8 +119,10 @@ def visible(q_pos: Array, q_seq: Array, cell_pos: Array, cell_seq: Array, window
     """Which cells each query sees, as booleans [T, N]."""
     distance = q_pos.astype(np.int64)[:, None] - cell_pos.astype(np.int64)
     same_sequence = (cell_seq >> q_seq.astype(np.int64)[:, None]) & 1 == 1
-    seen = (cell_pos >= 0) & same_sequence & (distance >= 0)
-    return seen & (distance < window) if window else seen
+    seen: Array = (cell_pos >= 0) & same_sequence & (distance >= 0)
+    if window:
+        seen = seen & (distance < window)
+    return seen
 
 
 @attention.cost

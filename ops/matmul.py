@@ -5,8 +5,6 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
@@ -39,7 +37,8 @@ def mul_mat(w: Tensor, x: Tensor) -> Meta:
 
 @mul_mat.reference
 def _(w: Array, x: Array) -> Array:
-    return np.matmul(dtypes.to_f32(x), dtypes.to_f32(w).swapaxes(-1, -2))
+    y: Array = dtypes.to_f32(x) @ dtypes.to_f32(w).swapaxes(-1, -2)
+    return y
 
 
 @op(tolerance=5e-4)
@@ -64,7 +63,8 @@ def mul_mat_transposed(w: Tensor, x: Tensor) -> Meta:
 
 @mul_mat_transposed.reference
 def _(w: Array, x: Array) -> Array:
-    return np.matmul(dtypes.to_f32(x), dtypes.to_f32(w))
+    y: Array = dtypes.to_f32(x) @ dtypes.to_f32(w)
+    return y
 
 
 def _batch(name: str, w: Tensor, x: Tensor) -> Shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import ceil, floor, log, pi
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -116,7 +116,7 @@ def _(
     mode: str,
     dims: int,
     magnitude: float,
-    **spectrum: float,
+    **spectrum: Any,
 ) -> Array:
     dims = dims or x.shape[-1]
     if dims == 0 or x.size == 0:

@@ -61,7 +61,8 @@ def softmax_of(logits: Array, sink: Array | None = None) -> Array:
     total = np.sum(powers, axis=-1, keepdims=True)
     if sink is not None:
         total = total + np.exp(sink - highest)
-    return powers / np.where(total == 0.0, 1.0, total)
+    distribution: Array = powers / np.where(total == 0.0, 1.0, total)
+    return distribution
 
 
 @soft_max.cases
@@ -89,7 +90,7 @@ def sum_rows(x: Tensor) -> Meta:
 
 @sum_rows.reference
 def _(x: Array) -> Array:
-    return rounded(np.sum(x, axis=-1, keepdims=True, dtype=np.float64), dtypes.of(x))
+    return rounded(x.astype(np.float64).sum(axis=-1, keepdims=True), dtypes.of(x))
 
 
 @sum_rows.cases

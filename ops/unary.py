@@ -134,7 +134,8 @@ def silu_of(x: Array) -> Array:
 
 
 def gelu_of(x: Array) -> Array:
-    return 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))
+    bell = np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))
+    return 0.5 * x * (1.0 + bell)
 
 
 def relu_of(x: Array) -> Array:
