@@ -1,0 +1,237 @@
+"""The parts that all decoder models share: inputs, norms, rotation, attention, feed-forward, experts, layers.
+
+T tokens, R rows whose logits are asked for, C cells of the cache, of which attention looks at N, D model width,
+V vocabulary, F hidden width, H heads, G key/value heads, W width of a head, E experts, U experts used.
+Weights are [out, in], as mul_mat(w, x) = x·wᵀ takes them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from graphrt import Graph, input, ops
+from graphrt.models.hyperparameters import RopeParameters
+from graphrt.models.kv_cache import KVCache
+from graphrt.models.routing import Routing
+from graphrt.models.weights import Weights
+from graphrt.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class UBatch:
+    """The tokens that one graph runs: its inputs, and the cache that it writes and reads."""
+
+    cache: KVCache
+    tokens: Tensor  # [T] i32
+    positions: Tensor  # [T] i32
+    sequences: Tensor  # [T] i32
+    cells: Tensor  # [T] i64: the cell that each token is written to
+    cell_positions: Tensor  # [N] i32
+    cell_sequences: Tensor  # [N] i64
+    rows: Tensor | None  # [R] i32: the tokens whose logits are asked for; None: all
+    written: list[Tensor] = field(default_factory=list)  # the cache's parts after their writes, in order of the layers
+
+    @classmethod
+    def make(cls, cache: KVCache, tokens: int, rows: int, cells: int) -> UBatch:
+        """Inputs of a graph for T = tokens, R = rows, N = cells."""
+        return cls(
+            cache=cache,
+            tokens=input("inp_tokens", (tokens,), "i32"),
+            positions=input("inp_pos", (tokens,), "i32"),
+            sequences=input("inp_seq", (tokens,), "i32"),
+            cells=input("inp_cells", (tokens,), "i64"),
+            cell_positions=input("inp_cell_pos", (cells,), "i32"),
+            cell_sequences=input("inp_cell_seq", (cells,), "i64"),
+            rows=None if rows == tokens else input("inp_out_ids", (rows,), "i32"),
+        )
+
+    def keep_rows(self, x: Tensor) -> Tensor:
+        """The rows of x [T, D] whose logits are asked for: [R, D]."""
+        return x if self.rows is None else ops.get_rows(x, self.rows)
+
+    def write(self, layer: int, part: str, rows: Tensor) -> Tensor:
+        """Write rows [T, G, W] to the tokens' cells; returns that part of the cache as it is then: [N, G, W]."""
+        after = self.cache.write(layer, part, rows, self.cells)  # [C, G, W]
+        self.written.append(after)
+        return after[: self.cell_positions.shape[0]].named(f"cache_{part}_seen-{layer}")  # [N, G, W]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """Attention of each token to the cells that it may see.
+
+        Args: q [T, H, Dk], k [N, G, Dk], v [N, G, Dv].
+        Returns: [T, H, Dv] f32.
+        """
+        where = (self.positions, self.sequences, self.cell_positions, self.cell_sequences)
+        return ops.attention(q, k, v, *where, scale=scale)
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """y = x / sqrt(mean(x²) + eps) · weight."""
+
+    weight: Tensor  # [D]
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, eps=self.eps)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotation of pairs (2i, 2i+1) of each head by angles that grow with the position."""
+
+    parameters: RopeParameters
+    freq_factors: Tensor | None = None  # [dims / 2], that the frequencies are divided by
+
+    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [T, H, W] -> [T, H, W], the first `dims` of W rotated."""
+        rope = self.parameters
+        return ops.rope(
+            x,
+            positions,
+            self.freq_factors,
+            mode="normal",
+            dims=rope.dims,
+            base=rope.base,
+            freq_scale=rope.freq_scale,
+            ext_factor=rope.ext_factor,
+            beta_fast=rope.beta_fast,
+            beta_slow=rope.beta_slow,
+            original_context=rope.original_context,
+            magnitude=rope.magnitude,
+        )
+
+
+class Attention(ABC):
+    """The attention of one layer."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, batch: UBatch) -> Tensor:
+        """x [T, D] -> [T, D]; writes the batch to the cache."""
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """down(silu(gate(x)) · up(x))."""
+
+    gate: Tensor  # [F, D]
+    up: Tensor  # [F, D]
+    down: Tensor  # [D, F]
+
+    @classmethod
+    def load(cls, weights: Weights, layer: int, width: int, hidden: int, kind: str = "") -> FeedForward:
+        """The weights `blk.{layer}.ffn_*{kind}.weight`; `kind` is "_shexp" for shared experts."""
+        block = f"blk.{layer}.ffn"
+        return cls(
+            gate=weights.take(f"{block}_gate{kind}.weight", (hidden, width)),
+            up=weights.take(f"{block}_up{kind}.weight", (hidden, width)),
+            down=weights.take(f"{block}_down{kind}.weight", (width, hidden)),
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate = ops.mul_mat(self.gate, x)  # [T, F]
+        up = ops.mul_mat(self.up, x)  # [T, F]
+        return ops.mul_mat(self.down, ops.swiglu(gate, up))  # [T, D]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts: the router sends each token through its best U experts; shared experts see every token."""
+
+    layer: int
+    routing: Routing
+    router: Tensor  # [E, D]
+    bias: Tensor | None  # [E], for the choice only
+    gate: Tensor | None  # [E, F, D]; None where up holds both, the gate first
+    up: Tensor  # [E, F, D], or [E, 2F, D]
+    down: Tensor  # [E, D, F]
+    shared: FeedForward | None
+
+    @classmethod
+    def load(
+        cls, weights: Weights, layer: int, routing: Routing, width: int, hidden: int, shared_hidden: int = 0
+    ) -> Experts:
+        """The weights `blk.{layer}.ffn_*`; the gate and up weights of the experts may be one tensor."""
+        block, experts = f"blk.{layer}", routing.experts
+        both = weights.find(f"{block}.ffn_gate_up_exps.weight", (experts, 2 * hidden, width))
+        gate = None if both else weights.take(f"{block}.ffn_gate_exps.weight", (experts, hidden, width))
+        return cls(
+            layer=layer,
+            routing=routing,
+            router=weights.take(f"{block}.ffn_gate_inp.weight", (experts, width)),
+            bias=weights.find(f"{block}.exp_probs_b.bias", (experts,)),
+            gate=gate,
+            up=both or weights.take(f"{block}.ffn_up_exps.weight", (experts, hidden, width)),
+            down=weights.take(f"{block}.ffn_down_exps.weight", (experts, width, hidden)),
+            shared=FeedForward.load(weights, layer, width, shared_hidden, "_shexp") if shared_hidden else None,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        layer, (tokens, width) = self.layer, x.shape
+        logits = ops.mul_mat(self.router, x).named(f"ffn_moe_logits-{layer}")  # [T, E]
+        ids, shares = self.routing(logits, self.bias, layer)  # [T, U] i32, [T, U]
+        each = x.reshape(tokens, 1, width)  # [T, 1, D]
+        up = ops.mul_mat_id(self.up, each, ids).named(f"ffn_moe_up-{layer}")  # [T, U, F] or [T, U, 2F]
+        if self.gate is None:
+            hidden = ops.swiglu(up)  # [T, U, F]
+        else:
+            gate = ops.mul_mat_id(self.gate, each, ids).named(f"ffn_moe_gate-{layer}")  # [T, U, F]
+            hidden = ops.swiglu(gate, up)  # [T, U, F]
+        down = ops.mul_mat_id(self.down, hidden, ids).named(f"ffn_moe_down-{layer}")  # [T, U, D]
+        out = ops.weighted_sum(down, shares).named(f"ffn_moe_out-{layer}")  # [T, D]
+        if self.shared is not None:
+            out = ops.add(out, self.shared(x).named(f"ffn_shexp-{layer}"))  # [T, D]
+        return out
+
+
+@dataclass(frozen=True)
+class Layer:
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    attention_norm: RMSNorm
+    attention: Attention
+    ffn_norm: RMSNorm
+    ffn: FeedForward | Experts
+
+    def __call__(self, x: Tensor, number: int, batch: UBatch, last: bool) -> Tensor:
+        """x [T, D] -> [T, D]; of the last layer, after attention, only the rows asked for: [R, D]."""
+        normed = self.attention_norm(x).named(f"attn_norm-{number}")  # [T, D]
+        attended = self.attention(normed, batch).named(f"attn_out-{number}")  # [T, D]
+        if last:
+            x, attended = batch.keep_rows(x), batch.keep_rows(attended)  # [R, D], [R, D]
+        x = ops.add(x, attended).named(f"ffn_inp-{number}")
+        normed = self.ffn_norm(x).named(f"ffn_norm-{number}")
+        hidden = self.ffn(normed).named(f"ffn_out-{number}")
+        return ops.add(x, hidden).named(f"l_out-{number}")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A whole model: embedding, layers, norm, output."""
+
+    embedding: Tensor  # [V, D]
+    layers: Sequence[Layer]
+    output_norm: RMSNorm
+    output: Tensor  # [V, D]; the embedding again where the two are tied
+    cache_layout: Mapping[str, tuple[int, int]]  # the parts of a cell: name -> (heads, width)
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.embedding.shape[0]
+
+    def graph(self, batch: UBatch) -> Graph:
+        """The graph of one ubatch: its output is [R, V] f32 logits, or, where R is 0, the written cache alone."""
+        x = ops.get_rows(self.embedding, batch.tokens).named("inp_embd")  # [T, D]
+        for number, layer in enumerate(self.layers):
+            x = layer(x, number, batch, last=number == len(self.layers) - 1)  # [T, D]; [R, D] after the last
+        if x.shape[0] == 0:
+            return Graph(batch.written)
+        x = self.output_norm(x).named("result_norm")  # [R, D]
+        return Graph(ops.mul_mat(self.output, x).named("result_output"))  # [R, V]
+
+
+def load_output(weights: Weights, embedding: Tensor) -> Tensor:
+    """The output weight [V, D]: its own, or the embedding's where the file has none."""
+    return weights.find("output.weight", embedding.shape) or embedding

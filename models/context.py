@@ -1,0 +1,164 @@
+"""A context: one KV cache, and the compiled plans that run a model's graph over it.
+
+A prompt goes through in ubatches. A plan is compiled for each number of tokens, of rows with logits, and of visible
+cells (these in buckets); decoding token after token reuses one plan: small arrays are written, the plan runs, a row is
+read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphrt import Plan, Scheduler, SharedArena
+from graphrt.dtypes import Array
+from graphrt.errors import GraphError
+from graphrt.models.blocks import Decoder, UBatch
+from graphrt.models.kv_cache import MAX_SEQUENCES, KVCache
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens to run, with where they stand and which of them need logits.
+
+    Args:
+        tokens: [T] ids.
+        positions: [T], of each token in its sequence.
+        sequences: [T], the sequence of each, 0 to 63.
+        wanted: [T] bool, whose logits are asked for.
+    """
+
+    tokens: Array
+    positions: Array
+    sequences: Array
+    wanted: Array
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], start: int = 0, *, sequence: int = 0, all_logits: bool = False) -> Batch:
+        """Tokens that follow each other in one sequence from position `start`; logits for all, or for the last."""
+        count = len(tokens)
+        wanted = np.full(count, all_logits)
+        wanted[-1:] = True
+        positions = np.arange(start, start + count, dtype=np.int32)
+        return cls(_token_ids(tokens), positions, np.full(count, sequence, np.int32), wanted)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, part: slice) -> Batch:
+        return Batch(self.tokens[part], self.positions[part], self.sequences[part], self.wanted[part])
+
+
+class _Step:
+    """A compiled plan and its inputs' memory."""
+
+    def __init__(self, plan: Plan, cells: int, gives_logits: bool) -> None:
+        self.execute = plan.execute
+        self.cells = cells
+        self.inputs = {name: plan.input(name) for name in plan.graph.inputs}
+        self.logits = plan.output() if gives_logits else None
+        self.tokens, self.positions = self.inputs["inp_tokens"], self.inputs["inp_pos"]
+        self.sequences, self.written = self.inputs.get("inp_seq"), self.inputs["inp_cells"]
+        self.cell_positions, self.cell_sequences = self.inputs.get("inp_cell_pos"), self.inputs.get("inp_cell_seq")
+        self.rows = self.inputs.get("inp_out_ids")
+
+
+class Context:
+    """One KV cache and the plans over it; not to be used by two threads at once.
+
+    Args:
+        decoder: the model.
+        scheduler: makes the plans.
+        size: cells of the cache: n_ctx.
+        cache_type: dtype of the cache.
+        ubatch: the most tokens in one run of a graph.
+    Raises: SettingsError if the cache cannot be of that type.
+    """
+
+    def __init__(
+        self, decoder: Decoder, scheduler: Scheduler, size: int, cache_type: str = "f16", ubatch: int = 512
+    ) -> None:
+        self.decoder = decoder
+        self.scheduler = scheduler
+        self.cache = KVCache(len(decoder.layers), size, decoder.cache_layout, cache_type)
+        self.cells = self.cache.cells
+        self.ubatch = ubatch
+        self._arena = SharedArena()
+        self._steps: dict[tuple[int, int, int], _Step] = {}
+
+    @property
+    def size(self) -> int:
+        """Cells: the most tokens that all sequences together may have."""
+        return self.cells.size
+
+    def clear(self) -> None:
+        """Forget every token."""
+        self.cells.clear()
+
+    def decode(self, batch: Batch) -> Array:
+        """Run a batch: its tokens are added to the cache.
+
+        Returns: [R, V] f32, the logits of the R tokens that want them, in order; the next call may overwrite them.
+        Raises: GraphError if a token, position or sequence is out of range, or if the context has too few free cells.
+        """
+        self._check(batch)
+        if len(batch) <= self.ubatch:
+            return self._run(batch)
+        parts = [self._run(batch[start : start + self.ubatch]).copy() for start in range(0, len(batch), self.ubatch)]
+        return np.concatenate(parts)
+
+    def _run(self, batch: Batch) -> Array:
+        cells = self.cells
+        tokens, count = len(batch), int(np.count_nonzero(batch.wanted))
+        taken = cells.find(tokens)
+        step = self._step(tokens, count, cells.visible_with(taken))
+        cells.occupy(taken, batch.positions, batch.sequences)
+        try:
+            step.tokens[...] = batch.tokens
+            step.positions[...] = batch.positions
+            step.written[...] = taken
+            if step.sequences is not None:
+                step.sequences[...] = batch.sequences
+                step.cell_positions[...] = cells.positions[: step.cells]
+                step.cell_sequences[...] = cells.sequences[: step.cells]
+            if step.rows is not None:
+                step.rows[...] = np.flatnonzero(batch.wanted)
+            step.execute()
+        except BaseException:
+            cells.release(taken)
+            raise
+        return step.logits if step.logits is not None else np.empty((0, self.decoder.vocabulary_size), np.float32)
+
+    def _step(self, tokens: int, rows: int, cells: int) -> _Step:
+        key = (tokens, rows, cells)
+        if key not in self._steps:
+            self._steps[key] = self._compile(*key)
+        return self._steps[key]
+
+    def _compile(self, tokens: int, rows: int, cells: int) -> _Step:
+        """Compile the graph; where no logits are asked for, only what fills the cache."""
+        graph = self.decoder.graph(UBatch.make(self.cache, tokens, rows, cells))
+        return _Step(self.scheduler.plan(graph, self._arena), cells, gives_logits=rows > 0)
+
+    def _check(self, batch: Batch) -> None:
+        if not len(batch):
+            raise GraphError("[context] the batch is empty; give at least one token")
+        tokens, vocabulary = batch.tokens, self.decoder.vocabulary_size
+        if tokens.min() < 0 or tokens.max() >= vocabulary:
+            wrong = int(tokens[(tokens < 0) | (tokens >= vocabulary)][0])
+            raise GraphError(f"[context] token id {wrong} is out of range; the model has ids 0 to {vocabulary - 1}")
+        if batch.positions.min() < 0:
+            raise GraphError(f"[context] position {batch.positions.min()} is negative; positions start at 0")
+        if batch.sequences.min() < 0 or batch.sequences.max() >= MAX_SEQUENCES:
+            raise GraphError(f"[context] sequences are numbered 0 to {MAX_SEQUENCES - 1}, got {batch.sequences.max()}")
+        self.cells.require_free(len(batch))
+
+
+def _token_ids(tokens: Iterable[int]) -> Array:
+    """Token ids as an array [T] of whole numbers."""
+    found = np.asarray(tokens)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise GraphError(f"[context] tokens must be a row of whole numbers, got {found.dtype} {list(found.shape)}")
+    return found.astype(np.int64)

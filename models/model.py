@@ -1,0 +1,277 @@
+"""Models: load a GGUF file, ask for logits, let it write, as in
+
+model = graphrt.load("tiny-deepseek2")
+for piece in model.generate("ROMEO:", max_tokens=100):
+    print(piece, end="")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphrt import Scheduler, Settings
+from graphrt.backend import Backend
+from graphrt.dtypes import Array
+from graphrt.errors import FormatError, SettingsError
+from graphrt.models import deepseek2, llama
+from graphrt.models.blocks import Decoder
+from graphrt.models.context import Batch, Context
+from graphrt.models.generation import Generation
+from graphrt.models.gguf_file import GGUFFile
+from graphrt.models.hyperparameters import DeepSeek2Hyperparameters, LlamaHyperparameters
+from graphrt.models.kv_cache import require_cache_type
+from graphrt.models.sampling import Sampler, SamplingOptions
+from graphrt.models.tokenizer import Tokenizer
+from graphrt.models.weights import Weights
+from graphrt.scheduler import DEFAULT_BACKENDS
+
+NAMES = ("tiny-deepseek2", "tiny-mixtral")  # models that come with the package
+DEFAULT_CONTEXT = 4096  # n_ctx where none is given and the model could take more
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What to do with files of one architecture.
+
+    Args:
+        read: its hyperparameters from a file.
+        load: the model from these, the weights and the name of an attention variant.
+        attention: the variants, the default first.
+    """
+
+    read: Callable[[GGUFFile], Any]
+    load: Callable[[Any, Weights, str], Decoder]
+    attention: tuple[str, ...]
+
+
+ARCHITECTURES = {
+    "llama": Architecture(LlamaHyperparameters.from_file, llama.load, tuple(llama.ATTENTION)),
+    "deepseek2": Architecture(DeepSeek2Hyperparameters.from_file, deepseek2.load, tuple(deepseek2.ATTENTION)),
+}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The options of a model.
+
+    Args:
+        attention: the way to attend, of those that the architecture has; None: its default.
+        cache_type: dtype of the KV cache: f32, f16, bf16, q8_0 or q4_0.
+        n_ubatch: the most tokens in one run of a graph.
+    Raises: SettingsError for a value out of range.
+    """
+
+    attention: str | None = None
+    cache_type: str = "f16"
+    n_ubatch: int = 512
+
+    def __post_init__(self) -> None:
+        require_cache_type(self.cache_type)
+        if self.n_ubatch < 1:
+            raise SettingsError(f"[load] n_ubatch is {self.n_ubatch}; it must be at least 1")
+
+
+class Model:
+    """A loaded model; make one with `graphrt.load`.
+
+    Attributes:
+        file: the GGUF file.
+        hyperparameters: the numbers that shape the model.
+        decoder: its weights and graph.
+        n_ctx: cells of each context.
+        options: attention variant, cache type, ubatch.
+        backends: where its graphs run, the preferred first.
+    """
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        *,
+        backends: Sequence[str | Backend] = DEFAULT_BACKENDS,
+        overrides: Iterable[str] | None = None,
+        n_ctx: int | None = None,
+        options: ModelOptions | None = None,
+        **settings: Any,
+    ) -> None:
+        self.file = file
+        self.options = options or ModelOptions()
+        architecture = _architecture(file)
+        self.hyperparameters = architecture.read(file)
+        self.decoder = _load_decoder(file, architecture, self.hyperparameters, self.options)
+        self.n_ctx = min(self.hyperparameters.context, DEFAULT_CONTEXT) if n_ctx is None else n_ctx
+        if self.n_ctx < 1:
+            raise SettingsError(f"[load] n_ctx is {n_ctx}; it must be at least 1")
+        self._overrides = None if overrides is None else tuple(overrides)
+        self._settings = settings
+        self.backends = Scheduler(backends, overrides=self._overrides, **settings).backends
+        self._idle: list[Context] = []
+
+    def __repr__(self) -> str:
+        return f"Model({self.file.path.name}: {self.file.architecture}, n_ctx {self.n_ctx})"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The file's tokenizer.
+
+        Raises: FormatError if the file has none, or one that graphrt does not know.
+        """
+        return Tokenizer.from_metadata(self.file.metadata, self.file.path.name)
+
+    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
+        """The token ids of a text; `add_special` adds the tokens that the model wants around one."""
+        return self.tokenizer.encode(text, add_special=add_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(ids)
+
+    def new_context(self) -> Context:
+        """A context of its own: an empty KV cache of n_ctx cells."""
+        scheduler = Scheduler(self.backends, overrides=self._overrides, **self._settings)
+        return Context(self.decoder, scheduler, self.n_ctx, self.options.cache_type, self.options.n_ubatch)
+
+    def logits(self, tokens: Sequence[int]) -> Array:
+        """The logits after each token, in a fresh context.
+
+        Args: tokens [T], 1 to n_ctx ids.
+        Returns: [T, V] f32.
+        Raises: GraphError if there is no token, or too many, or an id out of range.
+        """
+        with self._context() as context:
+            return context.decode(Batch.of(tokens, all_logits=True)).copy()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        **sampling: Any,
+    ) -> Generation:
+        """Let the model go on from a prompt.
+
+        Args:
+            prompt: a text; token ids; or a chat, messages {"role": ..., "content": ...}.
+            max_tokens: end after that many; None: where the model ends, or when the context is full.
+            stop: end before any of these strings.
+            sampling: fields of SamplingOptions: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last, seed.
+        Returns: an iterator of pieces of text, with `tokens`, `timings` and `finish_reason`.
+        Raises: GraphError if the prompt is empty or longer than the context; SettingsError for a sampling option.
+        """
+        ids = self._prompt_ids(prompt)
+        sampler = Sampler(_sampling_options(sampling), recent=ids)
+        return Generation(self._context, self.tokenizer, sampler, ids, max_tokens, stop)
+
+    def _prompt_ids(self, prompt: str | Sequence[int] | Sequence[Message]) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_special=True)
+        if all(isinstance(item, int | np.integer) for item in prompt):
+            return [int(item) for item in prompt]  # type: ignore[arg-type]
+        from graphrt.models.chat import render_chat
+
+        return self.tokenizer.encode(render_chat(self.tokenizer.vocabulary, prompt), add_special=True)
+
+    @contextmanager
+    def _context(self) -> Iterator[Context]:
+        """An empty context that nobody else uses: an idle one with its compiled plans, or a new one."""
+        context = self._idle.pop() if self._idle else self.new_context()
+        context.clear()
+        try:
+            yield context
+        finally:
+            self._idle.append(context)
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    backends: Sequence[str | Backend] | str | None = None,
+    overrides: Iterable[str] | str | None = None,
+    n_ctx: int | None = None,
+    threads: int | None = None,
+    **options: Any,
+) -> Model:
+    """Load a model from a GGUF file.
+
+    Args:
+        path_or_name: a file, or "tiny-deepseek2" or "tiny-mixtral", which come with the package.
+        backends: names or Backend objects, the preferred first; None: cpu, then reference.
+        overrides: rules `regex=backend` over weights' names, the first match wins.
+        n_ctx: tokens that the KV cache holds; None: what the model was trained for, at most 4096.
+        threads: of the CPU backend; None: GRAPH_THREADS, or as many as the process may use.
+        options: fields of ModelOptions (attention, cache_type, n_ubatch) and of graphrt.Settings.
+    Raises: FormatError if the file is damaged, of an unknown architecture, or lacks a tensor; SettingsError for a wrong
+        option.
+    """
+    known = {item.name for item in fields(ModelOptions)}
+    settings = {name: value for name, value in options.items() if name not in known}
+    unknown = sorted(settings.keys() - {item.name for item in fields(Settings)})
+    if unknown:
+        raise SettingsError(
+            f"[load] unknown option {', '.join(unknown)}; known: n_ctx, threads, {', '.join(sorted(known))}, "
+            f"and the settings {', '.join(item.name for item in fields(Settings))}"
+        )
+    return Model(
+        GGUFFile.open(locate(path_or_name)),
+        backends=[backends] if isinstance(backends, str) else backends or DEFAULT_BACKENDS,
+        overrides=[overrides] if isinstance(overrides, str) else overrides,
+        n_ctx=n_ctx,
+        options=ModelOptions(**{name: value for name, value in options.items() if name in known}),
+        threads=threads,
+        **settings,
+    )
+
+
+def locate(path_or_name: str | Path) -> Path:
+    """The GGUF file of that path, or of that model that comes with the package.
+
+    Raises: FormatError if there is none.
+    """
+    if path_or_name in NAMES:
+        return Path(__file__).with_name("tiny") / f"{path_or_name}.gguf"
+    path = Path(path_or_name)
+    if not path.is_file():
+        raise FormatError(f'[load] there is no file "{path}"; give a GGUF file, or one of {", ".join(NAMES)}')
+    return path
+
+
+def _architecture(file: GGUFFile) -> Architecture:
+    found = ARCHITECTURES.get(file.architecture)
+    if found is None:
+        raise FormatError(
+            f'[{file.path.name}] unknown architecture "{file.architecture}"; graphrt runs {", ".join(ARCHITECTURES)}'
+        )
+    return found
+
+
+def _load_decoder(file: GGUFFile, architecture: Architecture, hyperparameters: Any, options: ModelOptions) -> Decoder:
+    attention = options.attention or architecture.attention[0]
+    if attention not in architecture.attention:
+        raise SettingsError(
+            f'[load] {file.architecture} has no attention "{attention}"; choose {" or ".join(architecture.attention)}'
+        )
+    weights = Weights(file)
+    decoder = architecture.load(hyperparameters, weights, attention)
+    if weights.unused:
+        raise FormatError(
+            f"[{file.path.name}] {len(weights.unused)} tensors have no place in graphrt's {file.architecture}, such as "
+            f'"{weights.unused[0]}"; without them the results would be wrong: use a file of a model that graphrt knows'
+        )
+    return decoder
+
+
+def _sampling_options(given: Mapping[str, Any]) -> SamplingOptions:
+    known = {item.name for item in fields(SamplingOptions)}
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise SettingsError(f"[generate] unknown option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return SamplingOptions(**given)
