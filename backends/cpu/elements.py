@@ -1,7 +1,7 @@
 """Float elements whose dtype is known at run time only, and rows in pieces: what kernels of small ops are built from.
 
-One compiled kernel serves every mix of f32, f16 and bf16: loads and stores branch on the dtype's number, always the same
-way within a call, so that the processor predicts it. `kind` is that number (DType.gguf).
+One compiled kernel serves every mix of f32, f16 and bf16: loads and stores branch on the dtype's number, always the
+same way within a call, so that the processor predicts it. `kind` is that number (DType.gguf).
 
 A piece is part of a row, short enough that each source's piece can be brought to dense float32 in a buffer on the stack
 where its elements do not lie side by side; the vector loop then sees dense elements only.
@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from graphrt import dtypes
-from graphrt.backends.cpu.args import broadcast_row_address, size, stride
+from graphrt.backends.cpu.args import address, broadcast_row_address, size, stride
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import (
     first_lanes,
@@ -27,7 +27,7 @@ from graphrt.backends.cpu.memory import (
     storage,
     widen,
 )
-from graphrt.backends.cpu.simd import F32, I8, I32, I64, Vector, call, literal, mangled
+from graphrt.backends.cpu.simd import I8, I32, I64, Vector, call, literal, mangled
 from graphrt.tensor import Tensor
 
 PIECE = 1024
@@ -41,7 +41,7 @@ def kinds(tensors: Sequence[Tensor | None]) -> list[int]:
 
 
 def is_flat(node: Tensor, *sources: Tensor | None) -> bool:
-    """Whether all elements of the node and its sources correspond in one dense run, so that rows need not be told apart."""
+    """Whether the node and its sources correspond in one dense run, so that rows need not be told apart."""
     return node.is_dense and all(
         source is None or (source.is_dense and source.shape == node.shape) for source in sources
     )
@@ -51,7 +51,7 @@ def is_flat(node: Tensor, *sources: Tensor | None) -> bool:
 
 
 def _branch(builder, kind, emit: Callable[[str], ir.Value | None]):
-    """Emit `emit(dtype)` for each float dtype, entered by its number; returns the phi of the results, if they are any."""
+    """Emit `emit(dtype)` for each float dtype, entered by its number; returns the phi of the results, if any."""
     function = builder.function
     done = function.append_basic_block("kind.done")
     blocks = {number: function.append_basic_block(f"kind.{name}") for number, name in _FLOATS.items()}
@@ -204,12 +204,15 @@ def gather(buffer, source, kind, step, count):
 
 
 @helper
-def piece_of(args, tensor, kind, row, start, count, buffer):
+def piece_of(args, tensor, kind, flat, row, start, count, buffer):
     """Elements start … start+count-1 of the tensor's row beside row `row` of the output, side by side.
 
+    Args: flat: whether the tensor counts as one dense row.
     Returns: their address and kind: in place where they lie side by side already, else float32 in `buffer`, which has
         room for `count`. A last axis of length 1 is repeated.
     """
+    if flat:
+        return address(args, tensor) + start * element_bytes(kind), kind
     source = broadcast_row_address(args, tensor, row, 0)
     step = stride(args, tensor, 3) if size(args, tensor, 3) > 1 else 0
     if step == element_bytes(kind) or count == 1:

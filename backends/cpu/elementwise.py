@@ -1,6 +1,7 @@
 """Kernels of add, sub, mul, div, scale, clamp, fill: one native function for each op, for every mix of float dtypes.
 
 Rows are cut into pieces, which the threads share. Tensors whose elements correspond in one dense run count as one row.
+`map_one` and `map_two` serve unary.py and glu.py too.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from graphrt.backends.cpu.elements import (
     store_float_first,
 )
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.registry import Call, KernelRecord, floats, kernel, native
+from graphrt.backends.cpu.jit import Native, native
+from graphrt.backends.cpu.memory import store_integer
+from graphrt.backends.cpu.registry import Call, kernel
+from graphrt.backends.cpu.registry import floats as takes_floats
 from graphrt.backends.cpu.simd import fma, select
 from graphrt.backends.cpu.vector_math import like
-from graphrt.op import Op
 from graphrt.tensor import Tensor
 
 
 @helper
-def pieces_of_output(args, flat):
+def cut(args, flat):
     """How the output is cut: elements in a row, pieces in a row, pieces in all; a flat output is one row."""
     n, count = size(args, 0, 3), rows(args, 0)
     if flat:
@@ -41,27 +44,163 @@ def pieces_of_output(args, flat):
 
 
 def map_one(lanes, function):
-    """Native: out = function(x, p, q) of each element; p and q are scalars of the call."""
+    """The body of kernels out = function(x, p, q), element by element, with the call's scalars p and q."""
 
     def run(args, ith, nth):
         out_kind, x_kind, flat = scalar(args, 2, 0), scalar(args, 2, 1), scalar(args, 2, 2)
         p, q = np.float32(float_scalar(args, 2, 3)), np.float32(float_scalar(args, 2, 4))
         out_step = element_bytes(out_kind)
         buffer = stack_floats(PIECE)
-        n, in_row, pieces = pieces_of_output(args, flat)
+        n, in_row, pieces = cut(args, flat)
         first, last = share(pieces, ith, nth)
         for piece in range(first, last):
             row = piece // in_row
             start = (piece - row * in_row) * PIECE
             count = min(PIECE, n - start)
             target = row_address(args, 0, row) + start * out_step
-            x, kind = piece_of(args, 1, x_kind, row, start, count, buffer)
-            x_step = element_bytes(kind)
+            x, kind = piece_of(args, 1, x_kind, flat, row, start, count, buffer)
+            step = element_bytes(kind)
             whole = count - count % lanes
             for i in range(0, whole, lanes):
-                store_float(target + i * out_step, out_kind, function(load_float(x + i * x_step, kind, lanes), p, q))
+                store_float(target + i * out_step, out_kind, function(load_float(x + i * step, kind, lanes), p, q))
             if whole < count:
-                v = load_float_first(x + whole * x_step, kind, lanes, count - whole)
+                v = load_float_first(x + whole * step, kind, lanes, count - whole)
                 store_float_first(target + whole * out_step, out_kind, function(v, p, q), count - whole)
 
     return run
+
+
+def map_two(lanes, function):
+    """The body of kernels out = function(a, b), element by element; without b, a's rows hold a's half, then b's."""
+
+    def run(args, ith, nth):
+        out_kind, a_kind, b_kind, flat = scalar(args, 3, 0), scalar(args, 3, 1), scalar(args, 3, 2), scalar(args, 3, 3)
+        out_step = element_bytes(out_kind)
+        a_buffer, b_buffer = stack_floats(PIECE), stack_floats(PIECE)
+        n, in_row, pieces = cut(args, flat)
+        first, last = share(pieces, ith, nth)
+        for piece in range(first, last):
+            row = piece // in_row
+            start = (piece - row * in_row) * PIECE
+            count = min(PIECE, n - start)
+            target = row_address(args, 0, row) + start * out_step
+            a, a_now = piece_of(args, 1, a_kind, flat, row, start, count, a_buffer)
+            if address(args, 2):
+                b, b_now = piece_of(args, 2, b_kind, flat, row, start, count, b_buffer)
+            else:
+                b, b_now = piece_of(args, 1, a_kind, flat, row, start + n, count, b_buffer)
+            a_step, b_step = element_bytes(a_now), element_bytes(b_now)
+            whole = count - count % lanes
+            for i in range(0, whole, lanes):
+                u, v = load_float(a + i * a_step, a_now, lanes), load_float(b + i * b_step, b_now, lanes)
+                store_float(target + i * out_step, out_kind, function(u, v))
+            if whole < count:
+                u = load_float_first(a + whole * a_step, a_now, lanes, count - whole)
+                v = load_float_first(b + whole * b_step, b_now, lanes, count - whole)
+                store_float_first(target + whole * out_step, out_kind, function(u, v), count - whole)
+
+    return run
+
+
+def call_of(function: Native, node: Tensor, scalars: tuple[float, ...] = ()) -> Call:
+    """The call of a map kernel for a node: dtypes' numbers, whether it is flat, and the scalars."""
+    tensors = [node, *node.srcs]
+    flat = is_flat(node, *node.srcs)
+    return Call(function, tensors, [*kinds(tensors), flat, *map(float, scalars)])
+
+
+# ---- two tensors -----------------------------------------------------------------------------------------------------
+
+
+@helper
+def add_vectors(a, b):
+    return a + b
+
+
+@helper
+def subtract_vectors(a, b):
+    return a - b
+
+
+@helper
+def multiply_vectors(a, b):
+    return a * b
+
+
+@helper
+def divide_vectors(a, b):
+    return a / b
+
+
+_TWO = {"add": add_vectors, "sub": subtract_vectors, "mul": multiply_vectors, "div": divide_vectors}
+
+
+def arithmetic(lanes, name):
+    """add, sub, mul or div."""
+    return map_two(lanes, _TWO[name])
+
+
+for _op in (ops.add, ops.sub, ops.mul, ops.div):
+    _record = kernel(_op, takes=takes_floats)(arithmetic)
+    _record.lowering(lambda node: [call_of(native(arithmetic, host.level().lanes, node.op.name), node)])
+
+
+# ---- a tensor and numbers --------------------------------------------------------------------------------------------
+
+
+@helper
+def scale_vector(x, factor, bias):
+    return fma(x, like(x, factor), like(x, bias))
+
+
+@helper
+def clamp_vector(x, low, high):
+    # Selects and no minimum and maximum: these would drop NaN.
+    x = select(x < low, like(x, low), x)
+    return select(x > high, like(x, high), x)
+
+
+@kernel(ops.scale, takes=takes_floats)
+def scale(lanes):
+    return map_one(lanes, scale_vector)
+
+
+@scale.lowering
+def _(node: Tensor) -> list[Call]:
+    numbers = node.params["factor"], node.params["bias"]
+    return [call_of(native(scale.factory, host.level().lanes), node, numbers)]
+
+
+@kernel(ops.clamp, takes=takes_floats)
+def clamp(lanes):
+    return map_one(lanes, clamp_vector)
+
+
+@clamp.lowering
+def _(node: Tensor) -> list[Call]:
+    numbers = node.params["min"], node.params["max"]
+    return [call_of(native(clamp.factory, host.level().lanes), node, numbers)]
+
+
+@kernel(ops.fill)
+def fill():
+    """The output's bytes: the value's bits over and over in an int64, any dtype."""
+
+    def run(args, ith, nth):
+        nbytes, pattern = scalar(args, 1, 0), scalar(args, 1, 1)
+        words = nbytes // 8
+        first, last = share(words, ith, nth)
+        target = address(args, 0)
+        for i in range(first, last):
+            store_integer(target + 8 * i, "i64", pattern)
+        if ith == nth - 1:
+            for i in range(8 * words, nbytes):
+                store_integer(target + i, "i8", pattern >> (8 * (i % 8)))
+
+    return run
+
+
+@fill.lowering
+def _(node: Tensor) -> list[Call]:
+    item = np.full(8 // node.dtype.nbytes, node.params["value"]).astype(node.dtype.numpy)
+    return [Call(native(fill.factory), [node], [node.nbytes, int(item.view(np.int64)[0])])]

@@ -1,0 +1,29 @@
+"""Kernels of the gated linear units: swiglu, geglu, reglu."""
+
+from __future__ import annotations
+
+from graphrt import ops
+from graphrt.backends.cpu import host
+from graphrt.backends.cpu.elementwise import call_of, map_two
+from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.jit import native
+from graphrt.backends.cpu.registry import floats, kernel
+from graphrt.backends.cpu.unary import gelu_of, relu_of, silu_of
+
+_ACTIVATIONS = {"swiglu": silu_of, "geglu": gelu_of, "reglu": relu_of}
+
+
+def gated(lanes, name):
+    """The gated unit of that name."""
+    activation = _ACTIVATIONS[name]
+
+    @helper
+    def gate_times_up(gate, up):
+        return activation(gate) * up
+
+    return map_two(lanes, gate_times_up)
+
+
+for _name in _ACTIVATIONS:
+    _record = kernel(getattr(ops, _name), takes=floats)(gated)
+    _record.lowering(lambda node: [call_of(native(gated, host.level().lanes, node.op.name), node)])
