@@ -58,6 +58,10 @@ def require(condition: bool, message: str) -> None:
         raise GraphError(message)
 
 
+# A result between two 16-bit numbers may be rounded to either: a kernel in f32 and a reference in f64 differ there.
+_ROUNDING = {"f16": 2.0**-20, "bf16": 2.0**-14}
+
+
 class Op:
     """One op: its name, arguments, shape rule, layout needs, cost, reference and cases; calling it builds a node."""
 
@@ -69,7 +73,7 @@ class Op:
         kind: Literal["compute", "view", "write"] = "compute",
         inplace: Iterable[str] = (),
         layout: dict[str, Layout] | None = None,
-        tolerance: float = 1e-7,
+        tolerance: float | Callable[[Tensor], float] = 1e-7,
     ) -> None:
         self.rule = rule
         self.name = name or rule.__name__.rstrip("_")
@@ -79,7 +83,7 @@ class Op:
         self.tensors, self.optional, self.params = _signature(self.name, rule)
         self.inplace = tuple(self.tensors.index(argument) for argument in inplace)
         self.layout = layout or {}
-        self.tolerance = tolerance
+        self._tolerance = tolerance
         self._reference: Callable[..., Array] | None = None
         self._cost: Callable[[Tensor], Cost] | None = None
         self._cases: Callable[[Draw], Tensor] | None = None
@@ -141,6 +145,11 @@ class Op:
         moved = node.nbytes + sum(src.nbytes for src in node.srcs if src is not None)
         return Cost(flops=node.size, nbytes=moved, batch=node.size // node.shape[-1] if node.shape and node.size else 0)
 
+    def tolerance_of(self, node: Tensor) -> float:
+        """The normalised mean squared error that a kernel may have, at least one step of a 16-bit result."""
+        declared = self._tolerance(node) if callable(self._tolerance) else self._tolerance
+        return max(declared, _ROUNDING.get(node.dtype.name, 0.0)) if declared else 0.0
+
     def draw_case(self, draw: Draw) -> Tensor:
         """One test case: a node of this op over drawn arguments."""
         if self._cases is None:
@@ -199,7 +208,7 @@ def op(
     kind: Literal["compute", "view", "write"] = "compute",
     inplace: Iterable[str] = (),
     layout: dict[str, Layout] | None = None,
-    tolerance: float = 1e-7,
+    tolerance: float | Callable[[Tensor], float] = 1e-7,
 ) -> Callable[[Callable[..., Meta]], Op]: ...
 def op(rule: Callable[..., Meta] | None = None, /, **options: Any) -> Op | Callable[[Callable[..., Meta]], Op]:
     """Declare an op from its shape rule, and register it.
@@ -210,7 +219,7 @@ def op(rule: Callable[..., Meta] | None = None, /, **options: Any) -> Op | Calla
             source's memory and returns it as the tensor that later nodes read).
         inplace: tensor arguments whose memory the result may take over, element for element, if nothing reads it later.
         layout: argument -> "rows" (last axis dense) or "dense"; "any" where not named.
-        tolerance: normalised mean squared error that a kernel may have against the reference.
+        tolerance: normalised mean squared error that a kernel may have against the reference, or a function of a node.
     Raises: GraphError if another op has the name, or a prefix is missing.
     """
     if rule is None:

@@ -10,7 +10,7 @@ from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
 from graphrt.ops.checks import describe, present, require_dtype, require_float, require_values
-from graphrt.ops.matmul import VALUES
+from graphrt.ops.matmul import VALUES, product_tolerance
 from graphrt.ops.softmax import softmax_of
 from graphrt.tensor import Tensor
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from graphrt.testing import Draw
 
 
-@op(layout={"k": "rows", "v": "rows"}, tolerance=5e-4)
+@op(layout={"k": "rows", "v": "rows"}, tolerance=product_tolerance)
 def attention(
     q: Tensor,
     k: Tensor,

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 VALUES = (*dtypes.FLOATS, *dtypes.QUANTIZED)
 
 
-@op(tolerance=5e-4)
+def product_tolerance(node: Tensor) -> float:
+    """Operands of fewer bits than f32 may be multiplied at their precision, f32 ones not."""
+    operands = [src.dtype for src in node.srcs if src is not None and not src.dtype.is_integer]
+    return 1e-7 if all(dtype is dtypes.f32 for dtype in operands) else 5e-4
+
+
+@op(tolerance=product_tolerance)
 def mul_mat(w: Tensor, x: Tensor) -> Meta:
     """Multiply rows by a matrix: y = x · wᵀ, y[..., n, m] = sum over k of x[..., n, k] · w[..., m, k].
 
@@ -41,7 +47,7 @@ def _(w: Array, x: Array) -> Array:
     return y
 
 
-@op(tolerance=5e-4)
+@op(tolerance=product_tolerance)
 def mul_mat_transposed(w: Tensor, x: Tensor) -> Meta:
     """Multiply rows by a matrix, not transposed: y = x · w, y[..., n, k] = sum over m of x[..., n, m] · w[..., m, k].
 

@@ -10,14 +10,14 @@ from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
 from graphrt.ops.checks import checked_ids, describe, present, require_dtype, require_float, require_values, rounded
-from graphrt.ops.matmul import VALUES
+from graphrt.ops.matmul import VALUES, product_tolerance
 from graphrt.tensor import Tensor
 
 if TYPE_CHECKING:
     from graphrt.testing import Draw
 
 
-@op(tolerance=5e-4)
+@op(tolerance=product_tolerance)
 def mul_mat_id(w: Tensor, x: Tensor, ids: Tensor) -> Meta:
     """Multiply each token by the matrices of its experts: y[t, u, :] = w[ids[t, u]] · x[t, u, :].
 

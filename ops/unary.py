@@ -134,8 +134,8 @@ def silu_of(x: Array) -> Array:
 
 
 def gelu_of(x: Array) -> Array:
-    bell = np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))
-    return 0.5 * x * (1.0 + bell)
+    bell: Array = np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))
+    return (0.5 + 0.5 * bell) * x
 
 
 def relu_of(x: Array) -> Array:
