@@ -134,13 +134,15 @@ class Context:
     def _step(self, tokens: int, rows: int, cells: int) -> _Step:
         key = (tokens, rows, cells)
         if key not in self._steps:
-            self._steps[key] = self._compile(*key)
+            self._steps[key] = _Step(self.plan(*key), cells, gives_logits=rows > 0)
         return self._steps[key]
 
-    def _compile(self, tokens: int, rows: int, cells: int) -> _Step:
-        """Compile the graph; where no logits are asked for, only what fills the cache."""
-        graph = self.decoder.graph(UBatch.make(self.cache, tokens, rows, cells))
-        return _Step(self.scheduler.plan(graph, self._arena), cells, gives_logits=rows > 0)
+    def plan(self, tokens: int, rows: int, cells: int) -> Plan:
+        """The compiled graph of so many tokens, of which `rows` get logits, that look at so many cells.
+
+        With no rows it only fills the cache.
+        """
+        return self.scheduler.plan(self.decoder.graph(UBatch.make(self.cache, tokens, rows, cells)), self._arena)
 
     def _check(self, batch: Batch) -> None:
         if not len(batch):

@@ -1,4 +1,4 @@
-"""Layers: cli -> models -> ops -> core, and backends -> ops -> core, as pyproject.toml states them for import-linter."""
+"""Layers: cli -> models -> ops -> core, and backends -> ops -> core, as pyproject.toml states them."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import typer
 
 from graphrt.cli import output
+from graphrt.cli.bench import bench
+from graphrt.cli.convert import convert
 from graphrt.cli.generate import generate
 from graphrt.cli.inspect import inspect
 from graphrt.errors import GraphrtError
@@ -22,8 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(generate)
-app.command()(inspect)
+for command in (generate, inspect, bench, convert):
+    app.command()(command)
 
 
 @app.callback()

@@ -16,7 +16,7 @@ import typer
 
 from graphrt.cli import output
 from graphrt.cli.bench_report import BenchResult, BenchTest, as_csv, as_json, as_markdown
-from graphrt.cli.options import Attention, CacheType, ModelArgument, Overrides, Threads
+from graphrt.cli.options import Attention, CacheType, ModelArgument, Overrides, Threads, given
 
 if TYPE_CHECKING:
     from graphrt.models.context import Context
@@ -36,12 +36,16 @@ class ReportForm(StrEnum):
 
 def bench(
     model: ModelArgument,
-    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt lengths, as 512 or 128,512; 0: none.")] = "512",
+    n_prompt: Annotated[
+        str, typer.Option("-p", "--n-prompt", help="Prompt lengths, as 512 or 128,512; 0: none.")
+    ] = "512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of tokens to decode; 0: none.")] = "128",
     pair: Annotated[
         list[str] | None, typer.Option("-pg", metavar="PP,TG", help="A prompt and decoding, timed as one; repeatable.")
     ] = None,
-    n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Tokens in the context before the clock starts.")] = "0",
+    n_depth: Annotated[
+        str, typer.Option("-d", "--n-depth", help="Tokens in the context before the clock starts.")
+    ] = "0",
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Timed runs of each test.")] = 5,
     form: Annotated[ReportForm, typer.Option("-o", "--output", help="Form of the results.")] = ReportForm.md,
     threads: Threads = None,
@@ -59,14 +63,8 @@ def bench(
     from graphrt import load
 
     longest = max(test.n_prompt + test.n_gen + test.n_depth for test in tests)
-    options = {"attention": attention, "cache_type": cache_type}
-    loaded = load(
-        model,
-        threads=threads,
-        overrides=overrides,
-        n_ctx=longest,
-        **{key: value for key, value in options.items() if value is not None},
-    )
+    options = given(attention=attention, cache_type=cache_type)
+    loaded = load(model, n_ctx=longest, threads=threads, overrides=overrides, **options)
     results = []
     for test in tests:
         with output.status(f"{test.name}: {repetitions} runs"):
@@ -99,17 +97,16 @@ def _measure(model: Model, test: BenchTest, repetitions: int) -> BenchResult:
     when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     _run(context, test)
     samples = [_run(context, test) for _ in range(repetitions)]
-    cache = context.cache.dtype.name
     return BenchResult(
         model_filename=str(model.file.path),
         model_type=_model_type(model.file),
         model_size=sum(tensor.nbytes for tensor in model.file.tensors.values()),
         model_n_params=sum(prod(tensor.shape) for tensor in model.file.tensors.values()),
-        backends=",".join(backend.name for backend in model.scheduler.backends if backend.name != "reference"),
+        backends=",".join(backend.name for backend in model.backends if backend.name != "reference"),
         cpu_info=_cpu_info(),
-        n_threads=model.scheduler.settings.thread_count,
-        type_k=cache,
-        type_v=cache,
+        n_threads=context.scheduler.settings.thread_count,
+        type_k=model.options.cache_type,
+        type_v=model.options.cache_type,
         n_prompt=test.n_prompt,
         n_gen=test.n_gen,
         n_depth=test.n_depth,

@@ -86,11 +86,12 @@ def as_markdown(results: list[BenchResult]) -> str:
     header = ["model", "size", "params", "backend", "threads", "test", "t/s"]
     rows = [_markdown_row(result) for result in results]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    rule = [
-        "-" * width if column in (0, 3) else "-" * (width - 1) + ":" for column, width in enumerate(widths)
-    ]
+    rule = ["-" * width if column in (0, 3) else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     aligned = [
-        [cell.ljust(width) if column in (0, 3) else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        [
+            cell.ljust(width) if column in (0, 3) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         for row in [header, rule, *rows]
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in aligned)

@@ -29,7 +29,9 @@ class Dialect(StrEnum):
 
 
 def convert(
-    folder: Annotated[Path, typer.Argument(metavar="IN_FOLDER", help="Holds config.json, safetensors and a tokenizer.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="IN_FOLDER", help="Holds config.json, safetensors and a tokenizer.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.")],
     weight_type: Annotated[WeightType, typer.Option("--type", help="Type of the large weights.")] = WeightType.q8_0,
     dialect: Annotated[
@@ -49,4 +51,6 @@ def convert(
     for note in report.notes:
         console.print(f"[yellow]note:[/] {output.escape(note)}", soft_wrap=True)
     size = output.size(report.size)
-    console.print(f"{output.escape(str(report.path))}: {report.architecture}, {report.tensors} tensors, {size}", soft_wrap=True)
+    console.print(
+        f"{output.escape(str(report.path))}: {report.architecture}, {report.tensors} tensors, {size}", soft_wrap=True
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphrt.cli import output
-from graphrt.cli.options import Attention, ContextSize, ModelArgument, Overrides
+from graphrt.cli.options import Attention, ContextSize, ModelArgument, Overrides, given
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,8 +44,8 @@ def inspect(
     if graph or dot:
         _show_graph(model, dot=dot, tokens=tokens, attention=attention, overrides=overrides, n_ctx=ctx_size)
         return
-    from graphrt.models.model import locate  # noqa: PLC0415
     from graphrt.models.gguf_file import GGUFFile
+    from graphrt.models.model import locate
 
     file = GGUFFile.open(locate(model))
     wanted = _pattern(match)
@@ -55,19 +55,23 @@ def inspect(
         print(json.dumps(_as_json(file, metadata, tensors), indent=2, ensure_ascii=False))
         return
     console = output.stdout()
-    for table in (_metadata_table(file, metadata), _tensor_table(tensors), _type_table(tensors)):
+    console.print(f"[bold]{output.escape(file.path.name)}[/]: {file.architecture}, GGUF version {file.version}")
+    console.print(f"{len(file.tensors)} tensors, {output.size(file.size)}; shapes are slowest axis first")
+    for table in (_metadata_table(metadata), _tensor_table(tensors), _type_table(tensors)):
         if table.row_count:
             console.print(table)
 
 
 def _show_graph(model: str, *, dot: bool, tokens: int, **options: Any) -> None:
     from graphrt import load
-    from graphrt.dot import dot as to_dot
+    from graphrt.dot import dot as as_dot
     from graphrt.explain import describe
 
-    plan = load(model, **options).plan(tokens)
+    context = load(model, **given(**options)).new_context()
+    cells = context.cells.visible_with(context.cells.find(tokens))
+    plan = context.plan(tokens, rows=1, cells=cells)
     if dot:
-        print(to_dot(plan.graph, {node: placement.backend.name for node, placement in plan.placements.items()}))
+        print(as_dot(plan.graph, {node: placement.backend.name for node, placement in plan.placements.items()}))
     else:
         print(describe(plan, level=2))
 
@@ -79,16 +83,15 @@ def _pattern(text: str) -> re.Pattern[str]:
         raise typer.BadParameter(f"{text!r} is not a regular expression: {error}", param_hint="--match") from error
 
 
-def _metadata_table(file: GGUFFile, metadata: dict[str, Any]) -> Table:
-    title = f"{file.path.name}: {file.architecture}, {output.size(file.size)}, GGUF version {file.version}"
-    table = output.table("key", "value", title=title)
+def _metadata_table(metadata: dict[str, Any]) -> Table:
+    table = output.table("key", "value")
     for key, value in metadata.items():
         table.add_row(key, _short(value))
     return table
 
 
 def _tensor_table(tensors: list[FileTensor]) -> Table:
-    table = output.table("tensor", "type", "shape", ">size", title=f"{len(tensors)} tensors, slowest axis first")
+    table = output.table("tensor", "type", "shape", ">size")
     for tensor in tensors:
         table.add_row(tensor.name, tensor.type_name, " × ".join(map(str, tensor.shape)), output.size(tensor.nbytes))
     return table
@@ -98,7 +101,7 @@ def _type_table(tensors: list[FileTensor]) -> Table:
     by_type = defaultdict(list)
     for tensor in tensors:
         by_type[tensor.type_name].append(tensor)
-    table = output.table("type", ">tensors", ">elements", ">size", title="by type")
+    table = output.table("type", ">tensors", ">elements", ">size")
     for name, members in sorted(by_type.items(), key=lambda item: -sum(tensor.nbytes for tensor in item[1])):
         elements = sum(prod(tensor.shape) for tensor in members)
         table.add_row(name, str(len(members)), f"{elements:,}", output.size(sum(tensor.nbytes for tensor in members)))
@@ -123,7 +126,13 @@ def _as_json(file: GGUFFile, metadata: dict[str, Any], tensors: list[FileTensor]
         "version": file.version,
         "metadata": {key: value.tolist() if hasattr(value, "tolist") else value for key, value in metadata.items()},
         "tensors": [
-            {"name": tensor.name, "type": tensor.type_name, "shape": tensor.shape, "offset": tensor.offset, "nbytes": tensor.nbytes}
+            {
+                "name": tensor.name,
+                "type": tensor.type_name,
+                "shape": tensor.shape,
+                "offset": tensor.offset,
+                "nbytes": tensor.nbytes,
+            }
             for tensor in tensors
         ],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,16 +24,20 @@ Overrides = Annotated[
         "-ot",
         "--override-tensor",
         metavar="REGEX=BACKEND",
-        help="Put the weights whose names match on a backend; repeat it for more rules, of which the first that matches wins.",
+        help="Put the weights whose names match on a backend; repeatable, the first rule that matches wins.",
     ),
 ]
 Attention = Annotated[
     str | None,
-    typer.Option("--attention", metavar="NAME", help="Variant of DeepSeek's attention: naive or absorbed.", show_default="auto"),
+    typer.Option(
+        "--attention", metavar="NAME", help="Variant of DeepSeek's attention: naive or absorbed.", show_default="auto"
+    ),
 ]
 CacheType = Annotated[
     str | None,
-    typer.Option("--cache-type", metavar="DTYPE", help="Element type of the KV cache: f32, f16, bf16, q8_0 …", show_default="f16"),
+    typer.Option(
+        "--cache-type", metavar="DTYPE", help="Element type of the KV cache: f32, f16, bf16, q8_0 …", show_default="f16"
+    ),
 ]
 Verbose = Annotated[
     int,
@@ -41,7 +45,12 @@ Verbose = Annotated[
         "-v",
         "--verbose",
         count=True,
-        help="Print how graphs are placed: -v splits, -vv every node with its backend and the reason, -vvv what was rejected.",
+        help="Print how graphs are placed: -v splits, -vv every node with its backend and why, -vvv rejections.",
         show_default=False,
     ),
 ]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that the person gave, for a function that has defaults of its own for the others."""
+    return {name: value for name, value in options.items() if value is not None}

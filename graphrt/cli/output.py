@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
@@ -25,6 +26,12 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def write(text: str) -> None:
+    """Write a piece of a model's text to stdout at once, as it is."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def escape(text: str) -> str:
     """Text with its square brackets kept from being read as markup."""
     from rich.markup import escape as rich_escape
@@ -37,12 +44,12 @@ def error(message: str) -> None:
     stderr().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
 
 
-def table(*columns: str, title: str) -> Table:
+def table(*columns: str) -> Table:
     """An empty table; a column named ">size" is "size", aligned to the right."""
     from rich import box
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    made = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         right = column.startswith(">")
         made.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
@@ -59,7 +66,13 @@ def bytes_progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr; yields the function (bytes done, bytes in all) that moves it."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=stderr(), transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

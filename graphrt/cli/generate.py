@@ -1,0 +1,129 @@
+"""`graphrt generate`: a model writes text as it makes it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphrt.cli import output
+from graphrt.cli.options import Attention, CacheType, ContextSize, ModelArgument, Overrides, Threads, Verbose, given
+
+if TYPE_CHECKING:
+    from graphrt.models.generation import Generation
+    from graphrt.models.model import Model
+
+Prompt = str | Sequence[Mapping[str, str]]
+
+
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="Text to go on from; '-' reads it from standard input.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Use the model's chat template; without --prompt, talk with it line by line.")
+    ] = False,
+    system: Annotated[str | None, typer.Option("--system", help="The chat's system message.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("-n", "--max-tokens", min=0, help="Tokens to write at most.", show_default="no limit")
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text; repeatable.")] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", "--temp", help="Spread of the choice; 0 takes the most likely token.")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", help="Choose among so many of the likeliest tokens; 0: all.")] = 40,
+    top_p: Annotated[float, typer.Option("--top-p", help="Choose among the likeliest with this probability.")] = 0.95,
+    min_p: Annotated[float, typer.Option("--min-p", help="Drop tokens below this share of the likeliest.")] = 0.05,
+    repeat_penalty: Annotated[
+        float, typer.Option("--repeat-penalty", help="Makes recent tokens less likely; 1 changes nothing.")
+    ] = 1.0,
+    repeat_last: Annotated[int, typer.Option("--repeat-last", help="Recent tokens that the penalty looks at.")] = 64,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the choices.", show_default="random")] = None,
+    ctx_size: ContextSize = None,
+    threads: Threads = None,
+    attention: Attention = None,
+    cache_type: CacheType = None,
+    overrides: Overrides = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Let a model write text, and show how fast it was.
+
+    [bold]graphrt generate tiny-deepseek2 -p "ROMEO:" -n 200 --seed 1[/]
+    [bold]graphrt generate model.gguf --chat -p "What is a tensor?" --temp 0[/]
+    [bold]graphrt generate model.gguf -p "Once" -ot "ffn_.*_exps=cpu" -vv[/]
+    """
+    sampling = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "repeat_last": repeat_last,
+        "seed": seed,
+    }
+    from graphrt import load
+
+    start = time.perf_counter()
+    options = given(attention=attention, cache_type=cache_type, sched_debug=verbose or None)
+    loaded = load(model, n_ctx=ctx_size, threads=threads, overrides=overrides, **options)
+    load_seconds = time.perf_counter() - start
+    request: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or (), **sampling}
+    if chat and prompt is None:
+        _converse(loaded, system, request)
+        return
+    if prompt is None:
+        raise typer.BadParameter("give the text to go on from, or --chat to talk with the model", param_hint="--prompt")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not chat:
+        output.write(text)
+    generation = _stream(loaded, _conversation(system, text) if chat else text, request)
+    _show_timings(generation, load_seconds)
+
+
+def _stream(model: Model, prompt: Prompt, request: Mapping[str, Any]) -> Generation:
+    """Write the pieces as they come; returns the finished generation."""
+    generation = model.generate(prompt, **request)
+    try:
+        for piece in generation:
+            output.write(piece)
+    except KeyboardInterrupt:
+        generation.close()
+    output.write("\n")
+    return generation
+
+
+def _converse(model: Model, system: str | None, request: Mapping[str, Any]) -> None:
+    """Take turns with the person at the terminal until the input ends."""
+    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    console = output.stderr()
+    console.print("[dim]Write a line and press Enter; Ctrl-D ends the conversation.[/]")
+    while True:
+        console.print("[bold green]>[/] ", end="")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        messages.append({"role": "user", "content": line.rstrip("\n")})
+        generation = _stream(model, messages, request)
+        messages.append({"role": "assistant", "content": model.detokenize(generation.tokens)})
+
+
+def _conversation(system: str | None, text: str) -> list[dict[str, str]]:
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": text}]
+
+
+def _show_timings(generation: Generation, load_seconds: float) -> None:
+    timings = generation.timings
+    table = output.table("", ">tokens", ">time", ">tokens/s")
+    table.add_row("load", "", f"{load_seconds:.2f} s", "")
+    table.add_row("prompt", str(timings.prompt_tokens), f"{timings.prompt_seconds:.2f} s", f"{timings.prompt_rate:.1f}")
+    table.add_row(
+        "decode", str(timings.decoded_tokens), f"{timings.decode_seconds:.2f} s", f"{timings.decode_rate:.1f}"
+    )
+    table.add_row("sampling", str(len(generation.tokens)), f"{timings.sample_seconds:.2f} s", "")
+    table.caption = f"ended by: {generation.finish_reason}"
+    output.stderr().print(table)
