@@ -88,8 +88,14 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self.entries
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._entry(name).shape
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        """Check that a tensor is there.
+
+        Raises: FormatError if it is missing or has another shape.
+        """
+        found = self._entry(name).shape
+        if found != shape:
+            raise FormatError(f"[{name}] has shape {found}, config.json asks for {shape}; use the matching config.json")
 
     def read(self, name: str) -> Array:
         """A tensor as float32, made when asked for; float8 weights are multiplied by their tiles' factors."""

@@ -13,7 +13,6 @@ import numpy as np
 
 from graphrt.dtypes import Array
 from graphrt.errors import FormatError
-from graphrt.models.convert.checkpoint import Checkpoint
 from graphrt.models.convert.config import (
     Config,
     attention_factor,
@@ -22,7 +21,7 @@ from graphrt.models.convert.config import (
     rope_of,
     yarn_rotation,
 )
-from graphrt.models.convert.weights import Weight, changed, copied, experts, feed_forward
+from graphrt.models.convert.weights import Source, Weight, changed, copied, experts, feed_forward
 from graphrt.models.hyperparameters import GROUP_SCORE_KEY, yarn_magnitude
 
 ARCHITECTURE = "deepseek2"
@@ -114,7 +113,7 @@ def _yarn_magnitude(config: Config) -> dict[str, Any]:
     }
 
 
-def weights(checkpoint: Checkpoint, dialect: str) -> list[Weight]:
+def weights(checkpoint: Source, dialect: str) -> list[Weight]:
     """All tensors, in the order of the layers; those beyond num_hidden_layers (multi-token prediction) are left out."""
     config = checkpoint.config
     vocabulary, width = config["vocab_size"], config["hidden_size"]
@@ -127,7 +126,7 @@ def weights(checkpoint: Checkpoint, dialect: str) -> list[Weight]:
     return found
 
 
-def _queries(checkpoint: Checkpoint, layer: int) -> list[Weight]:
+def _queries(checkpoint: Source, layer: int) -> list[Weight]:
     config, ours, theirs = checkpoint.config, f"blk.{layer}", f"model.layers.{layer}"
     width, rank = config["hidden_size"], config.get("q_lora_rank")
     rows = config["num_attention_heads"] * (config["qk_nope_head_dim"] + config["qk_rope_head_dim"])
@@ -142,7 +141,7 @@ def _queries(checkpoint: Checkpoint, layer: int) -> list[Weight]:
     ]
 
 
-def _latent(checkpoint: Checkpoint, layer: int, dialect: str) -> list[Weight]:
+def _latent(checkpoint: Source, layer: int, dialect: str) -> list[Weight]:
     """Keys and values: down to the latent, up again (whole, or split into keys and values), and the output."""
     config, ours, theirs = checkpoint.config, f"blk.{layer}", f"model.layers.{layer}.self_attn"
     width, heads, rank = config["hidden_size"], config["num_attention_heads"], config["kv_lora_rank"]
@@ -188,7 +187,7 @@ def _per_head(values: Array, heads: int) -> Array:
     return np.reshape(values, (heads, -1, values.shape[-1]))  # [H, N + W, R]
 
 
-def _feed_forward(checkpoint: Checkpoint, layer: int) -> list[Weight]:
+def _feed_forward(checkpoint: Source, layer: int) -> list[Weight]:
     config, ours, theirs = checkpoint.config, f"blk.{layer}", f"model.layers.{layer}"
     width, source = config["hidden_size"], f"{theirs}.mlp"
     found = [copied(checkpoint, f"{ours}.ffn_norm.weight", f"{theirs}.post_attention_layernorm.weight", (width,))]

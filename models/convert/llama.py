@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from graphrt.dtypes import Array
-from graphrt.models.convert.checkpoint import Checkpoint
 from graphrt.models.convert.config import (
     Config,
     attention_factor,
@@ -21,7 +20,7 @@ from graphrt.models.convert.config import (
     rope_of,
     yarn_rotation,
 )
-from graphrt.models.convert.weights import Weight, changed, copied, experts, feed_forward
+from graphrt.models.convert.weights import Source, Weight, changed, copied, experts, feed_forward
 from graphrt.models.hyperparameters import yarn_magnitude
 
 ARCHITECTURE = "llama"
@@ -54,7 +53,7 @@ def metadata(config: Config, dialect: str) -> dict[str, Any]:
     return found | rope_metadata(config, ARCHITECTURE)
 
 
-def weights(checkpoint: Checkpoint, dialect: str) -> list[Weight]:
+def weights(checkpoint: Source, dialect: str) -> list[Weight]:
     """All tensors, in the order of the layers."""
     config = checkpoint.config
     vocabulary, width = config["vocab_size"], config["hidden_size"]
@@ -70,7 +69,7 @@ def weights(checkpoint: Checkpoint, dialect: str) -> list[Weight]:
     return found
 
 
-def _attention(checkpoint: Checkpoint, layer: int) -> list[Weight]:
+def _attention(checkpoint: Source, layer: int) -> list[Weight]:
     config, ours, theirs = checkpoint.config, f"blk.{layer}", f"model.layers.{layer}"
     width, size = config["hidden_size"], _head_size(config)
     heads = config["num_attention_heads"]
@@ -89,7 +88,7 @@ def _attention(checkpoint: Checkpoint, layer: int) -> list[Weight]:
     return found
 
 
-def _feed_forward(checkpoint: Checkpoint, layer: int) -> list[Weight]:
+def _feed_forward(checkpoint: Source, layer: int) -> list[Weight]:
     config, ours, theirs = checkpoint.config, f"blk.{layer}", f"model.layers.{layer}"
     width, hidden, count = config["hidden_size"], config["intermediate_size"], _experts(config)
     found = [copied(checkpoint, f"{ours}.ffn_norm.weight", f"{theirs}.post_attention_layernorm.weight", (width,))]

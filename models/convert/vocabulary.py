@@ -54,8 +54,8 @@ def vocabulary_metadata(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[st
     size = checkpoint.config.get("vocab_size", 0)
     if len(tokens.spelling) and max(tokens.spelling) >= size:
         raise FormatError(
-            f"[{checkpoint.folder.name}] the tokenizer has ids up to {max(tokens.spelling)}, config.json says vocab_size "
-            f"{size}; use the tokenizer that belongs to the model"
+            f"[{checkpoint.folder.name}] the tokenizer has ids up to {max(tokens.spelling)}, vocab_size in "
+            f"config.json is {size}; use the tokenizer that belongs to the model"
         )
     for index in range(size):
         if index not in tokens.spelling:

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from graphrt.dtypes import Array
-from graphrt.errors import FormatError
-from graphrt.models.convert.checkpoint import Checkpoint
+
+
+class Source(Protocol):
+    """Where weights come from: a Hugging Face folder, or a stand-in for one."""
+
+    config: dict[str, Any]
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def expect(self, name: str, shape: tuple[int, ...]) -> None: ...
+
+    def read(self, name: str) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -28,13 +39,13 @@ class Weight:
     chunks: Callable[[], Iterable[Array]]
 
 
-def copied(checkpoint: Checkpoint, name: str, source: str, shape: tuple[int, ...]) -> Weight:
+def copied(checkpoint: Source, name: str, source: str, shape: tuple[int, ...]) -> Weight:
     """A tensor taken as it is."""
     return changed(checkpoint, name, source, shape, shape, lambda values: values)
 
 
 def changed(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     name: str,
     source: str,
     source_shape: tuple[int, ...],
@@ -45,16 +56,12 @@ def changed(
 
     Raises: FormatError if the source is missing or is not of `source_shape`.
     """
-    found = checkpoint.shape(source)
-    if found != source_shape:
-        raise FormatError(
-            f"[{source}] has shape {found}, config.json asks for {source_shape}; use the matching config.json"
-        )
+    checkpoint.expect(source, source_shape)
     return Weight(name, shape, lambda: [change(checkpoint.read(source))])
 
 
 def feed_forward(
-    checkpoint: Checkpoint, layer: str, source: str, width: int, hidden: int, suffix: str = ""
+    checkpoint: Source, layer: str, source: str, width: int, hidden: int, suffix: str = ""
 ) -> list[Weight]:
     """The three matrices of a gated feed-forward network: gate and up [F, D], down [D, F]."""
     names = (("gate", (hidden, width)), ("up", (hidden, width)), ("down", (width, hidden)))
@@ -64,7 +71,7 @@ def feed_forward(
     ]
 
 
-def experts(checkpoint: Checkpoint, layer: str, source: str, count: int, width: int, hidden: int) -> list[Weight]:
+def experts(checkpoint: Source, layer: str, source: str, count: int, width: int, hidden: int) -> list[Weight]:
     """The matrices of E experts, each stacked: gate and up [E, F, D], down [E, D, F].
 
     The source keeps one matrix per expert (named gate_proj, up_proj, down_proj, or w1, w3, w2), or all of them in

@@ -1,0 +1,163 @@
+"""Make a GGUF model of a known shape with random weights: for benchmarks and tests of models too large to download.
+
+The tensors and metadata are those that the converter would write for such a model, so llama.cpp loads the file too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphrt import dtypes
+from graphrt.dtypes import Array, DType
+from graphrt.errors import FormatError, GraphError
+from graphrt.models.convert.folder import DIALECTS, FILE_TYPES, MODELS, QUANTIZATION_VERSION
+from graphrt.models.convert.weights import Weight
+from graphrt.models.gguf_write import Progress, TensorToWrite, save
+from graphrt.models.presets import PRESETS
+from graphrt.models.random_weights import RandomWeights
+from graphrt.models.storage_types import storage_type
+from graphrt.models.vocabulary import TokenType
+
+SPECIAL_TOKENS = {"<unk>": TokenType.UNKNOWN, "<s>": TokenType.CONTROL, "</s>": TokenType.CONTROL}
+
+
+class RandomSource:
+    """Stands in for a folder of weights: it has each tensor that a preset's model wants, but no values."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def __contains__(self, name: str) -> bool:
+        biased = self.config.get("scoring_func") == "sigmoid"
+        return name == "lm_head.weight" or (biased and name.endswith("e_score_correction_bias"))
+
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        """Every shape is as expected."""
+
+    def read(self, name: str) -> Array:
+        raise GraphError(f"[{name}] a preset has no values to read; draw them")
+
+
+def synthesise(
+    preset: str,
+    out: str | Path,
+    layers: int | None = None,
+    dtype: str = "q8_0",
+    tensor_types: Sequence[tuple[str, str]] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+    dialect: str = "mla",
+) -> Path:
+    """Write a GGUF file with random weights.
+
+    Args:
+        preset: a name of PRESETS.
+        out: the file; it appears only when complete.
+        layers: how many, instead of the model's own number; the leading dense ones stay first.
+        dtype: type of the weights; norms, routers and one-dimensional weights are f32, and rows that are not a
+            multiple of 256 fall back from K-quants as in llama-quantize.
+        tensor_types: (regex, dtype): the first whose regex is found in a tensor's name decides its type.
+        seed: equal seeds give equal files.
+        progress: called with the bytes written and the bytes in all.
+        dialect: of a DeepSeek file: "mla", "legacy" or "both".
+    Returns: the file.
+    Raises: FormatError if the preset or dialect is unknown, GraphError if a dtype is, or a regex is not one.
+    """
+    if preset not in PRESETS:
+        raise FormatError(f'[synth] unknown preset "{preset}"; known: {", ".join(PRESETS)}')
+    if dialect not in DIALECTS:
+        raise FormatError(f'[synth] unknown dialect "{dialect}"; known: {", ".join(DIALECTS)}')
+    config = dict(PRESETS[preset])
+    if layers is not None:
+        if layers < 1:
+            raise FormatError(f"[synth] {layers} layers; give at least 1")
+        config["num_hidden_layers"] = layers
+    chosen = _type_chooser(dtypes.get(dtype), tensor_types)
+    model, random = MODELS[config["model_type"]], RandomWeights(seed)
+    metadata = {
+        "general.name": f"{preset} with random weights",
+        "general.file_type": FILE_TYPES.get(dtypes.get(dtype).name),
+        "general.quantization_version": QUANTIZATION_VERSION,
+        **model.metadata(config, dialect),
+        **dummy_vocabulary(config["vocab_size"]),
+    }
+    tensors = [
+        _random_tensor(weight, chosen(weight.name), random) for weight in model.weights(RandomSource(config), dialect)
+    ]
+    save(out, model.ARCHITECTURE, metadata, tensors, progress)
+    return Path(out)
+
+
+def _type_chooser(default: DType, rules: Iterable[tuple[str, str]]) -> Callable[[str], DType]:
+    compiled = []
+    for pattern, name in rules:
+        try:
+            compiled.append((re.compile(pattern), dtypes.get(name)))
+        except re.error as error:
+            raise GraphError(f'[synth] "{pattern}" is not a regular expression: {error}; mend it') from error
+    return lambda name: next((dtype for pattern, dtype in compiled if pattern.search(name)), default)
+
+
+def _random_tensor(weight: Weight, wanted: DType, random: RandomWeights) -> TensorToWrite:
+    dtype = storage_type(weight.name, weight.shape, wanted)
+
+    def chunks() -> Iterable[Array]:
+        if weight.name.endswith("_norm.weight"):
+            return [random.vector(weight.shape, 1.0, 0.05)]
+        if len(weight.shape) == 1:
+            return [random.vector(weight.shape, 0.0, 0.05)]
+        return random.matrix(weight.shape, dtype)
+
+    return TensorToWrite(weight.name, dtype, weight.shape, chunks)
+
+
+def dummy_vocabulary(size: int) -> dict[str, Any]:
+    """A SentencePiece vocabulary of `size` tokens: special ones, all bytes, ASCII, then made-up words.
+
+    Raises: FormatError if the size leaves no room for the bytes.
+    """
+    letters = [chr(code) for code in range(0x21, 0x7F)] + ["▁"]
+    if size < len(SPECIAL_TOKENS) + 256 + len(letters):
+        raise FormatError(
+            f"[synth] a vocabulary of {size} tokens; at least {len(SPECIAL_TOKENS) + 256 + len(letters)} are needed"
+        )
+    tokens = [*SPECIAL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    kinds = [*SPECIAL_TOKENS.values(), *[TokenType.BYTE] * 256, *[TokenType.NORMAL] * len(letters)]
+    words = made_up_words(size - len(tokens))
+    kinds += [TokenType.NORMAL] * len(words)
+    tokens += words
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": -np.arange(size, dtype=np.float32),
+        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+    }
+
+
+def made_up_words(count: int) -> list[str]:
+    """`count` different words of syllables, each with the space before it."""
+    syllables = [first + second for first, second in product("bdfgklmnprstvz", "aeiou")]
+    length = 1
+    words: list[str] = []
+    while len(words) < count:
+        more = min(count - len(words), len(syllables) ** length)
+        words += [_spell(number, length, syllables) for number in range(more)]
+        length += 1
+    return words
+
+
+def _spell(number: int, length: int, syllables: list[str]) -> str:
+    digits = [number // len(syllables) ** place % len(syllables) for place in range(length)]
+    return "▁" + "".join(syllables[digit] for digit in digits)
