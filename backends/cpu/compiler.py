@@ -26,8 +26,8 @@ def compile_object(kernel: Callable[[int, int, int], None], symbol: str, level: 
     library, name = _numba_library(kernel)
     module = llvm.parse_assembly(str(_wrapper(name, symbol)))
     module.link_in(library._final_module)
-    for helpers in dict.fromkeys(library._linking_libraries):
-        module.link_in(helpers._get_module_for_linking(), preserve=True)
+    for linked in dict.fromkeys(library._linking_libraries):
+        module.link_in(linked._get_module_for_linking(), preserve=True)
     for function in module.functions:
         if not function.is_declaration and function.name != symbol:
             function.linkage = "internal"

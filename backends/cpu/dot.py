@@ -1,6 +1,6 @@
 """Vectors of small integers: unpacking quantized weights, and int8 dot products in the best form the machine has.
 
-All code that uses these works on 64 bytes at a time whatever the machine's registers hold; LLVM, or `_dot`, splits them.
+Code that uses these works on 64 bytes at a time, whatever the machine's registers hold; they are split here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 from graphrt.backends.cpu import host
 from graphrt.backends.cpu.memory import load_vector
 from graphrt.backends.cpu.simd import (
+    I1,
     I8,
     I16,
     I32,
@@ -106,6 +107,18 @@ def bytes_of_word(typingctx, value):
     return result(types.int64), lambda context, builder, signature, values: builder.bitcast(values[0], result.llvm)
 
 
+@intrinsic
+def bits_to_bytes(typingctx, word):
+    """The 16 low bits of an int64, lowest first, as bytes 0 or -1."""
+    result = Vector("i8", 16)
+
+    def codegen(context, builder, signature, values):
+        bits = builder.bitcast(builder.trunc(values[0], I16), ir.VectorType(I1, 16))
+        return builder.sext(bits, result.llvm)
+
+    return result(types.int64), codegen
+
+
 @intrinsic(prefer_literal=True)
 def lookup(typingctx, indices, table):
     """For each lane, the entry of `table` (a tuple of 16 constants, int8) that its value 0 … 15 names."""
@@ -121,7 +134,7 @@ def lookup(typingctx, indices, table):
 
 
 def _lookup16(builder, indices, entries: list[int]):
-    """Look 16 bytes up: one byte shuffle where the machine has it, else a chain of selects over the index's bits."""
+    """Look 16 bytes up: one byte shuffle where the machine has it, else selects over the index's bits."""
     table = ir.Constant(ir.VectorType(I8, 16), [entry & 0xFF for entry in entries])
     if host.level().has("ssse3"):
         return call(builder, "llvm.x86.ssse3.pshuf.b.128", indices.type, table, indices)

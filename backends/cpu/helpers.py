@@ -9,5 +9,9 @@ from numba import njit
 
 
 def helper(function: Callable[..., Any]) -> Any:
-    """A function that kernels may call; it is compiled with them and usually inlined."""
-    return njit(function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    """A function that kernels may call: Numba copies its body into each caller.
+
+    Copying, rather than calling, lets constants reach the intrinsics inside, and emits each kernel's copy for that
+    kernel's SIMD level.
+    """
+    return njit(function, inline="always")
