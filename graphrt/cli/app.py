@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 
 import typer
@@ -39,12 +38,10 @@ def options(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
-        return app(arguments, standalone_mode=True) or 0
+        app(arguments)
     except GraphrtError as error:
         if os.environ.get("GRAPHRT_TRACEBACK"):
             raise
         output.error(str(error))
         return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+    return 0

@@ -125,5 +125,5 @@ def _show_timings(generation: Generation, load_seconds: float) -> None:
         "decode", str(timings.decoded_tokens), f"{timings.decode_seconds:.2f} s", f"{timings.decode_rate:.1f}"
     )
     table.add_row("sampling", str(len(generation.tokens)), f"{timings.sample_seconds:.2f} s", "")
-    table.caption = f"ended by: {generation.finish_reason}"
+    table.caption = f"ended by: {'interrupt' if generation.finish_reason == 'running' else generation.finish_reason}"
     output.stderr().print(table)

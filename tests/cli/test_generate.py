@@ -1,0 +1,62 @@
+"""`graphrt generate`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+import graphrt as package
+from tests.cli.conftest import Command
+
+
+def test_writes_what_the_model_generates(graphrt: Command, mixtral: Path) -> None:
+    result = graphrt("generate", mixtral, "-p", "hello", "-n", 6, "--temp", 0)
+    pieces = package.load(mixtral).generate("hello", max_tokens=6, temperature=0)
+    assert result.out == f"hello{''.join(pieces)}\n"
+    assert "decode" in result.err
+    assert "ended by: " in result.err
+
+
+def test_a_seed_repeats_the_text(graphrt: Command, mixtral: Path) -> None:
+    arguments = ["generate", mixtral, "-p", "hello", "-n", 6, "--temp", 2.0, "--top-k", 0]
+    first, again, other = (graphrt(*arguments, "--seed", seed).out for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_the_prompt_can_come_from_standard_input(
+    graphrt: Command, mixtral: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello"))
+    assert graphrt("generate", mixtral, "-p", "-", "-n", 1).out.startswith("hello")
+
+
+def test_verbose_prints_the_placement_with_the_override(graphrt: Command, deepseek2: Path) -> None:
+    rule = r"blk\.1\.ffn_.*_exps=reference"
+    result = graphrt("generate", deepseek2, "-p", "hello", "-n", 1, "-vv", "-ot", rule)
+    assert result.code == 0
+    assert f'override "{rule}"' in result.err
+
+
+def test_without_a_prompt_it_says_what_to_give(graphrt: Command, mixtral: Path) -> None:
+    result = graphrt("generate", mixtral)
+    assert result.code == 2
+    assert "--chat" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--top-p", 2], "top_p is 2"),
+        (["--attention", "telepathy"], 'no attention "telepathy"'),
+        (["--cache-type", "q9"], "q9"),
+        (["-ot", "exps=nowhere"], 'no backend is called "nowhere"'),
+        (["-c", 2], "2"),
+    ],
+)
+def test_a_wrong_option_is_named(graphrt: Command, deepseek2: Path, arguments: list[object], words: str) -> None:
+    result = graphrt("generate", deepseek2, "-p", "hello hello hello", "-n", 1, *arguments)
+    assert result.code == 1
+    assert result.err.startswith("error: ")
+    assert words in result.err

@@ -1,0 +1,47 @@
+"""`graphrt inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.conftest import Command
+
+
+def test_tables_show_metadata_tensors_and_types(graphrt: Command, mixtral: Path) -> None:
+    out = graphrt("inspect", mixtral).out
+    assert "general.architecture" in out
+    assert "blk.0.ffn_down_exps.weight" in out
+    assert "token_embd.weight" in out
+
+
+def test_match_narrows(graphrt: Command, mixtral: Path) -> None:
+    out = graphrt("inspect", mixtral, "--match", r"blk\.1\.attn_q").out
+    assert "blk.1.attn_q.weight" in out
+    assert "blk.0" not in out
+    assert "general.architecture" not in out
+
+
+def test_json_holds_everything(graphrt: Command, mixtral: Path) -> None:
+    found = json.loads(graphrt("inspect", mixtral, "--json").out)
+    assert found["metadata"]["general.architecture"] == "llama"
+    assert len(found["metadata"]["tokenizer.ggml.tokens"]) == found["tensors"][0]["shape"][0]
+    assert sum(tensor["nbytes"] for tensor in found["tensors"]) < found["size"]
+
+
+def test_graph_as_text_gives_backends_and_reasons(graphrt: Command, mixtral: Path) -> None:
+    out = graphrt("inspect", mixtral, "--graph").out
+    assert out.startswith("graph: ")
+    assert "mul_mat_id(blk.0.ffn_gate_exps.weight" in out
+
+
+def test_graph_as_dot(graphrt: Command, deepseek2: Path) -> None:
+    out = graphrt("inspect", deepseek2, "--dot", "-n", "3").out
+    assert out.startswith("digraph graphrt {")
+    assert "subgraph cluster_1" in out
+
+
+def test_a_bad_pattern_is_a_usage_error(graphrt: Command, mixtral: Path) -> None:
+    result = graphrt("inspect", mixtral, "--match", "(")
+    assert result.code == 2
+    assert "not a regular expression" in result.err
