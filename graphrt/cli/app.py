@@ -12,6 +12,7 @@ from graphrt.cli.bench import bench
 from graphrt.cli.convert import convert
 from graphrt.cli.generate import generate
 from graphrt.cli.inspect import inspect
+from graphrt.cli.synth import synth
 from graphrt.errors import GraphrtError
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, inspect, bench, convert):
+for command in (generate, inspect, bench, convert, synth):
     app.command()(command)
 
 

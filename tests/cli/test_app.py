@@ -51,7 +51,11 @@ def test_debug_shows_the_traceback(graphrt: Command) -> None:
 def test_python_m_graphrt_is_the_command_and_starts_quickly() -> None:
     start = time.perf_counter()
     result = subprocess.run(
-        [sys.executable, "-m", "graphrt", "--help"], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "graphrt", "--help"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "Usage:" in result.stdout
     assert time.perf_counter() - start < 5  # 0.3 s on a quiet machine
