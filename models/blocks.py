@@ -203,7 +203,9 @@ class Layer:
             x, attended = batch.keep_rows(x), batch.keep_rows(attended)  # [R, D], [R, D]
         x = ops.add(x, attended).named(f"ffn_inp-{number}")
         normed = self.ffn_norm(x).named(f"ffn_norm-{number}")
-        hidden = self.ffn(normed).named(f"ffn_out-{number}")
+        hidden = self.ffn(normed)
+        if not hidden.name:  # experts without shared ones have named their sum
+            hidden.named(f"ffn_out-{number}")
         return ops.add(x, hidden).named(f"l_out-{number}")
 
 

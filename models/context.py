@@ -52,17 +52,19 @@ class Batch:
 
 
 class _Step:
-    """A compiled plan and its inputs' memory."""
+    """A compiled plan with its inputs' memory at hand."""
 
     def __init__(self, plan: Plan, cells: int, gives_logits: bool) -> None:
         self.execute = plan.execute
         self.cells = cells
-        self.inputs = {name: plan.input(name) for name in plan.graph.inputs}
         self.logits = plan.output() if gives_logits else None
-        self.tokens, self.positions = self.inputs["inp_tokens"], self.inputs["inp_pos"]
-        self.sequences, self.written = self.inputs.get("inp_seq"), self.inputs["inp_cells"]
-        self.cell_positions, self.cell_sequences = self.inputs.get("inp_cell_pos"), self.inputs.get("inp_cell_seq")
-        self.rows = self.inputs.get("inp_out_ids")
+        self._inputs = {name: plan.input(name) for name in plan.graph.inputs}
+
+    def set(self, name: str, values: Array) -> None:
+        """Write an input; one that the graph does not read (a graph without logits has fewer) is passed over."""
+        memory = self._inputs.get(name)
+        if memory is not None:
+            memory[...] = values
 
 
 class Context:
@@ -116,15 +118,13 @@ class Context:
         step = self._step(tokens, count, cells.visible_with(taken))
         cells.occupy(taken, batch.positions, batch.sequences)
         try:
-            step.tokens[...] = batch.tokens
-            step.positions[...] = batch.positions
-            step.written[...] = taken
-            if step.sequences is not None:
-                step.sequences[...] = batch.sequences
-                step.cell_positions[...] = cells.positions[: step.cells]
-                step.cell_sequences[...] = cells.sequences[: step.cells]
-            if step.rows is not None:
-                step.rows[...] = np.flatnonzero(batch.wanted)
+            step.set("inp_tokens", batch.tokens)
+            step.set("inp_pos", batch.positions)
+            step.set("inp_seq", batch.sequences)
+            step.set("inp_cells", taken)
+            step.set("inp_cell_pos", cells.positions[: step.cells])
+            step.set("inp_cell_seq", cells.sequences[: step.cells])
+            step.set("inp_out_ids", batch.wanted.nonzero()[0])
             step.execute()
         except BaseException:
             cells.release(taken)

@@ -122,7 +122,7 @@ class KVCache:
     """
 
     def __init__(self, layers: int, size: int, layout: Mapping[str, tuple[int, int]], dtype: str = "f16") -> None:
-        self.dtype = _dtype_for(dtype, layout)
+        self.dtype = cache_dtype(dtype, layout)
         self.cells = Cells(size)
         self._parts = [
             {
@@ -152,18 +152,14 @@ class KVCache:
         return written.reshape(size, heads, width)  # [N, G, W]
 
 
-def require_cache_type(name: str) -> DType:
+def cache_dtype(name: str, layout: Mapping[str, tuple[int, int]]) -> DType:
     """The dtype of that name.
 
-    Raises: SettingsError if a cache cannot be of it.
+    Raises: SettingsError if a cache of that layout cannot be of it.
     """
     if name.lower() not in CACHE_TYPES:
         raise SettingsError(f'[kv cache] unknown cache_type "{name}"; choose one of {", ".join(CACHE_TYPES)}')
-    return dtypes.get(name)
-
-
-def _dtype_for(name: str, layout: Mapping[str, tuple[int, int]]) -> DType:
-    dtype = require_cache_type(name)
+    dtype = dtypes.get(name)
     for part, (_, width) in layout.items():
         if width % dtype.block:
             raise SettingsError(

@@ -1,9 +1,4 @@
-"""Models: load a GGUF file, ask for logits, let it write, as in
-
-model = graphrt.load("tiny-deepseek2")
-for piece in model.generate("ROMEO:", max_tokens=100):
-    print(piece, end="")
-"""
+"""Models: load a GGUF file, ask for logits, let it write; `graphrt.load` makes one."""
 
 from __future__ import annotations
 
@@ -22,11 +17,12 @@ from graphrt.dtypes import Array
 from graphrt.errors import FormatError, SettingsError
 from graphrt.models import deepseek2, llama
 from graphrt.models.blocks import Decoder
+from graphrt.models.chat import render
 from graphrt.models.context import Batch, Context
 from graphrt.models.generation import Generation
 from graphrt.models.gguf_file import GGUFFile
 from graphrt.models.hyperparameters import DeepSeek2Hyperparameters, LlamaHyperparameters
-from graphrt.models.kv_cache import require_cache_type
+from graphrt.models.kv_cache import cache_dtype
 from graphrt.models.sampling import Sampler, SamplingOptions
 from graphrt.models.tokenizer import Tokenizer
 from graphrt.models.weights import Weights
@@ -75,7 +71,6 @@ class ModelOptions:
     n_ubatch: int = 512
 
     def __post_init__(self) -> None:
-        require_cache_type(self.cache_type)
         if self.n_ubatch < 1:
             raise SettingsError(f"[load] n_ubatch is {self.n_ubatch}; it must be at least 1")
 
@@ -110,6 +105,7 @@ class Model:
         self.n_ctx = min(self.hyperparameters.context, DEFAULT_CONTEXT) if n_ctx is None else n_ctx
         if self.n_ctx < 1:
             raise SettingsError(f"[load] n_ctx is {n_ctx}; it must be at least 1")
+        cache_dtype(self.options.cache_type, self.decoder.cache_layout)
         self._overrides = None if overrides is None else tuple(overrides)
         self._settings = settings
         self.backends = Scheduler(backends, overrides=self._overrides, **settings).backends
@@ -176,9 +172,13 @@ class Model:
             return self.tokenizer.encode(prompt, add_special=True)
         if all(isinstance(item, int | np.integer) for item in prompt):
             return [int(item) for item in prompt]  # type: ignore[arg-type]
-        from graphrt.models.chat import render_chat
+        return self.tokenizer.encode(self._render(prompt))
 
-        return self.tokenizer.encode(render_chat(self.tokenizer.vocabulary, prompt), add_special=True)
+    def _render(self, messages: Sequence[Message]) -> str:
+        """A chat as the text that the model's template makes of it, special tokens included."""
+        vocabulary = self.tokenizer.vocabulary
+        bos, eos = ("" if i is None else vocabulary.tokens[i] for i in (vocabulary.bos, vocabulary.eos))
+        return render(messages, vocabulary.chat_template, bos, eos)
 
     @contextmanager
     def _context(self) -> Iterator[Context]:

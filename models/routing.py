@@ -85,7 +85,9 @@ class Routing:
         Returns: expert ids [T, U] i32, best first; their weights [T, U] f32.
         """
         tokens = logits.shape[0]
-        scores = GATES[self.gate](logits).named(f"ffn_moe_probs-{layer}")  # [T, E]
+        scores = GATES[self.gate](logits)  # [T, E]
+        if scores is not logits:
+            scores.named(f"ffn_moe_probs-{layer}")
         ranked = scores  # [T, E]
         if bias is not None:
             ranked = ops.add(scores, bias).named(f"ffn_moe_probs_biased-{layer}")  # [T, E]
