@@ -27,7 +27,7 @@ from graphrt.backends.cpu.memory import (
     storage,
     widen,
 )
-from graphrt.backends.cpu.simd import I8, I32, I64, Vector, call, literal, mangled
+from graphrt.backends.cpu.simd import I8, I32, I64, Vector, broadcast, call, literal, mangled
 from graphrt.tensor import Tensor
 
 PIECE = 1024
@@ -168,6 +168,17 @@ def store_number(typingctx, address, kind, value):
     return types.void(types.int64, types.int64, types.float32), codegen
 
 
+@intrinsic
+def keep_first(typingctx, vector, count, rest):
+    """The first `count` lanes, then the number `rest`."""
+
+    def codegen(context, builder, signature, values):
+        mask = first_lanes(builder, values[1], vector.lanes)
+        return builder.select(mask, values[0], broadcast(builder, values[2], vector.lanes))
+
+    return vector(vector, types.int64, types.float32), codegen
+
+
 @helper
 def element_bytes(kind):
     """Bytes of one element."""
@@ -221,11 +232,35 @@ def piece_of(args, tensor, kind, flat, row, start, count, buffer):
     return buffer, FLOAT32
 
 
-@helper
-def row_of(args, tensor, kind, source, count, buffer):
-    """The same of a whole row at address `source`, for tensors that do not broadcast along the last axis."""
-    step = stride(args, tensor, 3)
-    if step == element_bytes(kind) or count <= 1:
-        return source, kind
-    gather(buffer, source, kind, step, count)
-    return buffer, FLOAT32
+def loop_one(lanes, function):
+    """A helper: target[i] = function(x[i], p, q) for `count` elements that lie side by side."""
+
+    @helper
+    def loop(target, out_kind, x, x_kind, count, p, q):
+        out_step, x_step = element_bytes(out_kind), element_bytes(x_kind)
+        whole = count - count % lanes
+        for i in range(0, whole, lanes):
+            store_float(target + i * out_step, out_kind, function(load_float(x + i * x_step, x_kind, lanes), p, q))
+        if whole < count:
+            v = load_float_first(x + whole * x_step, x_kind, lanes, count - whole)
+            store_float_first(target + whole * out_step, out_kind, function(v, p, q), count - whole)
+
+    return loop
+
+
+def loop_two(lanes, function):
+    """A helper: target[i] = function(a[i], b[i], p) for `count` elements that lie side by side."""
+
+    @helper
+    def loop(target, out_kind, a, a_kind, b, b_kind, count, p):
+        out_step, a_step, b_step = element_bytes(out_kind), element_bytes(a_kind), element_bytes(b_kind)
+        whole = count - count % lanes
+        for i in range(0, whole, lanes):
+            u, v = load_float(a + i * a_step, a_kind, lanes), load_float(b + i * b_step, b_kind, lanes)
+            store_float(target + i * out_step, out_kind, function(u, v, p))
+        if whole < count:
+            u = load_float_first(a + whole * a_step, a_kind, lanes, count - whole)
+            v = load_float_first(b + whole * b_step, b_kind, lanes, count - whole)
+            store_float_first(target + whole * out_step, out_kind, function(u, v, p), count - whole)
+
+    return loop

@@ -16,12 +16,10 @@ from graphrt.backends.cpu.elements import (
     element_bytes,
     is_flat,
     kinds,
-    load_float,
-    load_float_first,
+    loop_one,
+    loop_two,
     piece_of,
     stack_floats,
-    store_float,
-    store_float_first,
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Native, native
@@ -45,11 +43,11 @@ def cut(args, flat):
 
 def map_one(lanes, function):
     """The body of kernels out = function(x, p, q), element by element, with the call's scalars p and q."""
+    loop = loop_one(lanes, function)
 
     def run(args, ith, nth):
         out_kind, x_kind, flat = scalar(args, 2, 0), scalar(args, 2, 1), scalar(args, 2, 2)
         p, q = np.float32(float_scalar(args, 2, 3)), np.float32(float_scalar(args, 2, 4))
-        out_step = element_bytes(out_kind)
         buffer = stack_floats(PIECE)
         n, in_row, pieces = cut(args, flat)
         first, last = share(pieces, ith, nth)
@@ -57,15 +55,9 @@ def map_one(lanes, function):
             row = piece // in_row
             start = (piece - row * in_row) * PIECE
             count = min(PIECE, n - start)
-            target = row_address(args, 0, row) + start * out_step
+            target = row_address(args, 0, row) + start * element_bytes(out_kind)
             x, kind = piece_of(args, 1, x_kind, flat, row, start, count, buffer)
-            step = element_bytes(kind)
-            whole = count - count % lanes
-            for i in range(0, whole, lanes):
-                store_float(target + i * out_step, out_kind, function(load_float(x + i * step, kind, lanes), p, q))
-            if whole < count:
-                v = load_float_first(x + whole * step, kind, lanes, count - whole)
-                store_float_first(target + whole * out_step, out_kind, function(v, p, q), count - whole)
+            loop(target, out_kind, x, kind, count, p, q)
 
     return run
 
@@ -73,9 +65,14 @@ def map_one(lanes, function):
 def map_two(lanes, function):
     """The body of kernels out = function(a, b), element by element; without b, a's rows hold a's half, then b's."""
 
+    @helper
+    def without_number(a, b, p):
+        return function(a, b)
+
+    loop = loop_two(lanes, without_number)
+
     def run(args, ith, nth):
         out_kind, a_kind, b_kind, flat = scalar(args, 3, 0), scalar(args, 3, 1), scalar(args, 3, 2), scalar(args, 3, 3)
-        out_step = element_bytes(out_kind)
         a_buffer, b_buffer = stack_floats(PIECE), stack_floats(PIECE)
         n, in_row, pieces = cut(args, flat)
         first, last = share(pieces, ith, nth)
@@ -83,21 +80,13 @@ def map_two(lanes, function):
             row = piece // in_row
             start = (piece - row * in_row) * PIECE
             count = min(PIECE, n - start)
-            target = row_address(args, 0, row) + start * out_step
+            target = row_address(args, 0, row) + start * element_bytes(out_kind)
             a, a_now = piece_of(args, 1, a_kind, flat, row, start, count, a_buffer)
             if address(args, 2):
                 b, b_now = piece_of(args, 2, b_kind, flat, row, start, count, b_buffer)
             else:
-                b, b_now = piece_of(args, 1, a_kind, flat, row, start + n, count, b_buffer)
-            a_step, b_step = element_bytes(a_now), element_bytes(b_now)
-            whole = count - count % lanes
-            for i in range(0, whole, lanes):
-                u, v = load_float(a + i * a_step, a_now, lanes), load_float(b + i * b_step, b_now, lanes)
-                store_float(target + i * out_step, out_kind, function(u, v))
-            if whole < count:
-                u = load_float_first(a + whole * a_step, a_now, lanes, count - whole)
-                v = load_float_first(b + whole * b_step, b_now, lanes, count - whole)
-                store_float_first(target + whole * out_step, out_kind, function(u, v), count - whole)
+                b, b_now = piece_of(args, 1, a_kind, False, row, start + n, count, b_buffer)
+            loop(target, out_kind, a, a_now, b, b_now, count, np.float32(0))
 
     return run
 
