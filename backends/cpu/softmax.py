@@ -32,7 +32,7 @@ HIDDEN = np.float32(-np.inf)
 
 
 def logits_of(lanes):
-    """A helper: logits of a piece of a row, scale · x + mask, in float32 at `buffer`, filled up with -inf to whole vectors."""
+    """A helper: the logits of a piece of a row, scale · x + mask, at `buffer`, filled up with -inf to whole vectors."""
 
     @helper
     def logits(args, row, start, count, scale, x_kind, mask_kind, buffer, x_buffer, mask_buffer):

@@ -1,0 +1,199 @@
+"""Kernel of rope: cosines and sines once for each token, then all its heads.
+
+Angles are taken in float64 and brought to [-π/4, π/4] before they become float32, so that they are exact at any
+position. Rows are handled in chunks of PAIRS pairs, for which there is room on the stack.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba.extending import intrinsic
+
+from graphrt import ops
+from graphrt.backends.cpu import host
+from graphrt.backends.cpu.args import address, float_scalar, row_address, scalar, share, size, stride
+from graphrt.backends.cpu.elements import (
+    FLOAT32,
+    PIECE,
+    element_bytes,
+    gather,
+    kinds,
+    load_float,
+    load_float_first,
+    load_number,
+    stack_floats,
+    store_float,
+    store_float_first,
+    store_number,
+)
+from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.jit import native
+from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_integer, store_one
+from graphrt.backends.cpu.registry import Call, kernel
+from graphrt.backends.cpu.simd import bits_as_f32, bits_as_i32, fma, select, shuffle
+from graphrt.backends.cpu.vector_math import polynomial
+from graphrt.ops.rope import frequencies
+from graphrt.tensor import Tensor
+
+PAIRS = PIECE // 2
+TWO_OVER_PI, HALF_PI = 2.0 / np.pi, np.pi / 2.0
+SHIFTER = 6755399441055744.0  # 1.5 · 2⁵²: adding it rounds a float64 to a whole number
+ONE, TWO, SIGN = np.int32(1), np.int32(2), np.int32(30)
+
+_sine_tail = polynomial([-0.16666655, 0.00833217, -0.00019517])  # (sin(√z) / √z - 1) / z
+_cosine = polynomial([1.0, -0.5, 0.0416666456, -0.00138873098, 2.44324111e-05])  # cos(√z)
+
+
+@helper
+def cosine_and_sine(r, quadrant):
+    """Cosine and sine of r + quadrant · π/2, r in [-π/4, π/4]; quadrant int32."""
+    square = r * r
+    sine, cosine = fma(_sine_tail(square) * square, r, r), _cosine(square)
+    odd = (quadrant & ONE) == ONE
+    c, s = select(odd, sine, cosine), select(odd, cosine, sine)
+    c = bits_as_f32(bits_as_i32(c) ^ (((quadrant + ONE) & TWO) << SIGN))
+    s = bits_as_f32(bits_as_i32(s) ^ ((quadrant & TWO) << SIGN))
+    return c, s
+
+
+def table_of(lanes):
+    """A helper: cosine and sine, times magnitude, of `count` pairs of one token, at `cosines` and `sines`."""
+
+    @helper
+    def table(args, token, first_pair, count, cosines, sines):
+        position = np.float64(load_integer(address(args, 2) + token * stride(args, 2, 3), "i32"))
+        magnitude = np.float32(float_scalar(args, 4, 3))
+        factors = address(args, 3)
+        for i in range(count):
+            speed = float_scalar(args, 4, 4 + first_pair + i)
+            if factors:
+                speed /= np.float64(load_one(factors + (first_pair + i) * stride(args, 3, 3), "f32"))
+            angle = position * speed
+            turns = (angle * TWO_OVER_PI + SHIFTER) - SHIFTER
+            store_one(cosines + 4 * i, "f32", np.float32(angle - turns * HALF_PI))
+            store_integer(sines + 4 * i, "i32", np.int64(turns) & 3)
+        for i in range(0, count, lanes):
+            r, quadrant = load_f32(cosines + 4 * i, "f32", lanes), load_f32(sines + 4 * i, "f32", lanes)
+            c, s = cosine_and_sine(r, bits_as_i32(quadrant))
+            store_f32(cosines + 4 * i, "f32", c * magnitude)
+            store_f32(sines + 4 * i, "f32", s * magnitude)
+
+    return table
+
+
+def _pick(name: str, lanes_of):
+    """An intrinsic: the lanes of (u, v), laid end to end, that `lanes_of(count)` numbers."""
+
+    def pick(typingctx, u, v):
+        def codegen(context, builder, signature, values):
+            return shuffle(builder, *values, lanes_of(u.lanes))
+
+        return u(u, v), codegen
+
+    pick.__name__ = name
+    return intrinsic(pick)
+
+
+evens = _pick("evens", lambda n: list(range(0, 2 * n, 2)))
+odds = _pick("odds", lambda n: list(range(1, 2 * n, 2)))
+lower_pairs = _pick("lower_pairs", lambda n: [i // 2 + n * (i % 2) for i in range(n)])
+upper_pairs = _pick("upper_pairs", lambda n: [n // 2 + i // 2 + n * (i % 2) for i in range(n)])
+
+
+def turn_neighbours(lanes):
+    """A helper: rotate pairs (2i, 2i+1), which lie side by side from `x` on; y_upper and x_upper are not used."""
+
+    @helper
+    def turn(y, y_upper, out_kind, x, x_upper, x_kind, cosines, sines, count):
+        out_step, step = element_bytes(out_kind), element_bytes(x_kind)
+        for i in range(0, count, lanes):
+            c, s = load_f32(cosines + 4 * i, "f32", lanes), load_f32(sines + 4 * i, "f32", lanes)
+            source, target, left = x + 2 * i * step, y + 2 * i * out_step, 2 * (count - i)
+            if left >= 2 * lanes:
+                u, v = load_float(source, x_kind, lanes), load_float(source + lanes * step, x_kind, lanes)
+            else:
+                u = load_float_first(source, x_kind, lanes, left)
+                v = load_float_first(source + lanes * step, x_kind, lanes, left - lanes)
+            a, b = evens(u, v), odds(u, v)
+            a, b = a * c - b * s, a * s + b * c
+            u, v = lower_pairs(a, b), upper_pairs(a, b)
+            if left >= 2 * lanes:
+                store_float(target, out_kind, u)
+                store_float(target + lanes * out_step, out_kind, v)
+            else:
+                store_float_first(target, out_kind, u, left)
+                store_float_first(target + lanes * out_step, out_kind, v, left - lanes)
+
+    return turn
+
+
+def turn_halves(lanes):
+    """A helper: rotate pairs (i, i + dims/2), the first elements from `x` on and the second from `x_upper` on."""
+
+    @helper
+    def turn(y, y_upper, out_kind, x, x_upper, x_kind, cosines, sines, count):
+        out_step, step = element_bytes(out_kind), element_bytes(x_kind)
+        for i in range(0, count, lanes):
+            c, s = load_f32(cosines + 4 * i, "f32", lanes), load_f32(sines + 4 * i, "f32", lanes)
+            if i + lanes <= count:
+                a, b = load_float(x + i * step, x_kind, lanes), load_float(x_upper + i * step, x_kind, lanes)
+                store_float(y + i * out_step, out_kind, a * c - b * s)
+                store_float(y_upper + i * out_step, out_kind, a * s + b * c)
+            else:
+                a = load_float_first(x + i * step, x_kind, lanes, count - i)
+                b = load_float_first(x_upper + i * step, x_kind, lanes, count - i)
+                store_float_first(y + i * out_step, out_kind, a * c - b * s, count - i)
+                store_float_first(y_upper + i * out_step, out_kind, a * s + b * c, count - i)
+
+    return turn
+
+
+@helper
+def copy_rest(args, row, dims, out_kind, x_kind):
+    """The elements of a row that are not rotated."""
+    target, source = row_address(args, 0, row), row_address(args, 1, row)
+    for i in range(dims, size(args, 0, 3)):
+        store_number(target + i * stride(args, 0, 3), out_kind, load_number(source + i * stride(args, 1, 3), x_kind))
+
+
+@kernel(ops.rope)
+def rope(lanes, mode):
+    neighbours = mode == "normal"
+    table, turn = table_of(lanes), (turn_neighbours if neighbours else turn_halves)(lanes)
+
+    def run(args, ith, nth):
+        out_kind, x_kind, dims = scalar(args, 4, 0), scalar(args, 4, 1), scalar(args, 4, 2)
+        x_step = stride(args, 1, 3)
+        cosines, sines, buffer = stack_floats(PAIRS), stack_floats(PAIRS), stack_floats(PIECE)
+        tokens, heads = size(args, 0, 1), size(args, 0, 2)
+        first, last = share(size(args, 0, 0) * tokens * heads, ith, nth)
+        for first_pair in range(0, dims // 2, PAIRS):
+            count = min(PAIRS, dims // 2 - first_pair)
+            at = 2 * first_pair if neighbours else first_pair
+            token = -1
+            for row in range(first, last):
+                if row // heads != token:
+                    token = row // heads
+                    table(args, token % tokens, first_pair, count, cosines, sines)
+                y, x = row_address(args, 0, row) + at * element_bytes(out_kind), row_address(args, 1, row) + at * x_step
+                x_upper, kind = x + dims // 2 * x_step, x_kind
+                if x_step != element_bytes(x_kind):
+                    gather(buffer, x, x_kind, x_step, 2 * count if neighbours else count)
+                    if not neighbours:
+                        gather(buffer + 4 * PAIRS, x_upper, x_kind, x_step, count)
+                    x, x_upper, kind = buffer, buffer + 4 * PAIRS, FLOAT32
+                turn(y, y + dims // 2 * element_bytes(out_kind), out_kind, x, x_upper, kind, cosines, sines, count)
+        for row in range(first, last):
+            copy_rest(args, row, dims, out_kind, x_kind)
+
+    return run
+
+
+@rope.lowering
+def _(node: Tensor) -> list[Call]:
+    tensors = [node, *node.srcs]
+    params = dict(node.params)
+    mode, magnitude, dims = params.pop("mode"), params.pop("magnitude"), params.pop("dims") or node.shape[-1]
+    speeds = frequencies(dims=dims, **params) if dims else []
+    scalars = [*kinds(tensors[:2]), dims, float(magnitude), *map(float, speeds)]
+    return [Call(native(rope.factory, host.level().lanes, mode), tensors, scalars)]
