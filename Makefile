@@ -30,7 +30,8 @@ bench: $(VENV)/run.stamp
 	$(BIN)/graphrt bench tiny-mixtral
 
 test-peers: $(VENV)/peers.stamp
-	$(BIN)/python -m pytest -p no:cacheprovider tests/peers -m peers -s
+	$(BIN)/python -m pytest tests/peers -m peers
+	$(BIN)/python -m tests.peers.bench_llama_cpp
 
 test-gpu:
 	@nvidia-smi -L || { echo "make test-gpu needs an NVIDIA GPU and its driver; nvidia-smi finds none, so nothing was tested." >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""llama.cpp behind five functions, for comparisons on the same files: logits, greedy tokens, quantization, speed.
+"""llama.cpp behind a few functions, for comparisons on the same files: logits, greedy tokens, quantization.
 
 It goes through the C API of llama-cpp-python, whose `Llama` class copies every row of logits and so would be timed
 instead of llama.cpp.
@@ -7,7 +7,6 @@ instead of llama.cpp.
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import llama_cpp
 import numpy as np
 
 FTYPES = {
+    "f32": llama_cpp.LLAMA_FTYPE_ALL_F32,
     "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
     "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
     "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
@@ -74,18 +74,6 @@ class Peer:
         array = (llama_cpp.llama_token * len(tokens))(*tokens)
         self._decode(llama_cpp.llama_batch_get_one(array, len(tokens)))
 
-    def seconds(self, n_prompt: int, n_gen: int) -> tuple[float, float]:
-        """Time of a prompt and of decoding after it, in a fresh context."""
-        self.clear()
-        tokens = [i % self.vocabulary_size for i in range(max(n_prompt, n_gen))]
-        start = time.perf_counter()
-        if n_prompt:
-            self.feed(tokens[:n_prompt])
-        between = time.perf_counter()
-        for i in range(n_gen):
-            self.feed(tokens[i : i + 1])
-        return between - start, time.perf_counter() - between
-
     def clear(self) -> None:
         """Forget every token."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
@@ -127,8 +115,8 @@ def opened(path: Path, *, n_ctx: int = 512, threads: int = 1, cache: int = F16, 
 
 
 def quantize(source: Path, target: Path, kind: str, threads: int = 1) -> None:
-    """Write `source` (f32) in another type as llama-quantize does."""
+    """Write `source` in another type as llama-quantize does."""
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread = FTYPES[kind], threads
+    params.ftype, params.nthread, params.allow_requantize = FTYPES[kind], threads, True
     status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     assert status == 0, f"llama_model_quantize says {status} for {source} as {kind}"
