@@ -1,0 +1,185 @@
+"""Loading, names, options and the errors of bad files."""
+
+import gguf as gguf_package
+import numpy as np
+import pytest
+
+import graphrt
+import graphrt.models.context
+from graphrt.errors import FormatError, GraphError, SettingsError
+from graphrt.models.gguf_file import GGUFFile
+from graphrt.models.model import NAMES
+
+
+def rewrite(source, target, *, metadata=(), tensors=()):
+    """A copy of a GGUF file with metadata changed, and tensors dropped (None) or replaced."""
+    file, changes, arrays = GGUFFile.open(source), dict(metadata), dict(tensors)
+    writer = gguf_package.GGUFWriter(target, changes.pop("general.architecture", file.architecture))
+    for key, value in {**file.metadata, **changes}.items():
+        if key == "general.architecture" or key.startswith("tokenizer"):
+            continue
+        add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+        add[type(value)](key, value)
+    for name, stored in file.tensors.items():
+        array = arrays.get(name, stored.array)
+        if array is not None:
+            writer.add_tensor(name, np.array(array))
+    for name in arrays.keys() - file.tensors.keys():
+        writer.add_tensor(name, arrays[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_models_of_the_package_write_text(name):
+    model = graphrt.load(name, backends="reference", n_ctx=64)
+    assert len("".join(model.generate("ROMEO:", max_tokens=4, temperature=0))) > 3
+
+
+def test_tokens_and_text(gguf):
+    model = graphrt.load(gguf("mixtral"), backends="reference")
+    ids = model.tokenize("the lord")
+    assert model.detokenize(ids) == "the lord"
+    assert model.tokenize("the lord", add_special=True) == [model.tokenizer.vocabulary.bos, *ids]
+    assert model.logits(ids).shape == (len(ids), 320)
+    assert model.logits(ids).dtype == np.float32
+
+
+def test_logits_are_of_a_fresh_context(gguf):
+    model = graphrt.load(gguf("mixtral"), backends="reference")
+    first = model.logits([1, 2, 3])
+    model.logits([9, 8])
+    np.testing.assert_array_equal(model.logits([1, 2, 3]), first)
+
+
+def test_the_context_length_is_the_files_at_most_4096(gguf):
+    assert graphrt.load(gguf("deepseek2"), backends="reference").n_ctx == 2560
+    assert graphrt.load(gguf("deepseek2"), backends="reference", n_ctx=9000).new_context().size == 9000
+
+
+def test_backends_and_overrides(gguf):
+    model = graphrt.load(gguf("mixtral"), overrides="exps=reference", threads=1)
+    plan = model.new_context().plan(tokens=1, rows=1, cells=128)
+    experts = [node for node in plan.graph.nodes if node.op.name == "mul_mat_id"]
+    assert experts
+    assert {plan.placements[node].reason for node in experts} == {'override "exps=reference"'}
+
+
+def test_unused_memory_of_a_large_cache_is_not_touched(gguf):
+    context = graphrt.load(gguf("llama"), backends="reference", n_ctx=1 << 20).new_context()
+    assert context.cache.nbytes > 1 << 28
+    context.decode(graphrt.models.context.Batch.of([1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention": "sparse"}, 'deepseek2 has no attention "sparse"; choose absorbed or naive'),
+        ({"cache_type": "q4_k"}, 'unknown cache_type "q4_k"; choose one of f32'),
+        ({"n_ubatch": 0}, "n_ubatch is 0; it must be at least 1"),
+        ({"n_ctx": 0}, "n_ctx is 0; it must be at least 1"),
+        ({"atention": "naive"}, r"unknown option atention; known: n_ctx, threads, attention, cache_type, n_ubatch"),
+        ({"backends": "abacus"}, 'no backend is called "abacus"'),
+    ],
+)
+def test_wrong_options(gguf, options, message):
+    with pytest.raises(SettingsError, match=message):
+        graphrt.load(gguf("deepseek2"), **{"backends": "reference", **options})
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FormatError, match=r"there is no file .*none.gguf.*tiny-deepseek2, tiny-mixtral"):
+        graphrt.load(tmp_path / "none.gguf")
+
+
+def test_an_unknown_architecture(gguf, tmp_path):
+    path = rewrite(gguf("llama"), tmp_path / "odd.gguf", metadata={"general.architecture": "gpt9"})
+    with pytest.raises(FormatError, match=r'\[odd.gguf\] unknown architecture "gpt9"; graphrt runs llama, deepseek2'):
+        graphrt.load(path)
+
+
+def test_a_missing_tensor(gguf, tmp_path):
+    path = rewrite(gguf("deepseek2"), tmp_path / "hole.gguf", tensors={"blk.1.ffn_down_exps.weight": None})
+    with pytest.raises(FormatError, match=r'\[hole.gguf\] no tensor "blk.1.ffn_down_exps.weight" \(16, 64, 32\)'):
+        graphrt.load(path)
+
+
+def test_a_misshapen_tensor(gguf, tmp_path):
+    wrong = {"blk.0.attn_norm.weight": np.ones(32, np.float32)}
+    path = rewrite(gguf("llama"), tmp_path / "bent.gguf", tensors=wrong)
+    with pytest.raises(FormatError, match=r'\[bent.gguf\] tensor "blk.0.attn_norm.weight" has shape \(32,\).*\(64,\)'):
+        graphrt.load(path)
+
+
+def test_a_tensor_that_the_model_has_no_place_for(gguf, tmp_path):
+    more = {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}
+    path = rewrite(gguf("llama"), tmp_path / "more.gguf", tensors=more)
+    with pytest.raises(FormatError, match=r'1 tensors have no place in .*"blk.0.attn_q_norm.weight"'):
+        graphrt.load(path)
+
+
+def test_experts_whose_gate_and_up_weights_are_one_tensor(gguf, tmp_path):
+    source = gguf("deepseek3")
+    tensors = GGUFFile.open(source).tensors
+    fused = {}
+    for name in [name for name in tensors if name.endswith("ffn_gate_exps.weight")]:
+        up = name.replace("gate", "up")
+        fused |= {name: None, up: None}
+        fused[name.replace("gate", "gate_up")] = np.concatenate([tensors[name].array, tensors[up].array], axis=1)
+    assert fused
+    path = rewrite(source, tmp_path / "fused.gguf", tensors=fused)
+    separate, joined = (graphrt.load(file, backends="reference").logits([1, 2, 3]) for file in (source, path))
+    np.testing.assert_allclose(joined, separate, atol=1e-6)
+
+
+def test_biases_of_the_attention(gguf, tmp_path):
+    random = np.random.default_rng(0)
+    width = {"q": 128, "k": 64, "v": 64, "output": 64}
+    zero = {f"blk.0.attn_{name}.bias": np.zeros(size, np.float32) for name, size in width.items()}
+    some = {name: random.normal(size=len(bias)).astype(np.float32) for name, bias in zero.items()}
+    source = gguf("llama")
+    plain = graphrt.load(source, backends="reference").logits([1, 2])
+    with_zero, with_some = (
+        graphrt.load(rewrite(source, tmp_path / f"{i}.gguf", tensors=biases), backends="reference").logits([1, 2])
+        for i, biases in enumerate([zero, some])
+    )
+    np.testing.assert_allclose(with_zero, plain, atol=1e-6)
+    assert np.abs(with_some - plain).max() > 0.1
+
+
+def test_batches_that_cannot_be(gguf):
+    context = graphrt.load(gguf("llama"), backends="reference").new_context()
+    batch = graphrt.models.context.Batch
+    with pytest.raises(GraphError, match="tokens must be a row of whole numbers"):
+        batch.of([0.5])
+    for field, value, message in [
+        ("positions", np.array([-1]), "position -1 is negative"),
+        ("sequences", np.array([64]), "numbered 0 to 63, got 64"),
+    ]:
+        fields = {"tokens": np.array([1]), "positions": np.array([0]), "sequences": np.array([0])}
+        with pytest.raises(GraphError, match=message):
+            context.decode(batch(**{**fields, field: value}, wanted=np.array([True])))
+    assert context.cells.used == 0
+
+
+def test_a_failed_run_leaves_no_token_behind(gguf, monkeypatch):
+    context = graphrt.load(gguf("llama"), backends="reference").new_context()
+    batch = graphrt.models.context.Batch.of([1, 2, 3])
+    right = context.decode(batch).copy()
+    context.clear()
+
+    def interrupted():
+        assert context.cells.used == 3
+        raise KeyboardInterrupt
+
+    step = next(iter(context._steps.values()))
+    execute = step.execute
+    monkeypatch.setattr(step, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        context.decode(batch)
+    assert context.cells.used == 0
+    monkeypatch.setattr(step, "execute", execute)
+    np.testing.assert_array_equal(context.decode(batch), right)
