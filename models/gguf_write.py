@@ -33,7 +33,7 @@ class TensorToWrite:
         name: GGUF name.
         dtype: type in the file.
         shape: elements in NumPy order.
-        chunks: yields the tensor's values in order, in pieces along the first axis, each in `dtype`'s array convention.
+        chunks: yields the tensor's values in order, in pieces of whole rows, each in `dtype`'s array convention.
     """
 
     name: str

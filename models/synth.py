@@ -40,8 +40,10 @@ class RandomSource:
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         """Every shape is as expected."""
 
-    def read(self, name: str) -> Array:
+    def read(self, name: str, rows: slice = slice(None)) -> Array:
         raise GraphError(f"[{name}] a preset has no values to read; draw them")
+
+    pieces = read
 
 
 def synthesise(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -35,6 +36,7 @@ DTYPES = {
 }
 # DeepSeek-V3 stores a factor for each square of this many rows and columns of a float8 weight.
 FLOAT8_TILE = 128
+PIECE_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -97,16 +99,29 @@ class Checkpoint:
         if found != shape:
             raise FormatError(f"[{name}] has shape {found}, config.json asks for {shape}; use the matching config.json")
 
-    def read(self, name: str) -> Array:
-        """A tensor as float32, made when asked for; float8 weights are multiplied by their tiles' factors."""
+    def read(self, name: str, rows: slice = slice(None)) -> Array:
+        """A tensor, or rows of it along its first axis, as float32."""
         entry = self._entry(name)
         raw = np.frombuffer(entry.mapping, entry.dtype, prod(entry.shape), entry.offset).reshape(entry.shape)
-        values = raw.astype(np.float32)
+        values = raw[rows].astype(np.float32)
         factors = f"{name}_scale_inv"
         if factors in self.entries:
-            spread = np.repeat(np.repeat(self.read(factors), FLOAT8_TILE, 0), FLOAT8_TILE, 1)
-            values *= spread[: values.shape[0], : values.shape[1]]
+            first, last, _ = rows.indices(entry.shape[0])
+            tiles = slice(first // FLOAT8_TILE, -(-last // FLOAT8_TILE))
+            spread = np.repeat(np.repeat(self.read(factors, tiles), FLOAT8_TILE, 0), FLOAT8_TILE, 1)
+            skipped = first % FLOAT8_TILE
+            values *= spread[skipped : skipped + values.shape[0], : values.shape[1]]
         return values
+
+    def pieces(self, name: str) -> Iterator[Array]:
+        """A tensor as float32 in pieces along its first axis, none larger than PIECE_ELEMENTS unless a row is."""
+        shape = self._entry(name).shape
+        if prod(shape) <= PIECE_ELEMENTS:
+            yield self.read(name)
+            return
+        step = max(1, PIECE_ELEMENTS // prod(shape[1:]))
+        for start in range(0, shape[0], step):
+            yield self.read(name, slice(start, start + step))
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:
@@ -143,6 +158,8 @@ def read_table(path: Path) -> dict[str, Entry]:
         except ValueError as error:
             raise FormatError(f"[{path.name}] the header is not JSON: {error}; download it again") from error
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if not isinstance(table, dict):
+        raise FormatError(f"[{path.name}] the header is no JSON object; download it again")
     table.pop("__metadata__", None)
     return {name: _entry(path, name, item, mapping, 8 + length) for name, item in table.items()}
 

@@ -39,7 +39,10 @@ class Rope:
 
 def rope_of(config: Config) -> Rope:
     """Rope settings, whether written as rope_theta and rope_scaling or, from transformers 5 on, as rope_parameters."""
-    fields = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    fields = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(fields, dict):
+        raise FormatError(f"[config.json] the rope settings are {fields!r}, not an object; mend the file")
+    fields = dict(fields)
     theta = fields.pop("rope_theta", config.get("rope_theta", 10000.0))
     kind = fields.pop("rope_type", None) or fields.pop("type", None) or "default"
     fields.pop("type", None)
@@ -65,17 +68,31 @@ def rope_metadata(config: Config, architecture: str) -> dict[str, Any]:
     return found
 
 
-def required(config: Config, name: str) -> Any:
-    """A field of config.json.
+def required(config: Config, name: str) -> int:
+    """A whole number of config.json.
 
-    Raises: FormatError if it is missing.
+    Raises: FormatError if it is missing or is something else.
     """
     found = config.get(name)
-    if found is None:
+    if type(found) is not int:
         raise FormatError(
-            f'[config.json] "{name}" is missing; is this the folder of a {config.get("model_type")} model?'
+            f'[config.json] "{name}" must be a whole number, it is {found!r}; '
+            f"is this the config.json of a {config.get('model_type')} model?"
         )
     return found
+
+
+def norm_eps(config: Config) -> float:
+    """What the norms add under the root.
+
+    Raises: FormatError if config.json does not say.
+    """
+    found = config.get("rms_norm_eps")
+    if type(found) not in (int, float):
+        raise FormatError(
+            f'[config.json] "rms_norm_eps" must be a number, it is {found!r}; take it from the model\'s page'
+        )
+    return float(found)
 
 
 def yarn_rotation(rope: Rope) -> float:

@@ -16,6 +16,7 @@ from graphrt.errors import FormatError
 from graphrt.models.convert.config import (
     Config,
     attention_factor,
+    norm_eps,
     required,
     rope_metadata,
     rope_of,
@@ -50,7 +51,7 @@ def metadata(config: Config, dialect: str) -> dict[str, Any]:
         "q_lora_rank": config.get("q_lora_rank") or 0,
         "head_count": heads,
         "kv_lora_rank": latent,
-        "layer_norm_rms_epsilon": float(required(config, "rms_norm_eps")),
+        "layer_norm_rms_epsilon": norm_eps(config),
     }
     return {
         "deepseek2.block_count": required(config, "num_hidden_layers"),

@@ -15,6 +15,7 @@ from graphrt.dtypes import Array
 from graphrt.models.convert.config import (
     Config,
     attention_factor,
+    norm_eps,
     required,
     rope_metadata,
     rope_of,
@@ -39,7 +40,7 @@ def metadata(config: Config, dialect: str) -> dict[str, Any]:
         "llama.attention.head_count_kv": config.get("num_key_value_heads") or heads,
         "llama.attention.key_length": head_size,
         "llama.attention.value_length": head_size,
-        "llama.attention.layer_norm_rms_epsilon": float(required(config, "rms_norm_eps")),
+        "llama.attention.layer_norm_rms_epsilon": norm_eps(config),
         "llama.rope.dimension_count": head_size,
     }
     if _experts(config):

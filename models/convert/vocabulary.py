@@ -42,25 +42,18 @@ class Tokens:
 def vocabulary_metadata(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:
     """The `tokenizer.*` keys for a folder, and notes for the user.
 
-    Raises: FormatError if the tokenizer is of a kind that GGUF cannot hold.
+    Raises: FormatError if the tokenizer is damaged, of a kind that GGUF cannot hold, or not the model's.
     """
-    if (checkpoint.folder / "tokenizer.model").is_file():
-        tokens = _from_sentencepiece(checkpoint)
-    elif (checkpoint.folder / "tokenizer.json").is_file():
-        tokens = _from_json(checkpoint.json("tokenizer.json"))
-    else:
-        return {"tokenizer.ggml.model": "no_vocab"}, ["no tokenizer.json or tokenizer.model: no vocabulary written"]
-    _add_special(checkpoint, tokens)
-    size = checkpoint.config.get("vocab_size", 0)
-    if len(tokens.spelling) and max(tokens.spelling) >= size:
+    try:
+        tokens = _read(checkpoint)
+    except (AttributeError, KeyError, TypeError) as error:
         raise FormatError(
-            f"[{checkpoint.folder.name}] the tokenizer has ids up to {max(tokens.spelling)}, vocab_size in "
-            f"config.json is {size}; use the tokenizer that belongs to the model"
-        )
-    for index in range(size):
-        if index not in tokens.spelling:
-            tokens.add(index, f"[PAD{index}]", TokenType.UNUSED, -10000.0)
-    order = range(size)
+            f"[{checkpoint.folder.name}] the tokenizer's files are damaged ({error!r}); download them again"
+        ) from error
+    if tokens is None:
+        return {"tokenizer.ggml.model": "no_vocab"}, ["no tokenizer.json or tokenizer.model: no vocabulary written"]
+    _pad(checkpoint, tokens)
+    order = range(len(tokens.spelling))
     found = {
         **tokens.metadata,
         "tokenizer.ggml.tokens": [tokens.spelling[index] for index in order],
@@ -70,6 +63,31 @@ def vocabulary_metadata(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[st
     if tokens.metadata["tokenizer.ggml.model"] == "llama":
         found["tokenizer.ggml.scores"] = np.array([tokens.scores[index] for index in order], np.float32)
     return found, []
+
+
+def _read(checkpoint: Checkpoint) -> Tokens | None:
+    """The tokenizer of the folder, or None if it has none."""
+    if (checkpoint.folder / "tokenizer.model").is_file():
+        tokens = _from_sentencepiece(checkpoint)
+    elif (checkpoint.folder / "tokenizer.json").is_file():
+        tokens = _from_json(checkpoint.json("tokenizer.json"))
+    else:
+        return None
+    _add_special(checkpoint, tokens)
+    return tokens
+
+
+def _pad(checkpoint: Checkpoint, tokens: Tokens) -> None:
+    """Give the rows of the embedding that have no token one that is never used."""
+    size = checkpoint.config.get("vocab_size", 0)
+    if max(tokens.spelling, default=0) >= size:
+        raise FormatError(
+            f"[{checkpoint.folder.name}] the tokenizer has ids up to {max(tokens.spelling)}, but vocab_size in "
+            f"config.json is {size}; use the tokenizer that belongs to the model"
+        )
+    for index in range(size):
+        if index not in tokens.spelling:
+            tokens.add(index, f"[PAD{index}]", TokenType.UNUSED, -10000.0)
 
 
 def _from_sentencepiece(checkpoint: Checkpoint) -> Tokens:

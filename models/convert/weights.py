@@ -21,7 +21,9 @@ class Source(Protocol):
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None: ...
 
-    def read(self, name: str) -> Array: ...
+    def read(self, name: str, rows: slice = ...) -> Array: ...
+
+    def pieces(self, name: str) -> Iterable[Array]: ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Weight:
     Args:
         name: GGUF name.
         shape: elements in NumPy order.
-        chunks: yields its float32 values in order, in pieces along the first axis.
+        chunks: yields its float32 values in order, in pieces [..., columns].
     """
 
     name: str
@@ -40,8 +42,12 @@ class Weight:
 
 
 def copied(checkpoint: Source, name: str, source: str, shape: tuple[int, ...]) -> Weight:
-    """A tensor taken as it is."""
-    return changed(checkpoint, name, source, shape, shape, lambda values: values)
+    """A tensor taken as it is.
+
+    Raises: FormatError if the source is missing or has another shape.
+    """
+    checkpoint.expect(source, shape)
+    return Weight(name, shape, lambda: checkpoint.pieces(source))
 
 
 def changed(
@@ -80,26 +86,28 @@ def experts(checkpoint: Source, layer: str, source: str, count: int, width: int,
     stacked = {"gate": (count, hidden, width), "up": (count, hidden, width), "down": (count, width, hidden)}
     fused = f"{source}.experts.gate_up_proj"
     if fused in checkpoint:
-        down = f"{source}.experts.down_proj"
-        halves = {"gate": slice(None, hidden), "up": slice(hidden, None)}
-        both = (count, 2 * hidden, width)
+        checkpoint.expect(fused, (count, 2 * hidden, width))
         return [
-            changed(checkpoint, f"{layer}.ffn_{name}_exps.weight", fused, both, stacked[name], _rows(half))
-            for name, half in halves.items()
-        ] + [copied(checkpoint, f"{layer}.ffn_down_exps.weight", down, stacked["down"])]
+            Weight(
+                f"{layer}.ffn_gate_exps.weight", stacked["gate"], _rows(checkpoint, fused, count, slice(None, hidden))
+            ),
+            Weight(f"{layer}.ffn_up_exps.weight", stacked["up"], _rows(checkpoint, fused, count, slice(hidden, None))),
+            copied(checkpoint, f"{layer}.ffn_down_exps.weight", f"{source}.experts.down_proj", stacked["down"]),
+        ]
     old = f"{source}.experts.0.w1.weight" in checkpoint
     spelling = {"gate": "w1", "up": "w3", "down": "w2"} if old else {name: f"{name}_proj" for name in stacked}
     found = []
     for name, shape in stacked.items():
         sources = [f"{source}.experts.{expert}.{spelling[name]}.weight" for expert in range(count)]
         single = [copied(checkpoint, expert, expert, shape[1:]) for expert in sources]
-        found.append(Weight(f"{layer}.ffn_{name}_exps.weight", shape, _stack(single)))
+        found.append(Weight(f"{layer}.ffn_{name}_exps.weight", shape, _joined(single)))
     return found
 
 
-def _rows(part: slice) -> Callable[[Array], Array]:
-    return lambda values: values[:, part]
+def _rows(checkpoint: Source, source: str, count: int, rows: slice) -> Callable[[], Iterator[Array]]:
+    """Some rows of each of `count` stacked matrices."""
+    return lambda: (checkpoint.read(source, slice(index, index + 1))[0, rows] for index in range(count))
 
 
-def _stack(weights: list[Weight]) -> Callable[[], Iterator[Array]]:
-    return lambda: (chunk[None] for weight in weights for chunk in weight.chunks())
+def _joined(weights: list[Weight]) -> Callable[[], Iterator[Array]]:
+    return lambda: (chunk for weight in weights for chunk in weight.chunks())
