@@ -106,7 +106,7 @@ class Cells:
         return bool((self.positions[cells] == EMPTY).all())
 
     def _of(self, sequence: int) -> Array:
-        return (self.sequences & _bit(sequence)) != 0
+        return np.not_equal(self.sequences & _bit(sequence), 0)
 
 
 class KVCache:
@@ -172,4 +172,4 @@ def cache_dtype(name: str, layout: Mapping[str, tuple[int, int]]) -> DType:
 def _bit(sequence: int) -> np.int64:
     if not 0 <= sequence < MAX_SEQUENCES:
         raise GraphError(f"[kv cache] sequence {sequence} is out of range; there are 0 to {MAX_SEQUENCES - 1}")
-    return np.left_shift(np.int64(1), np.int64(sequence))
+    return np.uint64(1 << sequence).astype(np.int64)

@@ -170,9 +170,10 @@ class Model:
     def _prompt_ids(self, prompt: str | Sequence[int] | Sequence[Message]) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, add_special=True)
-        if all(isinstance(item, int | np.integer) for item in prompt):
-            return [int(item) for item in prompt]  # type: ignore[arg-type]
-        return self.tokenizer.encode(self._render(prompt))
+        messages = [item for item in prompt if isinstance(item, Mapping)]
+        if messages:
+            return self.tokenizer.encode(self._render(messages))
+        return [int(item) for item in prompt if not isinstance(item, Mapping)]
 
     def _render(self, messages: Sequence[Message]) -> str:
         """A chat as the text that the model's template makes of it, special tokens included."""

@@ -77,7 +77,7 @@ class Sampler:
     def _draw(self, logits: Array) -> int:
         tokens, kept = candidates(logits, self.options)
         shares = _softmax(kept / self.options.temperature)
-        at = np.searchsorted(np.cumsum(shares), self._random.random(), side="right")
+        at = int(np.searchsorted(np.cumsum(shares), self._random.random(), side="right"))
         return int(tokens[min(at, len(tokens) - 1)])
 
 
@@ -113,8 +113,8 @@ def _most_likely(logits: Array, count: int) -> Array:
 
 
 def _softmax(logits: Array) -> Array:
-    shares = np.exp(logits - logits.max())
-    return shares / shares.sum()
+    shares: Array = np.exp(logits - logits.max())
+    return np.divide(shares, shares.sum())
 
 
 def _check(name: str, value: object, holds: bool, rule: str) -> None:

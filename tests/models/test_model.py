@@ -68,12 +68,6 @@ def test_backends_and_overrides(gguf):
     assert {plan.placements[node].reason for node in experts} == {'override "exps=reference"'}
 
 
-def test_unused_memory_of_a_large_cache_is_not_touched(gguf):
-    context = graphrt.load(gguf("llama"), backends="reference", n_ctx=1 << 20).new_context()
-    assert context.cache.nbytes > 1 << 28
-    context.decode(graphrt.models.context.Batch.of([1]))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
