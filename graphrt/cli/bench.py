@@ -81,7 +81,7 @@ def _tests(prompts: list[int], gens: list[int], pairs: list[str], depths: list[i
             counts = _counts("-pg", text)
             if len(counts) != 2:
                 raise typer.BadParameter(f"{text!r} is not of the form PP,TG", param_hint="-pg")
-            yield BenchTest(*counts, depth)
+            yield BenchTest(counts[0], counts[1], depth)
 
 
 def _counts(option: str, text: str) -> list[int]:
@@ -122,7 +122,7 @@ def _run(context: Context, test: BenchTest) -> int:
     from graphrt.models.context import Batch
 
     count = test.n_depth + test.n_prompt + test.n_gen
-    tokens = np.random.default_rng(SEED).integers(0, context.decoder.vocabulary_size, count)
+    tokens = np.random.default_rng(SEED).integers(0, context.decoder.vocabulary_size, count).tolist()
     context.clear()
     if test.n_depth:
         context.decode(Batch.of(tokens[: test.n_depth]))

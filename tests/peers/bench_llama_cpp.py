@@ -50,7 +50,7 @@ def compare(path: Path, options: argparse.Namespace) -> None:
     n_ctx = options.prompt + options.decode
     ours, theirs = Speed(), Speed()
     context = graphrt.load(path, n_ctx=n_ctx, threads=options.threads).new_context()
-    tokens = np.random.default_rng(0).integers(0, context.decoder.vocabulary_size, n_ctx)
+    tokens = np.random.default_rng(0).integers(0, context.decoder.vocabulary_size, n_ctx).tolist()
     with llama_cpp_peer.opened(path, n_ctx=n_ctx, threads=options.threads) as peer:
         for number in range(options.rounds + 1):
             mine, other = time_graphrt(context, tokens, options.prompt), time_llama_cpp(peer, tokens, options.prompt)
@@ -63,7 +63,7 @@ def compare(path: Path, options: argparse.Namespace) -> None:
     print(f"{f'tg{options.decode}':12}{ours.decode:10.2f}{theirs.decode:12.2f}{ours.decode / theirs.decode:8.2f}")
 
 
-def time_graphrt(context: Context, tokens: np.ndarray, n_prompt: int) -> tuple[float, float]:
+def time_graphrt(context: Context, tokens: list[int], n_prompt: int) -> tuple[float, float]:
     """Seconds of the prompt and of decoding."""
     context.clear()
     start = time.perf_counter()
@@ -74,7 +74,7 @@ def time_graphrt(context: Context, tokens: np.ndarray, n_prompt: int) -> tuple[f
     return between - start, time.perf_counter() - between
 
 
-def time_llama_cpp(peer: Peer, tokens: np.ndarray, n_prompt: int) -> tuple[float, float]:
+def time_llama_cpp(peer: Peer, tokens: list[int], n_prompt: int) -> tuple[float, float]:
     """The same by llama.cpp."""
     peer.clear()
     start = time.perf_counter()
