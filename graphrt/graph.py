@@ -110,8 +110,9 @@ class Graph:
                 )
         ancestors = _ancestors(self.nodes)
         position = {node: i for i, node in enumerate(self.nodes)}
+        touching = _touching(self.nodes)
         for write in writes:
-            for node in self.nodes:
+            for node in touching[write.root]:
                 if node is write or not _touches(node, write) or _follows(node, write, ancestors, position):
                     continue
                 if _follows(write, node, ancestors, position):
@@ -157,12 +158,25 @@ def _follows(later: Tensor, earlier: Tensor, ancestors: dict[Tensor, int], posit
     return bool(ancestors[later] >> position[earlier] & 1)
 
 
-def _touches(node: Tensor, write: Tensor) -> bool:
-    """Whether a node reads or writes the memory that `write` writes; a view touches nothing by itself."""
+def _touched(node: Tensor) -> list[Tensor]:
+    """What a node reads and writes; a view touches nothing by itself."""
     if node.op is None or node.op.kind == "view":
-        return False
-    touched = [*_sources(node), node] if node.op.kind == "write" else _sources(node)
-    return any(tensor.root is write.root and _overlap(tensor, write) for tensor in touched)
+        return []
+    return [*_sources(node), node] if node.op.kind == "write" else _sources(node)
+
+
+def _touching(nodes: list[Tensor]) -> dict[Tensor, list[Tensor]]:
+    """For each root, the nodes that read or write some of its memory."""
+    users: dict[Tensor, list[Tensor]] = {}
+    for node in nodes:
+        for root in {tensor.root for tensor in _touched(node)}:
+            users.setdefault(root, []).append(node)
+    return users
+
+
+def _touches(node: Tensor, write: Tensor) -> bool:
+    """Whether a node reads or writes bytes that `write` writes."""
+    return any(tensor.root is write.root and _overlap(tensor, write) for tensor in _touched(node))
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
