@@ -106,7 +106,8 @@ class Cells:
         return bool((self.positions[cells] == EMPTY).all())
 
     def _of(self, sequence: int) -> Array:
-        return np.not_equal(self.sequences & _bit(sequence), 0)
+        found: Array = (self.sequences & _bit(sequence)) != 0
+        return found
 
 
 class KVCache:

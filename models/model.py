@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from graphrt import Scheduler, Settings
 from graphrt.backend import Backend
 from graphrt.dtypes import Array

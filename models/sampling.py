@@ -114,7 +114,8 @@ def _most_likely(logits: Array, count: int) -> Array:
 
 def _softmax(logits: Array) -> Array:
     shares: Array = np.exp(logits - logits.max())
-    return np.divide(shares, shares.sum())
+    shares /= shares.sum()
+    return shares
 
 
 def _check(name: str, value: object, holds: bool, rule: str) -> None:
