@@ -12,7 +12,9 @@ from graphrt.cli.convert import Dialect
 
 
 def synth(
-    preset: Annotated[str, typer.Argument(metavar="PRESET", help="llama-7b, mixtral-8x7b, deepseek-v2-lite, -v2, -v3, or tiny-…; a wrong name lists all.")],
+    preset: Annotated[
+        str, typer.Argument(help="llama-7b, mixtral-8x7b, deepseek-v2-lite, -v2, -v3, tiny-…; a wrong name lists all.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.")],
     layers: Annotated[
         int | None, typer.Option("--layers", min=1, help="Number of layers.", show_default="the model's")
