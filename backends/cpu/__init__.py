@@ -29,7 +29,7 @@ class CpuBackend(Backend):
 
     def workspace(self, node: Tensor) -> int:
         record = registry.find(node.op) if node.op is not None else None
-        return 0 if record is None else record.workspace_of(node)
+        return 0 if record is None else record.workspace_of(node, self.threads)
 
     def compile(self, split: Split) -> Program:
         from graphrt.backends.cpu.program import compile_split

@@ -14,7 +14,7 @@ This suffices for kernels that do their work in one call; the op's params become
 signature. A kernel that needs workspace, several calls, or other scalars, brings its own lowering:
 
     @silu.workspace                              # bytes that the node needs while it runs
-    def _(node): ...
+    def _(node, threads): ...
     @silu.lowering                               # the node's calls
     def _(node): return [Call(native(factory, …), tensors=[node, *node.srcs], scalars=[…])]
 """
@@ -58,13 +58,13 @@ class KernelRecord:
     """The kernel of one op: its factory, which nodes it takes, its workspace and its lowering."""
 
     op: Op
-    factory: Callable[..., Kernel]
+    factory: Callable[..., Kernel] | None
     takes: Callable[[Tensor], Support] = lambda node: YES
-    _workspace: Callable[[Tensor], int] = field(default=lambda node: 0)
+    _workspace: Callable[[Tensor, int], int] = field(default=lambda node, threads: 0)
     _lower: Callable[[Tensor], list[Call]] | None = None
 
-    def workspace(self, function: Callable[[Tensor], int]) -> Callable[[Tensor], int]:
-        """Attach the bytes of workspace that a node needs."""
+    def workspace(self, function: Callable[[Tensor, int], int]) -> Callable[[Tensor, int], int]:
+        """Attach the bytes of workspace that a node needs when so many threads run it."""
         self._workspace = function
         return function
 
@@ -73,13 +73,14 @@ class KernelRecord:
         self._lower = function
         return function
 
-    def workspace_of(self, node: Tensor) -> int:
-        return self._workspace(node)
+    def workspace_of(self, node: Tensor, threads: int) -> int:
+        return self._workspace(node, threads)
 
     def lower(self, node: Tensor) -> list[Call]:
         """The node's calls: the attached lowering's, or one call of the factory's kernel for the node's dtypes."""
         if self._lower is not None:
             return self._lower(node)
+        assert self.factory is not None
         tensors = [node, *node.srcs]
         names = ["absent" if tensor is None else tensor.dtype.name for tensor in tensors]
         return [Call(native(self.factory, host.level().lanes, *names), tensors, numbers(node))]
@@ -101,6 +102,7 @@ def numbers(node: Tensor) -> list[float]:
 
 
 _KERNELS: dict[str, KernelRecord] = {}
+_ORIGINS: dict[str, str] = {}
 
 
 def kernel(
@@ -114,17 +116,33 @@ def kernel(
     Raises: KernelError if another function is registered for the op.
     """
 
-    def register(factory: Callable[..., Kernel]) -> KernelRecord:
-        other = _KERNELS.get(op.name)
-        if other is not None and other.factory.__qualname__ != factory.__qualname__:
-            raise KernelError(
-                f"[cpu] op {op.name} has a kernel already: {other.factory.__module__}.{other.factory.__qualname__}"
-            )
-        record = KernelRecord(op, factory, takes)
-        _KERNELS[op.name] = record
-        return record
+    return lambda factory: _register(KernelRecord(op, factory, takes), factory)
 
-    return register
+
+def lowering(
+    op: Op,
+    *,
+    takes: Callable[[Tensor], Support] = lambda node: YES,
+    workspace: Callable[[Tensor, int], int] = lambda node, threads: 0,
+) -> Callable[[Callable[[Tensor], list[Call]]], KernelRecord]:
+    """Register the decorated function, node -> calls, for an op whose nodes become calls of several kernels.
+
+    Args:
+        takes: as for `kernel`.
+        workspace: (node, threads) -> bytes of workspace.
+    Raises: KernelError if another function is registered for the op.
+    """
+    return lambda function: _register(KernelRecord(op, None, takes, workspace, function), function)
+
+
+def _register(record: KernelRecord, function: Callable[..., object]) -> KernelRecord:
+    """Keep a record; the same function defined once more (a module reloaded) replaces its own."""
+    origin = f"{function.__module__}.{function.__qualname__}"
+    name = record.op.name
+    if _ORIGINS.setdefault(name, origin) != origin:
+        raise KernelError(f"[cpu] op {name} has a kernel already, {_ORIGINS[name]}; {origin} cannot be another")
+    _KERNELS[name] = record
+    return record
 
 
 def find(op: Op) -> KernelRecord | None:
