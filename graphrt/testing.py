@@ -48,8 +48,8 @@ class Draw:
         return low + (high - low) * self.integer(0, 1000) / 1000
 
     def side(self, min: int = 0) -> int:
-        """The length of one axis: short ones often, sometimes past a vector's width."""
-        return self.integer(min, self._longest if self.integer(0, 3) else self._longest * 5)
+        """The length of one axis: short ones often, sometimes past a vector's width, or past a few vectors."""
+        return self.integer(min, self._longest * self.choice([1, 1, 5, 15]))
 
     def shape(self, min_rank: int = 1, max_rank: int = 4, last: int | None = None) -> Shape:
         """A shape with sides of 0, 1, odd and even; `last` fixes the last axis."""

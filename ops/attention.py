@@ -136,9 +136,9 @@ def _(node: Tensor) -> Cost:
 
 @attention.cases
 def _(draw: Draw) -> Tensor:
-    tokens, cells, kv_heads = draw.integer(0, 9), draw.choice([draw.side(), 70]), draw.integer(1, 3)
+    tokens, cells, kv_heads = draw.choice([draw.integer(0, 9), 40]), draw.choice([draw.side(), 300]), draw.integer(1, 3)
     heads = kv_heads * draw.integer(1, 4)
-    k = draw.tensor((cells, kv_heads, draw.choice([8, 33, 64])), VALUES, layout="rows", low=-2.0, high=2.0)
+    k = draw.tensor((cells, kv_heads, draw.choice([8, 33, 64, 300])), VALUES, layout="rows", low=-2.0, high=2.0)
     width = k.shape[-1]
     shared = draw.boolean()
     if shared:

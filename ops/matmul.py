@@ -101,7 +101,9 @@ def _batches(draw: Draw) -> tuple[Shape, Shape]:
 @mul_mat.cases
 def _(draw: Draw) -> Tensor:
     w_batch, x_batch = _batches(draw)
-    w = draw.tensor((*w_batch, draw.side(), draw.side()), VALUES)
+    w = draw.tensor(
+        (*w_batch, draw.side(), draw.choice([draw.side(), 600])), VALUES
+    )  # 600: several blocks of any dtype
     fitting = [dtype for dtype in VALUES if w.shape[-1] % dtype.block == 0]
     return mul_mat(w, draw.tensor((*x_batch, draw.side(), w.shape[-1]), draw.choice([dtypes.FLOATS, fitting])))
 
@@ -110,6 +112,6 @@ def _(draw: Draw) -> Tensor:
 def _(draw: Draw) -> Tensor:
     w_batch, x_batch = _batches(draw)
     rows = draw.choice([draw.side(), 32, 256])
-    w = draw.tensor((*w_batch, rows, draw.side()), VALUES)
+    w = draw.tensor((*w_batch, rows, draw.choice([draw.side(), 600])), VALUES)
     fitting = [dtype for dtype in VALUES if rows % dtype.block == 0]
     return mul_mat_transposed(w, draw.tensor((*x_batch, draw.side(), rows), draw.choice([dtypes.FLOATS, fitting])))

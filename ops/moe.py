@@ -65,8 +65,8 @@ def _(node: Tensor) -> Cost:
 
 @mul_mat_id.cases
 def _(draw: Draw) -> Tensor:
-    w = draw.tensor((draw.integer(1, 5), draw.side(), draw.side()), VALUES)
-    tokens, used = draw.integer(0, 6), draw.integer(0, 3)
+    w = draw.tensor((draw.integer(1, 5), draw.side(), draw.choice([draw.side(), 600])), VALUES)
+    tokens, used = draw.choice([draw.integer(0, 6), 50]), draw.integer(0, 3)
     fitting = [dtype for dtype in VALUES if w.shape[-1] % dtype.block == 0]
     x = draw.tensor((tokens, draw.choice([1, used]), w.shape[-1]), draw.choice([dtypes.FLOATS, fitting]))
     return mul_mat_id(w, x, draw.ids((tokens, used), w.shape[0]))

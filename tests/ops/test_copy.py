@@ -60,6 +60,11 @@ def test_cpy_casts_and_writes_in_order():
     np.testing.assert_array_equal(target.data, [[0, 0, 0], [1, 2, 0], [3, 4, 0], [0, 0, 0]])
 
 
+def test_cpy_takes_any_shape_of_as_many_elements():
+    target = state(np.zeros((2, 3)))
+    np.testing.assert_array_equal(run(ops.cpy(target, leaf(np.arange(6).reshape(3, 2)))), [[0, 1, 2], [3, 4, 5]])
+
+
 def test_cpy_quantizes_into_a_cache():
     target = state(np.zeros((6, 32)), "q8_0")
     run(ops.cpy(target, leaf(ROWS)))

@@ -23,6 +23,13 @@ def test_view_reads_any_strides():
     np.testing.assert_array_equal(run(ops.view(x, shape=(3, 2), strides=(0, 8), offset=4)), [[1, 3]] * 3)
 
 
+def test_reference_finds_the_same_elements_as_the_plan():
+    array = np.asfortranarray(X.astype(np.float32))
+    x = graphrt.weight("w", array)
+    for node in (x[1, :, 2:], x[:, 1:, ::3], x[0, 0]):
+        np.testing.assert_array_equal(ops.view.evaluate(node, [array]), run(node))
+
+
 def test_view_of_a_view_adds_offsets():
     np.testing.assert_array_equal(run(ops.cont(leaf(X)[1][1:][:, 2:])), X[1][1:][:, 2:])
 
