@@ -64,6 +64,7 @@ class Checkpoint:
             raise FormatError(f"[{self.folder}] is not a folder; give the folder that holds config.json")
         self.config: dict[str, Any] = self.json("config.json")
         self.entries: dict[str, Entry] = {}
+        self._expected: set[str] = set()
         for path in self._files():
             self.entries |= read_table(path)
 
@@ -96,8 +97,17 @@ class Checkpoint:
         Raises: FormatError if it is missing or has another shape.
         """
         found = self._entry(name).shape
+        self._expected.add(name)
         if found != shape:
             raise FormatError(f"[{name}] has shape {found}, config.json asks for {shape}; use the matching config.json")
+
+    @property
+    def unexpected(self) -> list[str]:
+        """The tensors that nobody asked for, except those that only repeat what config.json says."""
+        known = self._expected | {f"{name}_scale_inv" for name in self._expected}
+        if self.config.get("tie_word_embeddings"):
+            known.add("lm_head.weight")
+        return [name for name in self.entries if name not in known and not name.endswith("rotary_emb.inv_freq")]
 
     def read(self, name: str, rows: slice = slice(None)) -> Array:
         """A tensor, or rows of it along its first axis, as float32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ FILE_TYPES = {
     "bf16": 32,
 }
 QUANTIZATION_VERSION = 2
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 @dataclass
@@ -100,8 +102,30 @@ def convert_folder(
     }
     wanted = dtypes.get(dtype)
     tensors = [_stored(weight, wanted, notes) for weight in model.weights(checkpoint, dialect)]
+    notes += _left_out(checkpoint)
     save(out, model.ARCHITECTURE, metadata, tensors, progress)
     return ConversionReport(Path(out), model.ARCHITECTURE, len(tensors), Path(out).stat().st_size, notes)
+
+
+def _left_out(checkpoint: Checkpoint) -> list[str]:
+    """A note on layers beyond the model's, which predict further tokens.
+
+    Raises: FormatError if any other tensor has no place in the file: without it the model would be another.
+    """
+    beyond: set[int] = set()
+    unknown = []
+    for name in checkpoint.unexpected:
+        layer = LAYER.match(name)
+        if layer and int(layer[1]) >= checkpoint.config["num_hidden_layers"]:
+            beyond.add(int(layer[1]))
+        else:
+            unknown.append(name)
+    if unknown:
+        raise FormatError(
+            f"[{checkpoint.folder.name}] {len(unknown)} tensors that GGUF has no place for: {', '.join(unknown[:5])}; "
+            f"this variant of the model cannot be converted"
+        )
+    return [f"left out: layer {layer}, which predicts further tokens" for layer in sorted(beyond)]
 
 
 def _stored(weight: Weight, wanted: DType, notes: list[str]) -> TensorToWrite:
