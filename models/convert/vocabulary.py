@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,8 +162,6 @@ def detect_pretokenizer(tokenizer: dict[str, Any]) -> str:
 
     Raises: FormatError if none does.
     """
-    import json
-
     from tokenizers import Tokenizer
 
     model = {"type": "BPE", "vocab": {}, "merges": []}
@@ -174,7 +173,10 @@ def detect_pretokenizer(tokenizer: dict[str, Any]) -> str:
         "truncation": None,
         "padding": None,
     }
-    theirs = Tokenizer.from_str(json.dumps(plain)).pre_tokenizer
+    try:
+        theirs = Tokenizer.from_str(json.dumps(plain)).pre_tokenizer
+    except Exception as error:  # the package raises nothing more special
+        raise FormatError(f"[tokenizer.json] cannot be read: {error}; download it again") from error
     if theirs is None:
         raise FormatError("[tokenizer.json] has no pre_tokenizer; only byte-level BPE can be converted")
     words = [word for word, _ in theirs.pre_tokenize_str(PROBE)]
