@@ -9,8 +9,8 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
-from graphrt.ops.checks import describe, present, require_dtype, require_float, require_values
-from graphrt.ops.matmul import VALUES, product_tolerance
+from graphrt.ops.checks import VALUES, describe, present, require_dtype, require_float, require_values
+from graphrt.ops.matmul import product_tolerance
 from graphrt.ops.softmax import softmax_of
 from graphrt.tensor import Tensor
 

@@ -11,6 +11,7 @@ from graphrt.op import Meta, require
 from graphrt.tensor import Shape, Tensor
 
 ANY_DTYPE = tuple(dtypes.ALL.values())
+VALUES = (*dtypes.FLOATS, *dtypes.QUANTIZED)
 
 
 def like(x: Tensor) -> Meta:
@@ -45,12 +46,13 @@ def require_float(op: str, **tensors: Tensor | None) -> None:
 def require_values(op: str, **tensors: Tensor) -> None:
     """Raise GraphError unless every tensor holds floats, plain or quantized."""
     for argument, x in tensors.items():
-        require_dtype(op, argument, x, (*dtypes.FLOATS, *dtypes.QUANTIZED))
+        require_dtype(op, argument, x, VALUES)
 
 
 def require_rank(op: str, argument: str, x: Tensor, least: int, meaning: str) -> None:
     """Raise GraphError unless x has at least `least` axes; `meaning` names them."""
-    require(x.rank >= least, f"[{op}] {argument} must be {meaning}, got {describe(x)}; add axes with reshape")
+    if x.rank < least:
+        raise GraphError(f"[{op}] {argument} must be {meaning}, got {describe(x)}; add axes with reshape")
 
 
 def require_writable(op: str, target: Tensor) -> None:

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
-from graphrt.ops.checks import broadcast, describe, present, require_rank, require_values
+from graphrt.ops.checks import VALUES, broadcast, describe, present, require_rank, require_values
 from graphrt.tensor import Shape, Tensor
 
 if TYPE_CHECKING:
     from graphrt.testing import Draw
-
-VALUES = (*dtypes.FLOATS, *dtypes.QUANTIZED)
 
 
 def product_tolerance(node: Tensor) -> float:

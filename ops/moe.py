@@ -9,8 +9,17 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
-from graphrt.ops.checks import checked_ids, describe, present, require_dtype, require_float, require_values, rounded
-from graphrt.ops.matmul import VALUES, product_tolerance
+from graphrt.ops.checks import (
+    VALUES,
+    checked_ids,
+    describe,
+    present,
+    require_dtype,
+    require_float,
+    require_values,
+    rounded,
+)
+from graphrt.ops.matmul import product_tolerance
 from graphrt.tensor import Tensor
 
 if TYPE_CHECKING:
