@@ -14,7 +14,7 @@ import numpy as np
 
 from graphrt import dtypes
 from graphrt.dtypes import Array, DType
-from graphrt.errors import GraphError
+from graphrt.errors import GraphError, PlacementError
 
 if TYPE_CHECKING:
     from graphrt.op import Op
@@ -123,7 +123,13 @@ class Tensor:
     def data(self) -> Array | None:
         """A leaf's own array; a state's memory is made, zeroed, when first asked for."""
         if self._data is None and self.role == "state":
-            self._data = np.zeros(self.blocks_shape, self.dtype.numpy)
+            try:
+                self._data = np.zeros(self.blocks_shape, self.dtype.numpy)
+            except (MemoryError, ValueError) as error:
+                raise PlacementError(
+                    f"[{self.name}] no room for {self.nbytes:,} bytes on the host; "
+                    f"lower n_ctx, or choose a smaller cache type"
+                ) from error
         return self._data
 
     def array_over(self, memory: Array, offset: int = 0) -> Array:

@@ -28,6 +28,7 @@ from graphrt.scheduler import DEFAULT_BACKENDS
 
 NAMES = ("tiny-deepseek2", "tiny-mixtral")  # models that come with the package
 DEFAULT_CONTEXT = 4096  # n_ctx where none is given and the model could take more
+MAX_CONTEXT = 1 << 31  # positions are i32
 
 Message = Mapping[str, str]
 
@@ -101,8 +102,8 @@ class Model:
         self.hyperparameters = architecture.read(file)
         self.decoder = _load_decoder(file, architecture, self.hyperparameters, self.options)
         self.n_ctx = min(self.hyperparameters.context, DEFAULT_CONTEXT) if n_ctx is None else n_ctx
-        if self.n_ctx < 1:
-            raise SettingsError(f"[load] n_ctx is {n_ctx}; it must be at least 1")
+        if not 1 <= self.n_ctx < MAX_CONTEXT:
+            raise SettingsError(f"[load] n_ctx is {n_ctx}; it must be at least 1 and below {MAX_CONTEXT}")
         cache_dtype(self.options.cache_type, self.decoder.cache_layout)
         self._overrides = None if overrides is None else tuple(overrides)
         self._settings = settings

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import graphrt
-from graphrt.errors import GraphError, SettingsError
+from graphrt.errors import GraphError, PlacementError, SettingsError
 from graphrt.models.context import Batch
 from graphrt.models.kv_cache import EMPTY, Cells, KVCache
 
@@ -119,6 +119,12 @@ def test_bytes_of_the_cache():
 def test_types_that_do_not_fit_are_refused(name, width, message):
     with pytest.raises(SettingsError, match=message):
         KVCache(1, 4, {"k": (1, width)}, name)
+
+
+def test_a_cache_larger_than_the_machine():
+    memory = graphrt.state("cache_k-0", (1 << 30, 1 << 20), "f16")
+    with pytest.raises(PlacementError, match=r"\[cache_k-0\] no room for 2,251,799,813,685,248 bytes"):
+        memory.data  # noqa: B018
 
 
 @pytest.mark.parametrize("cache_type", ["f16", "bf16", "q8_0", "q4_0"])
