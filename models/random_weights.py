@@ -69,13 +69,14 @@ def random_blocks(dtype: DType, count: int, deviation: float, rng: np.random.Gen
 
 @cache
 def _unit_deviation(dtype: DType) -> float:
-    """The standard deviation of random blocks whose factor is 1."""
+    """The root mean square of random blocks whose factor is 1: their deviation once the factor may be negative."""
     raw = np.random.default_rng(0).integers(0, 256, (256, dtype.nbytes), np.uint8)
     if dtype is dtypes.mxfp4:
         raw[:, MXFP4_EXPONENT_AT] = MXFP4_BIAS
     else:
         _set_factors(raw, LAYOUTS[dtype.name], np.ones(256, np.float16))
-    return float(dtypes.to_f32(raw.reshape(-1).view(dtype.numpy)).std())
+    values = dtypes.to_f32(raw.reshape(-1).view(dtype.numpy))
+    return float(np.sqrt(np.mean(values * values)))
 
 
 def _set_factors(raw: Array, layout: BlockLayout, factors: Array) -> None:

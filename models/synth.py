@@ -80,7 +80,7 @@ def synthesise(
         if layers < 1:
             raise FormatError(f"[synth] {layers} layers; give at least 1")
         config["num_hidden_layers"] = layers
-    chosen = _type_chooser(dtypes.get(dtype), tensor_types)
+    chosen = _type_chooser(dtype, tensor_types)
     model, random = MODELS[config["model_type"]], RandomWeights(seed)
     metadata = {
         "general.name": f"{preset} with random weights",
@@ -96,14 +96,21 @@ def synthesise(
     return Path(out)
 
 
-def _type_chooser(default: DType, rules: Iterable[tuple[str, str]]) -> Callable[[str], DType]:
+def _type_chooser(default: str, rules: Iterable[tuple[str, str]]) -> Callable[[str], DType]:
     compiled = []
-    for pattern, name in rules:
+    for pattern, name in [*rules, ("", default)]:
         try:
-            compiled.append((re.compile(pattern), dtypes.get(name)))
+            compiled.append((re.compile(pattern), _weight_type(name)))
         except re.error as error:
             raise GraphError(f'[synth] "{pattern}" is not a regular expression: {error}; mend it') from error
-    return lambda name: next((dtype for pattern, dtype in compiled if pattern.search(name)), default)
+    return lambda name: next(dtype for pattern, dtype in compiled if pattern.search(name))
+
+
+def _weight_type(name: str) -> DType:
+    dtype = dtypes.get(name)
+    if dtype.is_integer:
+        raise GraphError(f'[synth] "{name}" cannot hold weights; choose a float or block-quantized dtype')
+    return dtype
 
 
 def _random_tensor(weight: Weight, wanted: DType, random: RandomWeights) -> TensorToWrite:
