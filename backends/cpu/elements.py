@@ -40,6 +40,11 @@ def kinds(tensors: Sequence[Tensor | None]) -> list[int]:
     return [0 if tensor is None else tensor.dtype.gguf for tensor in tensors]
 
 
+def present(node: Tensor) -> list[Tensor]:
+    """The node's sources, without those that are absent."""
+    return [source for source in node.srcs if source is not None]
+
+
 def is_flat(node: Tensor, *sources: Tensor | None) -> bool:
     """Whether the node and its sources correspond in one dense run, so that rows need not be told apart."""
     return node.is_dense and all(
