@@ -41,6 +41,7 @@ YARN = {
 class Schedule:
     """How long and how fast a model learns."""
 
+    dropout: float
     steps: int = 2600
     tokens_per_step: int = 2048
     long_share: float = 0.12  # of the steps, at the end
@@ -48,9 +49,11 @@ class Schedule:
     peak_rate: float = 2e-3
     final_rate: float = 5e-5
     weight_decay: float = 0.1
-    dropout: float = 0.1
     balance: float = 0.01  # weight of the router's load-balancing loss
     evaluate_every: int = 200
+
+
+SCHEDULES = {"tiny-deepseek2": Schedule(dropout=0.1), "tiny-mixtral": Schedule(dropout=0.2)}
 
 
 def deepseek2_config(vocabulary: Vocabulary) -> DeepseekV2Config:
@@ -277,16 +280,14 @@ def train(name: str, text: str, folder: Path, schedule: Schedule, minutes: float
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["tiny-deepseek2", "tiny-mixtral"])
+    parser.add_argument("model", choices=list(SCHEDULES))
     parser.add_argument("text", type=Path, help="training text; its last tenth is held out for validation")
     parser.add_argument("folder", type=Path, help="where the Hugging Face folder goes")
-    parser.add_argument("--steps", type=int, default=Schedule.steps)
-    parser.add_argument("--minutes", type=float, default=28.0, help="learn for no longer than this")
+    parser.add_argument("--minutes", type=float, default=36.0, help="learn for no longer than this")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     text = options.text.read_text(encoding="utf-8")
-    schedule = Schedule(steps=options.steps)
-    best = train(options.model, text, options.folder, schedule, options.minutes, options.seed)
+    best = train(options.model, text, options.folder, SCHEDULES[options.model], options.minutes, options.seed)
     print(f"best validation {best:.4f} nats per character, saved in {options.folder}")
 
 
