@@ -201,7 +201,7 @@ class Layer:
         attended = self.attention(normed, batch).named(f"attn_out-{number}")  # [T, D]
         if last:
             x, attended = batch.keep_rows(x), batch.keep_rows(attended)  # [R, D], [R, D]
-        x = ops.add(x, attended).named(f"ffn_inp-{number}")
+        x = ops.add(x, attended).named(f"ffn_inp-{number}")  # [T, D] or [R, D], as all that follows
         normed = self.ffn_norm(x).named(f"ffn_norm-{number}")
         hidden = self.ffn(normed)
         if not hidden.name:  # experts without shared ones have named their sum

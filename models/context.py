@@ -18,6 +18,8 @@ from graphrt.errors import GraphError
 from graphrt.models.blocks import Decoder, UBatch
 from graphrt.models.kv_cache import MAX_SEQUENCES, KVCache
 
+MAX_PLANS = 64  # compiled plans that a context keeps; prompts of ever other lengths would else fill the memory
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -111,6 +113,19 @@ class Context:
         parts = [self._run(batch[start : start + self.ubatch]).copy() for start in range(0, len(batch), self.ubatch)]
         return np.concatenate(parts)
 
+    def prepare(self, tokens: int) -> None:
+        """Compile the plans of a prompt of so many tokens, and of one token after it, ahead of their runs.
+
+        Raises: GraphError if the context has too few free cells.
+        """
+        taken = self.cells.find(tokens)
+        for start in range(0, tokens, self.ubatch):
+            part = taken[start : start + self.ubatch]
+            is_last = start + len(part) == tokens
+            self._step(len(part), int(is_last), self.cells.visible_with(part))
+        if self.cells.used + tokens < self.size:
+            self._step(1, 1, self.cells.visible_with(self.cells.find(tokens + 1)))
+
     def _run(self, batch: Batch) -> Array:
         cells = self.cells
         tokens, count = len(batch), int(np.count_nonzero(batch.wanted))
@@ -134,6 +149,9 @@ class Context:
     def _step(self, tokens: int, rows: int, cells: int) -> _Step:
         key = (tokens, rows, cells)
         if key not in self._steps:
+            if len(self._steps) == MAX_PLANS:
+                self._steps.clear()
+                self.scheduler.clear()
             self._steps[key] = _Step(self.plan(*key), cells, gives_logits=rows > 0)
         return self._steps[key]
 

@@ -220,7 +220,7 @@ def _load_layer(hp: DeepSeek2Hyperparameters, weights: Weights, number: int, att
 
 
 def _load_ffn(hp: DeepSeek2Hyperparameters, weights: Weights, number: int) -> FeedForward | Experts:
-    if number < hp.leading_dense:
+    if number < hp.leading_dense or not hp.experts:
         return FeedForward.load(weights, number, hp.embedding, hp.feed_forward)
     routing = Routing(
         experts=hp.experts,

@@ -20,6 +20,7 @@ FinishReason = Literal["running", "end token", "stop string", "max_tokens", "con
 class Timings:
     """Where the time went, in seconds."""
 
+    compile_seconds: float = 0.0  # of the plans for prompt and decoding; next to nothing where they are at hand
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
     decoded_tokens: int = 0
@@ -105,6 +106,9 @@ class Generation(Iterator[str]):
             return
         timings = self.timings
         ends = self._tokenizer.vocabulary.end_of_generation
+        start = perf_counter()
+        context.prepare(len(self._prompt))
+        timings.compile_seconds = perf_counter() - start
         start = perf_counter()
         logits = context.decode(Batch.of(self._prompt))[-1]
         position = timings.prompt_tokens = len(self._prompt)

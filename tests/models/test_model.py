@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import graphrt
-import graphrt.models.context
 from graphrt.errors import FormatError, GraphError, SettingsError
+from graphrt.models.context import Batch
 from graphrt.models.gguf_file import GGUFFile
 from graphrt.models.model import NAMES
 
@@ -147,22 +147,21 @@ def test_biases_of_the_attention(gguf, tmp_path):
 
 def test_batches_that_cannot_be(gguf):
     context = graphrt.load(gguf("llama"), backends="reference").new_context()
-    batch = graphrt.models.context.Batch
     with pytest.raises(GraphError, match="tokens must be a row of whole numbers"):
-        batch.of([0.5])
+        Batch.of([0.5])
     for field, value, message in [
         ("positions", np.array([-1]), "position -1 is negative"),
         ("sequences", np.array([64]), "numbered 0 to 63, got 64"),
     ]:
         fields = {"tokens": np.array([1]), "positions": np.array([0]), "sequences": np.array([0])}
         with pytest.raises(GraphError, match=message):
-            context.decode(batch(**{**fields, field: value}, wanted=np.array([True])))
+            context.decode(Batch(**{**fields, field: value}, wanted=np.array([True])))
     assert context.cells.used == 0
 
 
 def test_a_failed_run_leaves_no_token_behind(gguf, monkeypatch):
     context = graphrt.load(gguf("llama"), backends="reference").new_context()
-    batch = graphrt.models.context.Batch.of([1, 2, 3])
+    batch = Batch.of([1, 2, 3])
     right = context.decode(batch).copy()
     context.clear()
 
@@ -178,3 +177,30 @@ def test_a_failed_run_leaves_no_token_behind(gguf, monkeypatch):
     assert context.cells.used == 0
     monkeypatch.setattr(step, "execute", execute)
     np.testing.assert_array_equal(context.decode(batch), right)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "deepseek2_lite", "deepseek3"])
+def test_ubatches_without_logits_only_fill_the_cache(name, gguf):
+    tokens = list(range(3, 23))
+    model = graphrt.load(gguf(name), backends="reference", cache_type="f32", n_ubatch=6)
+    context = model.new_context()
+    last = context.decode(Batch.of(tokens))
+    assert last.shape == (1, 320)
+    np.testing.assert_allclose(last[0], model.logits(tokens)[-1], atol=1e-4)
+    filling = context.plan(tokens=6, rows=0, cells=context.size)
+    names = {node.name for node in filling.graph.nodes}
+    last_layer = len(model.decoder.layers) - 1
+    assert f"kqv-{last_layer - 1}" in names
+    assert not {f"kqv-{last_layer}", "result_output"} & names
+
+
+def test_a_context_does_not_keep_plans_without_end(gguf, monkeypatch):
+    monkeypatch.setattr("graphrt.models.context.MAX_PLANS", 3)
+    context = graphrt.load(gguf("llama"), backends="reference").new_context()
+    kept = []
+    for count in range(1, 8):
+        context.clear()
+        context.decode(Batch.of([1] * count))
+        kept.append(len(context._steps))
+    assert kept == [1, 2, 3, 1, 2, 3, 1]
+    assert len(context.scheduler._plans) == 1
