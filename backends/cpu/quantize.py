@@ -1,7 +1,7 @@
 """Rows of float32 written as any dtype: the way back from dequant.py.
 
 `writer(dtype)` gives a helper `write(source, count, target, step)`: it reads `count` dense float32 at `source` and
-writes elements (for quantized dtypes: whole blocks of 32) `step` bytes apart. Codes are chosen as ggml's reference does.
+writes elements (for quantized dtypes: whole blocks of 32) `step` bytes apart. Codes are those of ggml's reference.
 """
 
 from __future__ import annotations
