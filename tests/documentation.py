@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -73,7 +74,7 @@ class Reader:
             words = shlex.split(line, comments=True)
             if not words or words[0] in ("make", "pip"):
                 continue
-            environment = {"PATH": f"{self._commands}:/usr/bin:/bin", "HOME": str(self.folder)}
+            environment = os.environ | {"PATH": f"{self._commands}:{os.environ['PATH']}"}
             result = subprocess.run(
                 ["bash", "-c", line], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
             )

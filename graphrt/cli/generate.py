@@ -78,21 +78,21 @@ def generate(
     if prompt is None:
         raise typer.BadParameter("give the text to go on from, or --chat to talk with the model", param_hint="--prompt")
     text = sys.stdin.read() if prompt == "-" else prompt
-    if not chat:
-        output.write(text)
-    generation = _stream(loaded, _conversation(system, text) if chat else text, request)
+    generation = _stream(loaded, _conversation(system, text) if chat else text, request, echo="" if chat else text)
     _show_timings(generation, load_seconds)
 
 
-def _stream(model: Model, prompt: Prompt, request: Mapping[str, Any]) -> Generation:
-    """Write the pieces as they come; returns the finished generation."""
+def _stream(model: Model, prompt: Prompt, request: Mapping[str, Any], echo: str = "") -> Generation:
+    """Write the pieces as they come, `echo` before the first; returns the finished generation."""
     generation = model.generate(prompt, **request)
     try:
         for piece in generation:
-            output.write(piece)
+            # Not before the first piece is here: until then the line may show the progress of compiling.
+            output.write(echo + piece)
+            echo = ""
     except KeyboardInterrupt:
         generation.close()
-    output.write("\n")
+    output.write(echo + "\n")
     return generation
 
 
@@ -120,6 +120,7 @@ def _show_timings(generation: Generation, load_seconds: float) -> None:
     timings = generation.timings
     table = output.table("", ">tokens", ">time", ">tokens/s")
     table.add_row("load", "", f"{load_seconds:.2f} s", "")
+    table.add_row("compile", "", f"{timings.compile_seconds:.2f} s", "")
     table.add_row("prompt", str(timings.prompt_tokens), f"{timings.prompt_seconds:.2f} s", f"{timings.prompt_rate:.1f}")
     table.add_row(
         "decode", str(timings.decoded_tokens), f"{timings.decode_seconds:.2f} s", f"{timings.decode_rate:.1f}"
