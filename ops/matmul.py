@@ -96,12 +96,18 @@ def _batches(draw: Draw) -> tuple[Shape, Shape]:
     return w[draw.integer(0, len(full)) :], x
 
 
+def drawn_weight(draw: Draw, batch: Shape) -> Tensor:
+    """A weight [B..., M, K] of any dtype; K = 600 makes several blocks of each."""
+    dtype, rows, width = draw.choice(VALUES), draw.side(), draw.choice([draw.side(), 600])
+    if dtype.is_quantized and rows:
+        rows = max(rows, 8)  # of fewer products, all may come near zero by chance, where rounding would look like error
+    return draw.tensor((*batch, rows, width), dtype)
+
+
 @mul_mat.cases
 def _(draw: Draw) -> Tensor:
     w_batch, x_batch = _batches(draw)
-    w = draw.tensor(
-        (*w_batch, draw.side(), draw.choice([draw.side(), 600])), VALUES
-    )  # 600: several blocks of any dtype
+    w = drawn_weight(draw, w_batch)
     fitting = [dtype for dtype in VALUES if w.shape[-1] % dtype.block == 0]
     return mul_mat(w, draw.tensor((*x_batch, draw.side(), w.shape[-1]), draw.choice([dtypes.FLOATS, fitting])))
 

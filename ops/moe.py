@@ -19,7 +19,7 @@ from graphrt.ops.checks import (
     require_values,
     rounded,
 )
-from graphrt.ops.matmul import product_tolerance
+from graphrt.ops.matmul import drawn_weight, product_tolerance
 from graphrt.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _(node: Tensor) -> Cost:
 
 @mul_mat_id.cases
 def _(draw: Draw) -> Tensor:
-    w = draw.tensor((draw.integer(1, 5), draw.side(), draw.choice([draw.side(), 600])), VALUES)
+    w = drawn_weight(draw, (draw.integer(1, 5),))
     tokens, used = draw.choice([draw.integer(0, 6), 50]), draw.integer(0, 3)
     fitting = [dtype for dtype in VALUES if w.shape[-1] % dtype.block == 0]
     x = draw.tensor((tokens, draw.choice([1, used]), w.shape[-1]), draw.choice([dtypes.FLOATS, fitting]))

@@ -72,6 +72,8 @@ def _(draw: Draw) -> Tensor:
     if draw.boolean():
         lengths = tuple(1 if draw.integer(0, 3) == 0 else length for length in x.shape)
         mask = draw.tensor(lengths[draw.integer(0, x.rank - 1) :], low=-4.0, high=4.0)
+        if mask.data is not None and draw.boolean():
+            mask.data[mask.data < 0] = -np.inf
     sinks = draw.tensor(x.shape[-3:-2], low=-4.0, high=4.0) if x.rank >= 3 and draw.boolean() else None
     return soft_max(x, mask, sinks, scale=draw.choice([1.0, 0.125, draw.number(0.0, 2.0)]))
 

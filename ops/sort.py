@@ -10,7 +10,7 @@ from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Meta, op, require
 from graphrt.ops.checks import describe, require_float, require_rank
-from graphrt.tensor import Tensor
+from graphrt.tensor import Shape, Tensor
 
 if TYPE_CHECKING:
     from graphrt.testing import Draw
@@ -44,7 +44,16 @@ def order_of(x: Array, descending: bool) -> Array:
 
 @argsort.cases
 def _(draw: Draw) -> Tensor:
-    return argsort(draw.tensor(draw.shape()), descending=draw.boolean())
+    return argsort(_with_ties(draw, draw.shape()), descending=draw.boolean())
+
+
+def _with_ties(draw: Draw, shape: Shape) -> Tensor:
+    """Few different numbers, infinities and NaN among them, so that order depends on what the op says of them."""
+    x = draw.tensor(shape)
+    if x.data is not None and draw.boolean():
+        few = np.array([-np.inf, -1.0, -0.0, 0.0, 1.0, np.inf, np.nan, 2.0])
+        x.data[...] = few[(dtypes.to_f32(x.data) * 100).astype(np.int64) % len(few)]
+    return x
 
 
 @op(tolerance=0.0)
@@ -71,5 +80,5 @@ def _(x: Array, *, k: int) -> Array:
 
 @top_k.cases
 def _(draw: Draw) -> Tensor:
-    x = draw.tensor(draw.shape(last=draw.side(min=1)))
+    x = _with_ties(draw, draw.shape(last=draw.side(min=1)))
     return top_k(x, k=draw.integer(1, x.shape[-1]))
