@@ -22,6 +22,7 @@ from graphrt.errors import FormatError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
+LEAST_ALIGNMENT = 8
 MAX_KEY_BYTES = 65535
 MAX_TENSOR_NAME_BYTES = 64
 MAX_DIMENSIONS = 4
@@ -210,8 +211,8 @@ def _read_metadata(cursor: Cursor, count: int) -> dict[str, Any]:
 
 def _alignment(cursor: Cursor, metadata: dict[str, Any]) -> int:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.fail(f"general.alignment is {alignment!r}, not a power of two")
+    if type(alignment) is not int or alignment < LEAST_ALIGNMENT or alignment & (alignment - 1):
+        raise cursor.fail(f"general.alignment is {alignment!r}, not a power of two of at least {LEAST_ALIGNMENT}")
     return alignment
 
 

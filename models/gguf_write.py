@@ -75,7 +75,10 @@ def save(
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     writer = GGUFWriter(partial, architecture)
     for key, value in metadata.items():
-        _add(writer, key, value)
+        if key == "general.alignment":
+            writer.add_custom_alignment(value)
+        else:
+            _add(writer, key, value)
     for tensor in tensors:
         _check(tensor)
         writer.add_tensor_info(

@@ -90,6 +90,15 @@ def test_arrays_are_read_only_views_of_the_file(small: Path) -> None:
     assert tensor.array[0, 0] == 42.0
 
 
+@pytest.mark.parametrize("alignment", [8, 64, 4096])
+def test_tensors_begin_at_the_alignment(tmp_path: Path, alignment: int) -> None:
+    tensors = [TensorToWrite.of(name, rows(1, 3)) for name in ("one", "two")]
+    save(tmp_path / "x.gguf", "llama", {"general.alignment": alignment}, tensors)
+    for tensor in GGUFFile.open(tmp_path / "x.gguf").tensors.values():
+        assert tensor.offset % alignment == 0
+        np.testing.assert_array_equal(tensor.array, rows(1, 3))
+
+
 def test_a_failed_write_leaves_the_old_file(small: Path) -> None:
     before = small.read_bytes()
 
@@ -185,6 +194,15 @@ def test_damage_is_named(small: Path, damage: str) -> None:
     small.write_bytes(change(small.read_bytes()))
     with pytest.raises(FormatError, match=rf"^\[small\.gguf\].*{message}.*; \w"):
         GGUFFile.open(small)
+
+
+@pytest.mark.parametrize("alignment", [0, 1, 4, 24])
+def test_an_alignment_must_be_a_power_of_two(tmp_path: Path, alignment: int) -> None:
+    save(tmp_path / "x.gguf", "llama", {"general.alignment": 32}, [TensorToWrite.of("w", rows(1, 32))])
+    data = (tmp_path / "x.gguf").read_bytes()
+    (tmp_path / "x.gguf").write_bytes(put(data, field(data, "general.alignment", 4), "<I", alignment))
+    with pytest.raises(FormatError, match=f"general.alignment is {alignment}, not a power of two of at least 8"):
+        GGUFFile.open(tmp_path / "x.gguf")
 
 
 def test_a_second_tensor_of_a_name_is_refused(tmp_path: Path) -> None:
