@@ -18,6 +18,7 @@ from graphrt.errors import GraphError
 from graphrt.models.blocks import Decoder, UBatch
 from graphrt.models.kv_cache import MAX_SEQUENCES, KVCache
 
+MAX_POSITION = 1 << 31
 MAX_PLANS = 64  # compiled plans that a context keeps; prompts of ever other lengths would else fill the memory
 
 
@@ -41,8 +42,8 @@ class Batch:
     def of(cls, tokens: Sequence[int], start: int = 0, *, sequence: int = 0, all_logits: bool = False) -> Batch:
         """Tokens that follow each other in one sequence from position `start`; logits for all, or for the last."""
         count = len(tokens)
-        wanted = np.full(count, all_logits)
-        wanted[-1:] = True
+        wanted = np.zeros(count, bool)
+        wanted[0 if all_logits else -1 :] = True
         positions = np.arange(start, start + count, dtype=np.int32)
         return cls(_token_ids(tokens), positions, np.full(count, sequence, np.int32), wanted)
 
@@ -165,14 +166,18 @@ class Context:
     def _check(self, batch: Batch) -> None:
         if not len(batch):
             raise GraphError("[context] the batch is empty; give at least one token")
-        tokens, vocabulary = batch.tokens, self.decoder.vocabulary_size
-        if tokens.min() < 0 or tokens.max() >= vocabulary:
-            wrong = int(tokens[(tokens < 0) | (tokens >= vocabulary)][0])
-            raise GraphError(f"[context] token id {wrong} is out of range; the model has ids 0 to {vocabulary - 1}")
-        if batch.positions.min() < 0:
-            raise GraphError(f"[context] position {batch.positions.min()} is negative; positions start at 0")
-        if batch.sequences.min() < 0 or batch.sequences.max() >= MAX_SEQUENCES:
-            raise GraphError(f"[context] sequences are numbered 0 to {MAX_SEQUENCES - 1}, got {batch.sequences.max()}")
+        vocabulary = self.decoder.vocabulary_size
+        for token in _extremes(batch.tokens):
+            if not 0 <= token < vocabulary:
+                raise GraphError(f"[context] token id {token} is out of range; the model has ids 0 to {vocabulary - 1}")
+        for position in _extremes(batch.positions):
+            if not 0 <= position < MAX_POSITION:
+                raise GraphError(
+                    f"[context] position {position} is out of range; positions are 0 to {MAX_POSITION - 1}"
+                )
+        for sequence in _extremes(batch.sequences):
+            if not 0 <= sequence < MAX_SEQUENCES:
+                raise GraphError(f"[context] sequence {sequence} is out of range; there are 0 to {MAX_SEQUENCES - 1}")
         self.cells.require_free(len(batch))
 
 
@@ -182,3 +187,9 @@ def _token_ids(tokens: Iterable[int]) -> Array:
     if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
         raise GraphError(f"[context] tokens must be a row of whole numbers, got {found.dtype} {list(found.shape)}")
     return found.astype(np.int64)
+
+
+def _extremes(values: Array) -> tuple[int, int]:
+    """Least and greatest; of the one token of a decoding step, lists find them far sooner than NumPy's reductions."""
+    listed = values.tolist()
+    return min(listed), max(listed)

@@ -66,7 +66,7 @@ class Cells:
     def occupy(self, cells: Array, positions: Array, sequences: Array) -> None:
         """Give free cells to tokens: their positions, and their one sequence each."""
         self.positions[cells] = positions
-        self.sequences[cells] = np.left_shift(np.int64(1), sequences, dtype=np.int64)
+        self.sequences[cells] = 1 << sequences.astype(np.int64)
         self.used += len(cells)
         self._end = max(self._end, int(cells[-1]) + 1)
         if cells[0] == self._first_free and cells[-1] == self._first_free + len(cells) - 1:

@@ -150,8 +150,8 @@ def test_batches_that_cannot_be(gguf):
     with pytest.raises(GraphError, match="tokens must be a row of whole numbers"):
         Batch.of([0.5])
     for field, value, message in [
-        ("positions", np.array([-1]), "position -1 is negative"),
-        ("sequences", np.array([64]), "numbered 0 to 63, got 64"),
+        ("positions", np.array([-1]), "position -1 is out of range"),
+        ("sequences", np.array([64]), "sequence 64 is out of range"),
     ]:
         fields = {"tokens": np.array([1]), "positions": np.array([0]), "sequences": np.array([0])}
         with pytest.raises(GraphError, match=message):
