@@ -18,6 +18,7 @@ help:
 	@sed -n '/^#   /s/^#   //p' Makefile
 
 demo: $(VENV)/run.stamp
+	@echo "The first run compiles the CPU kernels, which takes a minute; they are kept in ~/.cache/graphrt."
 	$(BIN)/graphrt generate tiny-deepseek2 --prompt "ROMEO:" --max-tokens 250 --seed 7
 
 test: $(VENV)/test.stamp
