@@ -33,7 +33,7 @@ class BytePairEncoder:
         ids = {token: index for index, token in enumerate(vocabulary.tokens)}
         bpe = models.BPE(ids, _pairs(vocabulary, ids), ignore_merges=known.ignore_merges)
         self._tokenizer = Tokenizer(bpe)
-        self._tokenizer.pre_tokenizer = _cutter(known)
+        self._tokenizer.pre_tokenizer = cutter(known)
         self.adds_bos = known.add_bos
         self._byte_of = byte_alphabet()
 
@@ -50,10 +50,11 @@ class BytePairEncoder:
 
 def words_of(pretokenizer: PreTokenizer, text: str) -> list[str]:
     """The words that a pre-tokenizer cuts a text into, spelled in the byte alphabet."""
-    return [word for word, _ in _cutter(pretokenizer).pre_tokenize_str(text)]
+    return [word for word, _ in cutter(pretokenizer).pre_tokenize_str(text)]
 
 
-def _cutter(pretokenizer: PreTokenizer) -> PreTokenizers:
+def cutter(pretokenizer: PreTokenizer) -> PreTokenizers:
+    """A pre-tokenizer as the `tokenizers` package takes it."""
     from tokenizers import Regex, pre_tokenizers
 
     return pre_tokenizers.Sequence(
@@ -73,7 +74,7 @@ def byte_alphabet() -> dict[str, bytes]:
 
 def _pairs(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
     """The merges as pairs, cut at the first space that is not itself the left part."""
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for merge in vocabulary.merges:
         at = merge.find(" ", 1)
         left, right = merge[:at], merge[at + 1 :]

@@ -29,7 +29,7 @@ MAX_DIMENSIONS = 4
 MAX_NESTED_ARRAYS = 4
 
 STRING, ARRAY, BOOL = 8, 9, 7
-SCALARS = {
+SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),
     2: np.dtype("<u2"),

@@ -16,12 +16,12 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.dtypes import Array, DType
 from graphrt.errors import FormatError, GraphError
-from graphrt.models.convert.folder import DIALECTS, FILE_TYPES, MODELS, QUANTIZATION_VERSION
+from graphrt.models.convert.folder import DIALECTS, MODELS, QUANTIZATION_VERSION
 from graphrt.models.convert.weights import Weight
 from graphrt.models.gguf_write import Progress, TensorToWrite, save
 from graphrt.models.presets import PRESETS
 from graphrt.models.random_weights import RandomWeights
-from graphrt.models.storage_types import storage_type
+from graphrt.models.storage_types import FILE_TYPES, storage_type
 from graphrt.models.vocabulary import TokenType
 
 SPECIAL_TOKENS = {"<unk>": TokenType.UNKNOWN, "<s>": TokenType.CONTROL, "</s>": TokenType.CONTROL}
@@ -84,7 +84,7 @@ def synthesise(
     model, random = MODELS[config["model_type"]], RandomWeights(seed)
     metadata = {
         "general.name": f"{preset} with random weights",
-        "general.file_type": FILE_TYPES.get(dtypes.get(dtype).name),
+        "general.file_type": FILE_TYPES[dtypes.get(dtype)],
         "general.quantization_version": QUANTIZATION_VERSION,
         **model.metadata(config, dialect),
         **dummy_vocabulary(config["vocab_size"]),

@@ -96,11 +96,6 @@ class Vocabulary:
         }
         ending = {index for index, token in enumerate(tokens) if token in END_OF_GENERATION}
         ending |= {index for name in ("eos", "eot", "eom") if (index := special[name]) is not None}
-        special.pop("eom")
-        flags = {
-            name: metadata_value(metadata, f"tokenizer.ggml.{key}", bool, source)
-            for name, key in (("add_bos", "add_bos_token"), ("add_eos", "add_eos_token"), ("add_space_prefix",) * 2)
-        }
         return cls(
             source=source,
             model=metadata_value(metadata, "tokenizer.ggml.model", str, source, ""),
@@ -109,8 +104,14 @@ class Vocabulary:
             types=_types(metadata, len(tokens), source),
             scores=_numbers(metadata, "scores", len(tokens), source, 0.0),
             merges=_strings(metadata, "merges", source),
-            **special,
-            **flags,
+            bos=special["bos"],
+            eos=special["eos"],
+            eot=special["eot"],
+            unknown=special["unknown"],
+            padding=special["padding"],
+            add_bos=metadata_value(metadata, "tokenizer.ggml.add_bos_token", bool, source),
+            add_eos=metadata_value(metadata, "tokenizer.ggml.add_eos_token", bool, source),
+            add_space_prefix=metadata_value(metadata, "tokenizer.ggml.add_space_prefix", bool, source),
             end_of_generation=frozenset(ending),
             chat_template=metadata_value(metadata, "tokenizer.chat_template", str, source),
         )
@@ -136,7 +137,7 @@ def _numbers(metadata: dict[str, Any], name: str, count: int, source: str, defau
     if not isinstance(found, np.ndarray) or len(found) != count:
         size = len(found) if isinstance(found, Sequence | np.ndarray) else "no"
         raise FormatError(f'[{source}] "{key}" holds {size} numbers for {count} tokens; convert the model again')
-    return found.tolist()
+    return list(found.tolist())
 
 
 def _types(metadata: dict[str, Any], count: int, source: str) -> list[TokenType]:

@@ -26,12 +26,13 @@ class Rope:
     kind: str
     values: Config
 
-    def number(self, name: str) -> float:
-        """One field of the scaling.
+    def number(self, name: str, default: float | None = None) -> float:
+        """One field of the scaling; `default` where it is absent or null.
 
-        Raises: FormatError if it is missing.
+        Raises: FormatError if it is missing and has no default, or is no number.
         """
         found = self.values.get(name)
+        found = default if found is None else found
         if not isinstance(found, int | float):
             raise FormatError(f'[config.json] rope scaling "{self.kind}" lacks the number "{name}"; add it')
         return float(found)
@@ -44,6 +45,8 @@ def rope_of(config: Config) -> Rope:
         raise FormatError(f"[config.json] the rope settings are {fields!r}, not an object; mend the file")
     fields = dict(fields)
     theta = fields.pop("rope_theta", config.get("rope_theta", 10000.0))
+    if not isinstance(theta, int | float):
+        raise FormatError(f'[config.json] "rope_theta" must be a number, it is {theta!r}; mend the file')
     kind = fields.pop("rope_type", None) or fields.pop("type", None) or "default"
     fields.pop("type", None)
     if kind not in ("default", "linear", "yarn", "llama3"):
@@ -60,11 +63,12 @@ def rope_metadata(config: Config, architecture: str) -> dict[str, Any]:
         return found
     found |= {f"{prefix}.scaling.type": rope.kind, f"{prefix}.scaling.factor": rope.number("factor")}
     if rope.kind == "yarn":
-        original = rope.values.get("original_max_position_embeddings", config.get("max_position_embeddings"))
-        found[f"{prefix}.scaling.original_context_length"] = int(original)
-        for theirs, ours in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-            if rope.values.get(theirs) is not None:
-                found[f"{prefix}.scaling.{ours}"] = float(rope.values[theirs])
+        original = rope.number("original_max_position_embeddings", required(config, "max_position_embeddings"))
+        found |= {
+            f"{prefix}.scaling.original_context_length": int(original),
+            f"{prefix}.scaling.yarn_beta_fast": rope.number("beta_fast", 32.0),
+            f"{prefix}.scaling.yarn_beta_slow": rope.number("beta_slow", 1.0),
+        }
     return found
 
 
@@ -88,7 +92,7 @@ def norm_eps(config: Config) -> float:
     Raises: FormatError if config.json does not say.
     """
     found = config.get("rms_norm_eps")
-    if type(found) not in (int, float):
+    if not isinstance(found, int | float):
         raise FormatError(
             f'[config.json] "rms_norm_eps" must be a number, it is {found!r}; take it from the model\'s page'
         )
@@ -97,10 +101,10 @@ def norm_eps(config: Config) -> float:
 
 def yarn_rotation(rope: Rope) -> float:
     """The magnitude that transformers gives the rotation: mscale against mscale_all_dim, or YaRN's own."""
-    factor = rope.number("factor")
-    if explicit := rope.values.get("attention_factor"):
-        return float(explicit)
-    own, everywhere = rope.values.get("mscale"), rope.values.get("mscale_all_dim")
+    factor, explicit = rope.number("factor"), rope.number("attention_factor", 0.0)
+    own, everywhere = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
+    if explicit:
+        return explicit
     if own and everywhere:
         return yarn_magnitude(factor, own) / yarn_magnitude(factor, everywhere)
     return yarn_magnitude(factor)

@@ -37,7 +37,7 @@ def metadata(config: Config, dialect: str) -> dict[str, Any]:
         )
     heads, latent = required(config, "num_attention_heads"), required(config, "kv_lora_rank")
     rope, nope, value = (required(config, f"{name}_head_dim") for name in ("qk_rope", "qk_nope", "v"))
-    attention = {"head_count_kv": heads, "key_length": nope + rope, "value_length": value}
+    attention: dict[str, Any] = {"head_count_kv": heads, "key_length": nope + rope, "value_length": value}
     if dialect == "mla":
         attention = {
             "head_count_kv": 1,
@@ -105,7 +105,7 @@ def _yarn_magnitude(config: Config) -> dict[str, Any]:
     if rope.kind != "yarn" or rope.number("factor") <= 1:
         return {}
     factor, rotation = rope.number("factor"), yarn_rotation(rope)
-    scores = yarn_magnitude(factor, rope.values.get("mscale_all_dim") or 0.0)
+    scores = yarn_magnitude(factor, rope.number("mscale_all_dim", 0.0))
     if isclose(scores, rotation):
         return attention_factor(ARCHITECTURE, rotation / yarn_magnitude(factor))
     return {

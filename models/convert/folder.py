@@ -17,7 +17,7 @@ from graphrt.models.convert.checkpoint import Checkpoint
 from graphrt.models.convert.vocabulary import vocabulary_metadata
 from graphrt.models.convert.weights import Weight
 from graphrt.models.gguf_write import Progress, TensorToWrite, save
-from graphrt.models.storage_types import storage_type
+from graphrt.models.storage_types import FILE_TYPES, storage_type
 
 MODELS: dict[str, ModuleType] = {
     "llama": llama,
@@ -28,19 +28,6 @@ MODELS: dict[str, ModuleType] = {
 }
 DIALECTS = ("mla", "legacy", "both")
 DTYPES = ("f32", "f16", "bf16", "q8_0")
-# llama.cpp's numbers for what most of a file's weights are stored in (general.file_type).
-FILE_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q8_0": 7,
-    "q5_0": 8,
-    "q5_1": 9,
-    "q4_k": 15,
-    "q6_k": 18,
-    "bf16": 32,
-}
 QUANTIZATION_VERSION = 2
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -95,7 +82,7 @@ def convert_folder(
     metadata: dict[str, Any] = {
         "general.type": "model",
         "general.name": checkpoint.folder.resolve().name,
-        "general.file_type": FILE_TYPES[dtype],
+        "general.file_type": FILE_TYPES[dtypes.get(dtype)],
         "general.quantization_version": QUANTIZATION_VERSION,
         **model.metadata(checkpoint.config, dialect),
         **vocabulary,
@@ -103,6 +90,8 @@ def convert_folder(
     wanted = dtypes.get(dtype)
     tensors = [_stored(weight, wanted, notes) for weight in model.weights(checkpoint, dialect)]
     notes += _left_out(checkpoint)
+    if window := checkpoint.config.get("sliding_window"):
+        notes.append(f"the sliding window of {window} tokens has no place in the file: attention sees all tokens")
     save(out, model.ARCHITECTURE, metadata, tensors, progress)
     return ConversionReport(Path(out), model.ARCHITECTURE, len(tensors), Path(out).stat().st_size, notes)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from graphrt.errors import FormatError
-from graphrt.models.bpe import words_of
+from graphrt.models.bpe import cutter, words_of
 from graphrt.models.convert.checkpoint import Checkpoint
 from graphrt.models.convert.sentencepiece import read_sentencepiece
 from graphrt.models.pretokenizers import PRETOKENIZERS
@@ -158,32 +158,31 @@ def _scored_tokens(model: dict[str, Any], merges: list[str]) -> Tokens:
 
 
 def detect_pretokenizer(tokenizer: dict[str, Any]) -> str:
-    """The `tokenizer.ggml.pre` that cuts a probe text into the words that tokenizer.json's own pre-tokenizer makes.
+    """The `tokenizer.ggml.pre` that leads to the same ids as tokenizer.json's own pre-tokenizer, for a probe text.
 
+    Of several, it is the one whose words are most alike. They need not be the same: DeepSeek-V2's own patterns cut
+    digits apart and llama.cpp's do not, but no token of its vocabulary joins two.
     Raises: FormatError if none does.
     """
     from tokenizers import Tokenizer
 
-    model = {"type": "BPE", "vocab": {}, "merges": []}
-    plain = {
-        **tokenizer,
-        "model": model,
-        "added_tokens": [],
-        "post_processor": None,
-        "truncation": None,
-        "padding": None,
-    }
+    bare = {**tokenizer, "added_tokens": [], "normalizer": None, "post_processor": None}
     try:
-        theirs = Tokenizer.from_str(json.dumps(plain)).pre_tokenizer
+        theirs = Tokenizer.from_str(json.dumps(bare))
     except Exception as error:  # the package raises nothing more special
         raise FormatError(f"[tokenizer.json] cannot be read: {error}; download it again") from error
-    if theirs is None:
+    if theirs.pre_tokenizer is None:
         raise FormatError("[tokenizer.json] has no pre_tokenizer; only byte-level BPE can be converted")
-    words = [word for word, _ in theirs.pre_tokenize_str(PROBE)]
+    words, ids = {word for word, _ in theirs.pre_tokenizer.pre_tokenize_str(PROBE)}, theirs.encode(PROBE).ids
     ignore_merges = bool(tokenizer["model"].get("ignore_merges", False))
-    for name, ours in PRETOKENIZERS.items():
-        if ours.ignore_merges == ignore_merges and words_of(ours, PROBE) == words:
-            return name
+    likeness: dict[str, float] = {}
+    for name, known in PRETOKENIZERS.items():
+        theirs.pre_tokenizer = cutter(known)
+        if known.ignore_merges == ignore_merges and theirs.encode(PROBE).ids == ids:
+            ours = set(words_of(known, PROBE))
+            likeness[name] = len(words & ours) / len(words | ours)
+    if likeness:
+        return max(likeness, key=likeness.__getitem__)
     raise FormatError(
         f"[tokenizer.json] its pre-tokenizer is none of {', '.join(PRETOKENIZERS)}: GGUF has no name for it"
     )

@@ -14,6 +14,7 @@ from graphrt.errors import FormatError
 from graphrt.models.convert.checkpoint import Checkpoint
 from graphrt.models.convert.sentencepiece import read_sentencepiece
 from graphrt.models.convert.vocabulary import vocabulary_metadata
+from graphrt.models.pretokenizers import PRETOKENIZERS
 from graphrt.models.tokenizer import Tokenizer
 from graphrt.models.vocabulary import TokenType
 
@@ -199,6 +200,51 @@ def test_a_folder_without_a_tokenizer_is_said_to_have_none(folder: Callable[[str
     metadata, notes = vocabulary_metadata(Checkpoint(path))
     assert metadata == {"tokenizer.ggml.model": "no_vocab"}
     assert notes == ["no tokenizer.json or tokenizer.model: no vocabulary written"]
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def byte_level(use_regex: bool = False) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def digits(apart: bool = True) -> dict[str, Any]:
+    return {"type": "Digits", "individual_digits": apart}
+
+
+CASELESS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+DEEPSEEK_V3_TAIL = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+# Pre-tokenizers as models' own tokenizer.json have them.
+PUBLISHED: dict[str, list[dict[str, Any]]] = {
+    "gpt-2": [byte_level(use_regex=True)],
+    "starcoder": [digits(), byte_level(use_regex=True)],
+    "smaug-bpe": [split(rf"{CASELESS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}{TAIL}"), byte_level()],
+    "qwen2": [split(rf"{CASELESS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{TAIL}"), byte_level()],
+    "deepseek-v3": [split(r"\p{N}{1,3}"), split("[一-龥぀-ゟ゠-ヿ]+"), split(DEEPSEEK_V3_TAIL), byte_level()],
+    "deepseek-llm": [*map(split, PRETOKENIZERS["deepseek-llm"].patterns[:-1]), digits(), byte_level()],
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_pretokenizers_are_recognised(folder: Callable[[str], Path], name: str) -> None:
+    path = folder("deepseek2")
+    steps = {"type": "Sequence", "pretokenizers": PUBLISHED[name]}
+    change(path / "tokenizer.json", lambda data: data.update(pre_tokenizer=steps))
+    assert converted(path).vocabulary.pre == name
+
+
+def test_llama3_is_known_by_its_whole_words(folder: Callable[[str], Path]) -> None:
+    path = folder("deepseek2")
+    steps = {"type": "Sequence", "pretokenizers": PUBLISHED["smaug-bpe"]}
+    change(path / "tokenizer.json", lambda data: data.update(pre_tokenizer=steps))
+    change(path / "tokenizer.json", lambda data: data["model"].update(ignore_merges=True))
+    assert converted(path).vocabulary.pre == "llama-bpe"
 
 
 def set_model(**changes: Any) -> Callable[[Path], None]:
