@@ -10,12 +10,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from graphrt.backends.cpu import host
-from graphrt.backends.cpu.memory import load_vector
+from graphrt.backends.cpu.memory import load_vector, widen
 from graphrt.backends.cpu.simd import (
     I1,
     I8,
     I16,
     I32,
+    I64,
     Vector,
     call,
     constant,
@@ -34,6 +35,35 @@ def load_bytes(typingctx, address, lanes):
         return load_vector(builder, values[0], I8, literal(lanes))
 
     return Vector("i8", literal(lanes))(types.int64, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_i32(typingctx, address, lanes):
+    """`lanes` consecutive int32."""
+    if literal(lanes) is None:
+        return None
+
+    def codegen(context, builder, signature, values):
+        return load_vector(builder, values[0], I32, literal(lanes))
+
+    return Vector("i32", literal(lanes))(types.int64, lanes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_strided_f16(typingctx, address, step, lanes):
+    """`lanes` f16 that stand `step` bytes apart, as float32."""
+    if literal(step) is None or literal(lanes) is None:
+        return None
+
+    def codegen(context, builder, signature, values):
+        halves = ir.Constant(ir.VectorType(I16, literal(lanes)), ir.Undefined)
+        for i in range(literal(lanes)):
+            place = builder.add(values[0], I64(literal(step) * i))
+            half = builder.load(builder.inttoptr(place, I16.as_pointer()), align=1)
+            halves = builder.insert_element(halves, half, I32(i))
+        return widen(builder, halves, "f16")
+
+    return Vector("f32", literal(lanes))(types.int64, step, lanes), codegen
 
 
 @intrinsic
@@ -149,7 +179,7 @@ def _lookup16(builder, indices, entries: list[int]):
     return candidates[0]
 
 
-# ---- dot products ------------------------------------------------------------------------------------------------------
+# ---- dot products -----------------------------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -162,14 +192,21 @@ def dot_unsigned(typingctx, accumulator, weights, x):
     return accumulator(accumulator, weights, x), codegen
 
 
+SIGN_OFFSET = 128
+
+
 @intrinsic
-def dot_signed(typingctx, accumulator, weights, x):
-    """accumulator[i] + Σ weights[4i+j] · x[4i+j], j = 0 … 3, for weights in -128 … 127 and x in -127 … 127."""
+def dot_signed(typingctx, start, weights, x):
+    """Σ weights[4i+j] · x[4i+j], j = 0 … 3, for weights -128 … 127 and x -127 … 127; right only summed over a block.
+
+    `start` must be int32 whose sum over a block's lanes is -SIGN_OFFSET times the sum of the block's x: a machine that
+    multiplies unsigned by signed bytes adds SIGN_OFFSET to the weights, and starts there.
+    """
 
     def codegen(context, builder, signature, values):
         return _in_parts(builder, values, _dot_signed)
 
-    return accumulator(accumulator, weights, x), codegen
+    return start(start, weights, x), codegen
 
 
 def _register_bytes() -> int:
@@ -223,25 +260,20 @@ def _dot_unsigned(builder, accumulator, weights, x):
     return builder.add(accumulator, _plain_dot(builder, weights, x))
 
 
-def _dot_signed(builder, accumulator, weights, x):
+def _dot_signed(builder, start, weights, x):
     level = host.level()
     if _has_unsigned_by_signed():
-        # (w + 128) · x - 128 · x; the second term depends on x alone, and is shared by rows that meet the same x.
-        offset = constant(weights.type, 0x80)
-        shifted = builder.xor(weights, offset)
-        excess = _dpbusd(builder, constant(accumulator.type, 0), offset, x)
-        return _dpbusd(builder, builder.sub(accumulator, excess), shifted, x)
+        return _dpbusd(builder, start, builder.xor(weights, constant(weights.type, SIGN_OFFSET)), x)
     if level.name in ("avx512", "avx2"):
         # |w| · (sign of w · x): a pair of products is at most 2 · 128 · 127, so it does not saturate int16.
         zero = constant(weights.type, 0)
         negative = builder.icmp_signed("<", weights, zero)
         magnitude = builder.select(negative, builder.sub(zero, weights), weights)
-        return builder.add(
-            accumulator, _multiply_pairs(builder, magnitude, builder.select(negative, builder.sub(zero, x), x))
-        )
+        return _multiply_pairs(builder, magnitude, builder.select(negative, builder.sub(zero, x), x))
     if level.has("dotprod"):
-        return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", accumulator.type, accumulator, weights, x)
-    return builder.add(accumulator, _plain_dot(builder, weights, x))
+        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+        return call(builder, name, start.type, constant(start.type, 0), weights, x)
+    return _plain_dot(builder, weights, x)
 
 
 def _multiply_pairs(builder, unsigned, signed):

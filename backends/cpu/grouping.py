@@ -1,14 +1,14 @@
 """Matrix products by groups: the columns that share one weight matrix are found first, and then multiplied together.
 
-A column is one row of x and the row of y that it yields. mul_mat has a group for each matrix in w's batch, mul_mat_id one
-for each expert that some token uses; from here on both are the same. The tables stand at the start of the workspace:
+A column is one row of x and the row of y that it yields. mul_mat has a group for each matrix in w's batch, mul_mat_id
+one for each expert that some token uses; from here on both are the same. The tables stand at the workspace's start:
 
     words 0, 1      groups in use; tiles in all (a tile holds up to `tile` columns of one group)
     at GROUPS       per group 4 words: matrix, first column, one past the last column, first tile
     at COLUMNS      per column 2 words: row number of x, address of its row of y
 
-The kernels of a product get four tensors, y (the node), w, x and ids (absent in mul_mat), and as extras the offsets in the
-workspace of the columns, the prepared x, and the threads' scratch memory, and the bytes of scratch of one thread.
+The kernels of a product get four tensors, y (the node), w, x and ids (absent in mul_mat), and as extras the offsets in
+the workspace of the columns, the prepared x, and the threads' scratch memory, and the bytes of scratch of one thread.
 """
 
 from __future__ import annotations

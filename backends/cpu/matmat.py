@@ -1,7 +1,7 @@
 """Products with many columns: weights are expanded, a panel at a time, to float32, and multiplied by tiles of x.
 
-A thread claims `tile.rows` rows of one group's matrix. For every DEPTH elements of K it expands them into a panel that stays
-in the second-level cache, and takes the product with each of the group's tiles of x.
+A thread claims `tile.rows` rows of one group's matrix. For every DEPTH elements of K it expands them into a panel that
+stays in the second-level cache, and takes the product with each of the group's tiles of x.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from graphrt.backends.cpu.grouping import (
     FIRST_TILE,
     LAST,
     MATRIX,
-    W,
     Y_ADDRESS,
+    W,
     column_word,
     group_count,
     group_word,
@@ -28,7 +28,7 @@ from graphrt.backends.cpu.grouping import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.memory import load_f32, load_f32_first, store_f32, store_f32_first
+from graphrt.backends.cpu.memory import load_f32_first, store_f32, store_f32_first
 from graphrt.backends.cpu.simd import splat
 from graphrt.backends.cpu.tile import Tile, multiply_tile, transpose_block
 

@@ -43,7 +43,7 @@ def layout(node: Tensor) -> Layout:
     return Layout(matrices(w), columns(node), prepared, max(scratch, cursors))
 
 
-def product_calls(node: Tensor, grouping: str) -> list[Call]:
+def product_calls(node: Tensor) -> list[Call]:
     """The calls of a product: group the columns and prepare x, then multiply."""
     w, x, *_ = operands(node)
     tensors = [node, *node.srcs, *[None] * (3 - len(node.srcs))]
@@ -55,13 +55,13 @@ def product_calls(node: Tensor, grouping: str) -> list[Call]:
     if has_many_columns(node):
         shape = tile()
         return [
-            call(group_columns, grouping, shape.columns),
+            call(group_columns, shape.columns),
             call(prepare_tiles, shape.columns, x.dtype.name),
             call(matmat.mul_mat_tiles, w.dtype.name, shape.lanes, shape.vectors, shape.columns),
         ]
     units = units_of(w.dtype.name, w.has_dense_rows)
     return [
-        call(prepare_rows, units.form, x.dtype.name, grouping),
+        call(prepare_rows, units.form, units.offset, x.dtype.name),
         call(mul_mat_columns, w.dtype.name, w.has_dense_rows),
     ]
 
@@ -71,6 +71,4 @@ def workspace(node: Tensor, threads: int) -> int:
     return layout(node).nbytes(threads)
 
 
-@lowering(mul_mat, workspace=workspace)
-def _(node: Tensor) -> list[Call]:
-    return product_calls(node, "batch")
+lowering(mul_mat, workspace=workspace)(product_calls)

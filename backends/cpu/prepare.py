@@ -1,9 +1,9 @@
 """The second operand of a matrix product, brought into the form that the product's kernel reads.
 
-    rows     float32, each row padded with zeros to whole units of 64
-    bytes    int8 in units of 64: two blocks of 32 with a scale each (for weights in blocks of 32)
-    sums     int8 in units of 256 with one scale, and the sum of every 16 (for weights in blocks of 256)
-    tiles    float32, the columns of one group taken `tile` at a time, the elements of a tile's columns side by side
+rows     float32, each row padded with zeros to whole units of 64
+bytes    int8 in units of 128: four blocks of 32 with a scale each (for weights in blocks of 32)
+sums     int8 in units of 256 with one scale, and the sum of every 16 (for weights in blocks of 256)
+tiles    float32, the columns of one group taken `tile` at a time, the elements of a tile's columns side by side
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 import numpy as np
 
 from graphrt import dtypes
-from graphrt.backends.cpu.args import claim, row_address, rows, size, stride, word
+from graphrt.backends.cpu.args import address, claim, row_address, rows, size, stride, word
 from graphrt.backends.cpu.dequant import expander
 from graphrt.backends.cpu.dot import low_bytes, store_bytes
 from graphrt.backends.cpu.grouping import (
     COUNTER,
     FIRST,
     FIRST_TILE,
+    IDS,
     LAST,
-    X,
     X_ROW,
+    X,
     column_word,
     group_by_batch,
     group_by_expert,
@@ -31,15 +32,17 @@ from graphrt.backends.cpu.grouping import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_one
+from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_integer, store_one
 from graphrt.backends.cpu.simd import absolute, maximum, reduce_add, reduce_max, rint, splat, to_f32, to_i32
 
 PIECE = 256  # elements brought to float32 at a time: a whole number of blocks of every dtype
 PIECE_BYTES = 4 * PIECE
 
 # form: (elements, bytes) of a unit
-UNITS = {"rows": (64, 256), "bytes": (64, 72), "sums": (256, 256 + 64 + 64)}
-BYTES_SCALES, SUMS_SCALE, SUMS_SUMS = 64, 256, 320  # where scales and sums stand in a unit
+UNITS = {"rows": (64, 256), "bytes": (128, 128 + 128 + 16), "sums": (256, 256 + 64 + 64)}
+# Where parts of a unit stand. BYTES_START: 32 int32, each block's eight hold -offset times its sum, then zeros.
+BYTES_START, BYTES_SCALES = 128, 256
+SUMS_SCALE, SUMS_SUMS = 256, 320
 
 
 def row_bytes(form: str, elements: int) -> int:
@@ -48,37 +51,36 @@ def row_bytes(form: str, elements: int) -> int:
     return -(-elements // per_unit) * nbytes
 
 
-def _group(grouping: str):
-    @helper
-    def group(args, tile, cursors):
-        if grouping == "batch":
-            group_by_batch(args, tile)
-        else:
-            group_by_expert(args, tile, cursors)
-
-    return group
+@helper
+def _group(args, tile, cursors):
+    if address(args, IDS):
+        group_by_expert(args, tile, cursors)
+    else:
+        group_by_batch(args, tile)
 
 
-def group_columns(grouping: str, tile: int) -> Kernel:
-    """Native: write the tables of groups and columns; `grouping` is "batch" or "expert"."""
-    group = _group(grouping)
+def group_columns(tile: int) -> Kernel:
+    """Native: write the tables of groups and columns."""
 
     def run(args, ith, nth):
         if ith == 0:
-            group(args, tile, scratch(args, 0))
+            _group(args, tile, scratch(args, 0))
 
     return run
 
 
-def prepare_rows(form: str, dtype: str, grouping: str) -> Kernel:
-    """Native: write the tables, and x row by row in the form "rows", "bytes" or "sums"."""
-    group, piece_of = _group(grouping), _piece_of(dtype)
+def prepare_rows(form: str, offset: int, dtype: str) -> Kernel:
+    """Native: write the tables, and x row by row in the form "rows", "bytes" or "sums".
+
+    `offset` is what the kernel's codes are too great by, as unsigned numbers, in the form "bytes".
+    """
+    piece_of = _piece_of(dtype)
     per_unit, unit_bytes = UNITS[form]
-    write = {"rows": _copy_unit, "bytes": _bytes_unit, "sums": _sums_unit}[form]
+    write = {"rows": _copy_unit, "bytes": _bytes_unit(offset), "sums": _sums_unit}[form]
 
     def run(args, ith, nth):
         if ith == 0:
-            group(args, 1, scratch(args, 0))
+            _group(args, 1, scratch(args, 0))
         width = size(args, X, 3)
         pieces = (width + PIECE - 1) // PIECE
         pitch = (width + per_unit - 1) // per_unit * unit_bytes
@@ -99,7 +101,7 @@ def prepare_rows(form: str, dtype: str, grouping: str) -> Kernel:
 
 
 def prepare_tiles(tile: int, dtype: str) -> Kernel:
-    """Native: write x as tiles of `tile` columns; the tables must be there. Columns past a group's end stay unwritten."""
+    """Native: write x as tiles of `tile` columns; the tables must be there. Past a group's end nothing is written."""
     piece_of = _piece_of(dtype)
 
     def run(args, ith, nth):
@@ -148,21 +150,28 @@ def _copy_unit(source, target):
 
 @helper
 def _scale(largest, poison):
-    """The scale that maps `largest` to 127, and its inverse, 0 for a block of zeros. NaN or infinity poisons the scale."""
+    """The scale that maps `largest` to 127, and its inverse, 0 for a block of zeros; `poison` is 0, or NaN."""
     inverse = np.float32(127) / largest if largest > np.float32(1e-30) else np.float32(0)
     return largest / np.float32(127) + poison, inverse
 
 
-@helper
-def _bytes_unit(source, target):
-    for half in range(2):
-        a = load_f32(source + 128 * half, "f32", 16)
-        b = load_f32(source + 128 * half + 64, "f32", 16)
-        largest = reduce_max(maximum(absolute(a), absolute(b)))
-        scale, inverse = _scale(largest, reduce_add((a - a) + (b - b)))
-        store_bytes(target + 32 * half, low_bytes(to_i32(rint(a * inverse))))
-        store_bytes(target + 32 * half + 16, low_bytes(to_i32(rint(b * inverse))))
-        store_one(target + BYTES_SCALES + 4 * half, "f32", scale)
+def _bytes_unit(offset: int):
+    @helper
+    def bytes_unit(source, target):
+        zero = splat(np.int32(0), 8)
+        for block in range(4):
+            a = load_f32(source + 128 * block, "f32", 16)
+            b = load_f32(source + 128 * block + 64, "f32", 16)
+            largest = reduce_max(maximum(absolute(a), absolute(b)))
+            scale, inverse = _scale(largest, reduce_add((a - a) + (b - b)))
+            first, second = to_i32(rint(a * inverse)), to_i32(rint(b * inverse))
+            store_bytes(target + 32 * block, low_bytes(first))
+            store_bytes(target + 32 * block + 16, low_bytes(second))
+            store_one(target + BYTES_SCALES + 4 * block, "f32", scale)
+            store_bytes(target + BYTES_START + 32 * block, zero)
+            store_integer(target + BYTES_START + 32 * block, "i32", -offset * np.int64(reduce_add(first + second)))
+
+    return bytes_unit
 
 
 @helper

@@ -1,4 +1,4 @@
-"""The inner loops of products with many columns: a register-tiled product of two packed panels, and a block transpose."""
+"""The inner loops of products with many columns: a register-tiled product of packed panels, and a transpose."""
 
 from __future__ import annotations
 

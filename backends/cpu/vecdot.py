@@ -14,18 +14,21 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.backends.cpu.dequant import expander
 from graphrt.backends.cpu.dot import (
+    SIGN_OFFSET,
     bytes_of_word,
     dot_signed,
     dot_unsigned,
     join,
     load_bytes,
+    load_i32,
+    load_strided_f16,
     pick,
     signed_to_i32,
     unsigned_to_f32,
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, load_f32_first, load_integer, load_one
-from graphrt.backends.cpu.prepare import BYTES_SCALES, SUMS_SCALE, SUMS_SUMS
+from graphrt.backends.cpu.prepare import BYTES_SCALES, BYTES_START, SUMS_SCALE, SUMS_SUMS
 from graphrt.backends.cpu.simd import fma, splat, to_f32
 
 
@@ -38,20 +41,22 @@ class Units:
         elements: of a unit.
         add: helper for a whole unit of weights, `step` bytes between elements or blocks.
         add_rest: helper for the last `count` elements of a row that is no whole number of units.
+        offset: of the codes, for the prepared x (see prepare_rows).
     """
 
     form: str
     elements: int
     add: Any
     add_rest: Any
+    offset: int = 0
 
 
 @cache
 def units_of(name: str, dense: bool) -> Units:
     """The way to multiply rows of the dtype of that name; `dense` says whether a row's elements lie side by side."""
     if dense and name in _BY_BYTES:
-        add, add_rest = _BY_BYTES[name]
-        return Units("bytes", 64, add, add_rest)
+        codes, nbytes, offset = _BY_BYTES[name]
+        return Units("bytes", 128, *_byte_units(codes, nbytes), offset)
     if dense and name in _BY_SUMS:
         return Units("sums", 256, _BY_SUMS[name], _no_rest)
     if dense and name in ("f32", "f16", "bf16"):
@@ -107,27 +112,37 @@ def _expanded_units(name: str):
 
 # ---- blocks of 32 against bytes with a scale for every 32 ------------------------------------------------------------
 
+_LANES_01 = (0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1)
+_LANES_23 = (2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3)
+
+
+def _byte_units(products: Any, nbytes: int):
+    """Units of four blocks of `nbytes` bytes; `products(first, second, x, start)` multiplies two blocks with x."""
+
+    @helper
+    def add(weights, step, x, total, scratch):
+        scales = load_strided_f16(weights, nbytes, 4) * load_f32(x + BYTES_SCALES, "f32", 4)
+        low = products(weights, weights + nbytes, x, x + BYTES_START)
+        total = fma(to_f32(low), pick(scales, _LANES_01), total)
+        high = products(weights + 2 * nbytes, weights + 3 * nbytes, x + 64, x + BYTES_START + 64)
+        return fma(to_f32(high), pick(scales, _LANES_23), total)
+
+    @helper
+    def add_rest(weights, step, x, total, count, scratch):
+        for block in range(count // 32):
+            w, start = weights + block * nbytes, x + BYTES_START + 32 * block
+            low = to_f32(products(w, w, x + 32 * block, start))
+            scale = load_one(w, "f16") * load_one(x + BYTES_SCALES + 4 * block, "f32")
+            total = fma(low, join(splat(scale, 8), splat(np.float32(0), 8)), total)
+        return total
+
+    return add, add_rest
+
 
 @helper
-def _zeros():
-    return splat(np.int32(0), 16)
-
-
-@helper
-def _q8_0(weights, step, x, total, scratch):
-    codes = join(load_bytes(weights + 2, 32), load_bytes(weights + 36, 32))
-    first = load_one(weights, "f16") * load_one(x + BYTES_SCALES, "f32")
-    second = load_one(weights + 34, "f16") * load_one(x + BYTES_SCALES + 4, "f32")
-    products = dot_signed(_zeros(), codes, load_bytes(x, 64))
-    return fma(to_f32(products), join(splat(first, 8), splat(second, 8)), total)
-
-
-@helper
-def _q8_0_rest(weights, step, x, total, count, scratch):
-    codes = load_bytes(weights + 2, 32)
-    scale = load_one(weights, "f16") * load_one(x + BYTES_SCALES, "f32")
-    products = dot_signed(_zeros(), join(codes, codes), load_bytes(x, 64))
-    return fma(to_f32(products), join(splat(scale, 8), splat(np.float32(0), 8)), total)
+def _q8_0(first, second, x, start):
+    codes = join(load_bytes(first + 2, 32), load_bytes(second + 2, 32))
+    return dot_signed(load_i32(start, 16), codes, load_bytes(x, 64))
 
 
 _NIBBLE_ORDER = (
@@ -139,25 +154,15 @@ _NIBBLE_ORDER = (
 
 
 @helper
-def _q4_0_codes(first, second):
-    """Two blocks' 16 bytes of nibbles as 64 codes -8 … 7 in the order of their elements."""
-    packed = join(load_bytes(first, 16), load_bytes(second, 16))
-    return pick(join(packed & 15, packed >> 4), _NIBBLE_ORDER) - 8
+def _q4_0(first, second, x, start):
+    packed = join(load_bytes(first + 2, 16), load_bytes(second + 2, 16))
+    codes = pick(join(packed & 15, packed >> 4), _NIBBLE_ORDER)
+    return dot_unsigned(load_i32(start, 16), codes, load_bytes(x, 64))
 
 
 @helper
-def _q4_0(weights, step, x, total, scratch):
-    first = load_one(weights, "f16") * load_one(x + BYTES_SCALES, "f32")
-    second = load_one(weights + 18, "f16") * load_one(x + BYTES_SCALES + 4, "f32")
-    products = dot_signed(_zeros(), _q4_0_codes(weights + 2, weights + 20), load_bytes(x, 64))
-    return fma(to_f32(products), join(splat(first, 8), splat(second, 8)), total)
-
-
-@helper
-def _q4_0_rest(weights, step, x, total, count, scratch):
-    scale = load_one(weights, "f16") * load_one(x + BYTES_SCALES, "f32")
-    products = dot_signed(_zeros(), _q4_0_codes(weights + 2, weights + 2), load_bytes(x, 64))
-    return fma(to_f32(products), join(splat(scale, 8), splat(np.float32(0), 8)), total)
+def _zeros():
+    return splat(np.int32(0), 16)
 
 
 # ---- blocks of 256 against bytes with sums ---------------------------------------------------------------------------
@@ -225,5 +230,5 @@ def _q6_k(weights, step, x, total, scratch):
     return fma(products, splat(load_one(weights + 208, "f16") * load_one(x + SUMS_SCALE, "f32"), 16), total)
 
 
-_BY_BYTES = {"q8_0": (_q8_0, _q8_0_rest), "q4_0": (_q4_0, _q4_0_rest)}
+_BY_BYTES = {"q8_0": (_q8_0, 34, SIGN_OFFSET), "q4_0": (_q4_0, 18, 8)}
 _BY_SUMS = {"q4_k": _q4_k, "q6_k": _q6_k}
