@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from graphrt import __version__
 from graphrt.cli import output
 from graphrt.cli.bench import bench
 from graphrt.cli.convert import convert
@@ -28,9 +30,18 @@ for command in (generate, inspect, bench, convert, synth):
     app.command()(command)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"graphrt {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     if debug:
         os.environ["GRAPHRT_TRACEBACK"] = "1"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from graphrt import FormatError
+from graphrt import FormatError, __version__
 from tests.cli.conftest import Command
 
 COMMANDS = ["generate", "inspect", "bench", "convert", "synth"]
@@ -19,6 +19,10 @@ def test_help_lists_every_command(graphrt: Command) -> None:
     result = graphrt("--help")
     assert result.code == 0
     assert all(f" {name} " in result.out for name in COMMANDS)
+
+
+def test_version(graphrt: Command) -> None:
+    assert graphrt("--version").out == f"graphrt {__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
