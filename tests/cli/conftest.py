@@ -29,7 +29,7 @@ def graphrt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     """Runs `graphrt ARGUMENTS…` in this process, on a wide terminal."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("GRAPH_THREADS", "1")
-    monkeypatch.delenv("GRAPHRT_TRACEBACK", raising=False)
+    monkeypatch.setenv("GRAPHRT_TRACEBACK", "")
 
     def call(*arguments: object) -> Result:
         try:
