@@ -11,8 +11,7 @@ import re
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
 
-from graphrt.errors import FormatError
-from graphrt.models.vocabulary import TokenType, Vocabulary
+from graphrt.models.vocabulary import Vocabulary
 
 SPACE = "▁"
 REMEMBERED_WORDS = 1 << 16
@@ -28,7 +27,7 @@ class SentencePieceEncoder:
         self._scores = dict(zip(vocabulary.tokens, vocabulary.scores, strict=True))
         self._ids = {token: index for index, token in enumerate(vocabulary.tokens)}
         self._unknown = vocabulary.unknown
-        self._byte_ids = _byte_ids(vocabulary)
+        self._byte_ids = {byte: self._ids.get(f"<0x{byte:02X}>", self._unknown) for byte in range(256)}
         self.adds_space = vocabulary.add_space_prefix is not False
         # Where no token continues past a space, a text may be cut before each space: no merge can cross it.
         crosses = re.compile(f"[^{SPACE}]{SPACE}")
@@ -48,7 +47,7 @@ class SentencePieceEncoder:
     def token_bytes(self, token: str) -> bytes:
         """The bytes that a token writes."""
         byte = _BYTE_TOKEN.fullmatch(token)
-        if byte and token in self._ids:
+        if byte:
             return bytes([int(byte[1], 16)])
         return token.replace(SPACE, " ").encode()
 
@@ -85,19 +84,5 @@ class SentencePieceEncoder:
         index = self._ids.get(piece)
         if index is not None:
             return [index]
-        found = [self._byte_ids.get(byte, self._unknown) for byte in piece.encode()]
+        found = [self._byte_ids[byte] for byte in piece.encode()]
         return [index for index in found if index is not None]
-
-
-def _byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
-    """The id of the token that stands for each byte."""
-    found = {}
-    for index in vocabulary.ids_of(TokenType.BYTE):
-        match = _BYTE_TOKEN.fullmatch(vocabulary.tokens[index])
-        if match is None:
-            raise FormatError(
-                f'[{vocabulary.source}] byte token {index} is spelled "{vocabulary.tokens[index]}", not <0xHH>; '
-                f"convert the model again"
-            )
-        found[int(match[1], 16)] = index
-    return found

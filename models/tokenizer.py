@@ -73,7 +73,14 @@ class Tokenizer:
             text: any string.
             add_special: put BOS before and EOS after, where the vocabulary asks for them.
             parse_special: read "<s>" in the text as the control token, not as three characters.
+        Raises: GraphError if the string holds half a surrogate pair, which no UTF-8 can spell.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise GraphError(
+                f"[tokenizer] character {error.start} is {text[error.start]!r}, {error.reason}; remove it"
+            ) from error
         ids: list[int] = []
         first = True
         for piece in self._partition(text, parse_special):
@@ -106,9 +113,10 @@ class Tokenizer:
                 f"[tokenizer] token id {index} is outside the vocabulary of {len(self)}; give 0 to {len(self) - 1}"
             )
         token = self.vocabulary.tokens[index]
-        if self.vocabulary.types[index] in SPECIAL:
-            return b"" if skip_special else token.encode()
-        if self.vocabulary.types[index] is TokenType.USER_DEFINED:
+        kind = self.vocabulary.types[index]
+        if kind is TokenType.UNUSED or (kind in SPECIAL and skip_special):
+            return b""
+        if kind is TokenType.USER_DEFINED or kind in SPECIAL:
             return token.encode()
         return self._encoder.token_bytes(token)
 

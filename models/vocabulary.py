@@ -101,7 +101,7 @@ class Vocabulary:
             model=metadata_value(metadata, "tokenizer.ggml.model", str, source, ""),
             pre=metadata_value(metadata, "tokenizer.ggml.pre", str, source, "default"),
             tokens=tokens,
-            types=_types(metadata, len(tokens), source),
+            types=_types(metadata, tokens, source),
             scores=_numbers(metadata, "scores", len(tokens), source, 0.0),
             merges=_strings(metadata, "merges", source),
             bos=special["bos"],
@@ -140,9 +140,15 @@ def _numbers(metadata: dict[str, Any], name: str, count: int, source: str, defau
     return list(found.tolist())
 
 
-def _types(metadata: dict[str, Any], count: int, source: str) -> list[TokenType]:
+def _types(metadata: dict[str, Any], tokens: list[str], source: str) -> list[TokenType]:
+    """The types of all tokens; what ends a generation is never plain text, even where the file says so."""
     known = {int(kind): kind for kind in TokenType}
-    return [known.get(number, TokenType.NORMAL) for number in _numbers(metadata, "token_type", count, source, 1)]
+    numbers = _numbers(metadata, "token_type", len(tokens), source, TokenType.NORMAL)
+    found = [known.get(number, TokenType.NORMAL) for number in numbers]
+    return [
+        TokenType.CONTROL if kind is TokenType.NORMAL and token in END_OF_GENERATION else kind
+        for token, kind in zip(tokens, found, strict=True)
+    ]
 
 
 def _token_id(metadata: dict[str, Any], key: str, count: int, source: str) -> int | None:

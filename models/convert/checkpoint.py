@@ -113,7 +113,7 @@ class Checkpoint:
         """A tensor, or rows of it along its first axis, as float32."""
         entry = self._entry(name)
         raw = np.frombuffer(entry.mapping, entry.dtype, prod(entry.shape), entry.offset).reshape(entry.shape)
-        values = raw[rows].astype(np.float32)
+        values = _as_f32(raw[rows])
         factors = f"{name}_scale_inv"
         if factors in self.entries:
             first, last, _ = rows.indices(entry.shape[0])
@@ -151,6 +151,13 @@ class Checkpoint:
             if not (self.folder / name).is_file():
                 raise FormatError(f"[{self.folder.name}] {name} is named in {INDEX} but missing; download it")
         return [self.folder / name for name in names]
+
+
+def _as_f32(values: Array) -> Array:
+    if values.dtype != ml_dtypes.bfloat16:
+        return values.astype(np.float32)
+    # bfloat16 is the upper half of a float32; a shift is twenty times as fast as ml_dtypes' cast.
+    return np.left_shift(values.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
 
 
 def read_table(path: Path) -> dict[str, Entry]:

@@ -231,14 +231,25 @@ def test_what_cannot_be_is_named(changes: dict[str, Any], message: str) -> None:
         byte_level(**changes)
 
 
-def test_byte_tokens_must_be_spelled_as_bytes() -> None:
-    metadata = {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": ["<unk>", "A"],
-        "tokenizer.ggml.token_type": np.array([2, 6], np.int32),
-    }
-    with pytest.raises(FormatError, match='byte token 1 is spelled "A", not <0xHH>'):
-        Tokenizer.from_metadata(metadata, "test")
+def test_a_vocabulary_without_types_still_falls_back_to_bytes() -> None:
+    tokens = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a"]
+    metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens}
+    tokenizer = Tokenizer.from_metadata(metadata, "test")
+    assert tokenizer.decode(tokenizer.encode("aé🚀</s>")) == "aé🚀"
+    assert tokenizer.encode("a</s>")[-1] == 1
+
+
+def test_unused_tokens_write_nothing() -> None:
+    tokens = ["a", "[PAD1]"]
+    metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens}
+    types = {"tokenizer.ggml.token_type": np.array([1, 5], np.int32)}
+    assert Tokenizer.from_metadata(metadata | types, "test").decode([0, 1, 0]) == "aa"
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level(), sentencepiece()], ids=["bpe", "spm"])
+def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(GraphError, match=r"character 2 is '\\ud800', surrogates not allowed; remove it"):
+        tokenizer.encode("ab\ud800")
 
 
 def test_pretokenizers_differ_where_their_models_do() -> None:
