@@ -69,21 +69,14 @@ def save(
         progress: called after each piece.
     Raises: FormatError if a value has no GGUF type, or a tensor's pieces do not fill its shape.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf import GGUFWriter
 
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FormatError(f"[{target}] cannot be written: {target.parent} is not a folder; make it first")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     writer = GGUFWriter(partial, architecture)
-    for key, value in metadata.items():
-        if key == "general.alignment":
-            writer.add_custom_alignment(value)
-        else:
-            _add(writer, key, value)
-    for tensor in tensors:
-        _check(tensor)
-        writer.add_tensor_info(
-            tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, GGMLQuantizationType(tensor.dtype.gguf)
-        )
+    _declare(writer, metadata, tensors)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -92,12 +85,26 @@ def save(
         writer.close()
         os.replace(partial, target)
     except OSError as error:
-        raise FormatError(
-            f"[{target}] cannot be written: {error.strerror}; check the folder and the free space"
-        ) from error
+        problem = error.strerror or error
+        raise FormatError(f"[{target}] cannot be written: {problem}; check the folder and the free space") from error
     finally:
         writer.close()
         partial.unlink(missing_ok=True)
+
+
+def _declare(writer: GGUFWriter, metadata: Mapping[str, Any], tensors: Sequence[TensorToWrite]) -> None:
+    """Tell the writer all that stands before the tensors' data."""
+    from gguf import GGMLQuantizationType
+
+    for key, value in metadata.items():
+        if key == "general.alignment":
+            writer.add_custom_alignment(value)
+        else:
+            _add(writer, key, value)
+    for tensor in tensors:
+        _check(tensor)
+        quantization = GGMLQuantizationType(tensor.dtype.gguf)
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, quantization)
 
 
 def _check(tensor: TensorToWrite) -> None:

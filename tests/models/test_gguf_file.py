@@ -126,6 +126,15 @@ def test_wrong_pieces_are_refused(tmp_path: Path, tensor: TensorToWrite, message
     assert not list(tmp_path.iterdir())
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"x\.gguf\] cannot be written: .*absent is not a folder; make it first"):
+        save(tmp_path / "absent" / "x.gguf", "llama", {}, [])
+    (tmp_path / "x.gguf").mkdir()
+    with pytest.raises(FormatError, match=r"x\.gguf\] cannot be written: Is a directory"):
+        save(tmp_path / "x.gguf", "llama", {}, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
+
+
 def test_values_without_a_type_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"\[odd\] GGUF has no type for 1j"):
         save(tmp_path / "x.gguf", "llama", {"odd": 1j}, [])
