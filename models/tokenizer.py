@@ -45,7 +45,7 @@ class Tokenizer:
         self._encoder = encoder(vocabulary)
         self.add_bos = self._encoder.adds_bos if vocabulary.add_bos is None else vocabulary.add_bos
         self.add_eos = bool(vocabulary.add_eos)
-        self._skipped = frozenset(vocabulary.ids_of(*SPECIAL))
+        self._special = frozenset(vocabulary.ids_of(*SPECIAL))
         whole = vocabulary.ids_of(*SPECIAL, TokenType.USER_DEFINED)
         self._whole = sorted(whole, key=lambda index: -len(vocabulary.tokens[index].encode()))
 
@@ -129,7 +129,7 @@ class Tokenizer:
         pieces: list[str | int] = [text] if text else []
         for index in self._whole:
             token = self.vocabulary.tokens[index]
-            if not token or token not in text or (index in self._skipped and not parse_special):
+            if not token or token not in text or (index in self._special and not parse_special):
                 continue
             pieces = [part for piece in pieces for part in _cut(piece, token, index)]
         return pieces

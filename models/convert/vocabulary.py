@@ -11,8 +11,10 @@ import numpy as np
 from graphrt.errors import FormatError
 from graphrt.models.bpe import cutter, words_of
 from graphrt.models.convert.checkpoint import Checkpoint
+from graphrt.models.convert.config import required
 from graphrt.models.convert.sentencepiece import read_sentencepiece
 from graphrt.models.pretokenizers import PRETOKENIZERS
+from graphrt.models.spm import SPACE
 from graphrt.models.vocabulary import TokenType
 
 # Cut differently by each pre-tokenizer: contractions, digits, capitals, punctuation, scripts, runs of spaces.
@@ -47,7 +49,9 @@ def vocabulary_metadata(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[st
     """
     try:
         tokens = _read(checkpoint)
-    except (AttributeError, KeyError, TypeError) as error:
+    except FormatError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FormatError(
             f"[{checkpoint.folder.name}] the tokenizer's files are damaged ({error!r}); download them again"
         ) from error
@@ -80,11 +84,11 @@ def _read(checkpoint: Checkpoint) -> Tokens | None:
 
 def _pad(checkpoint: Checkpoint, tokens: Tokens) -> None:
     """Give the rows of the embedding that have no token one that is never used."""
-    size = checkpoint.config.get("vocab_size", 0)
-    if max(tokens.spelling, default=0) >= size:
+    size, last = required(checkpoint.config, "vocab_size"), max(tokens.spelling, default=-1)
+    if last >= size:
         raise FormatError(
-            f"[{checkpoint.folder.name}] the tokenizer has ids up to {max(tokens.spelling)}, but vocab_size in "
-            f"config.json is {size}; use the tokenizer that belongs to the model"
+            f"[{checkpoint.folder.name}] the tokenizer has ids up to {last}, but vocab_size in config.json is {size}; "
+            f"use the tokenizer that belongs to the model"
         )
     for index in range(size):
         if index not in tokens.spelling:
@@ -95,21 +99,24 @@ def _from_sentencepiece(checkpoint: Checkpoint) -> Tokens:
     model = read_sentencepiece(checkpoint.folder / "tokenizer.model")
     tokens = Tokens()
     for index, (spelling, score, kind) in enumerate(model.pieces):
-        tokens.add(index, spelling, TokenType(kind), score)
+        tokens.add(index, _user_text(spelling, kind), TokenType(kind), score)
     tokens.metadata = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.add_space_prefix": model.add_space_prefix,
         **{f"tokenizer.ggml.{name}_token_id": index for name, index in model.special.items()},
     }
-    for spelling, index in checkpoint.optional_json("added_tokens.json").items():
-        if index not in tokens.spelling:
-            tokens.add(index, spelling, TokenType.USER_DEFINED, -1000.0)
-    for index, entry in _added_in_config(checkpoint).items():
+    added = {index: {"content": text} for text, index in checkpoint.optional_json("added_tokens.json").items()}
+    for index, entry in (added | _added_in_config(checkpoint)).items():
         if index not in tokens.spelling:
             kind = TokenType.CONTROL if entry.get("special") else TokenType.USER_DEFINED
-            tokens.add(index, entry["content"], kind, -1000.0)
+            tokens.add(index, _user_text(entry["content"], kind), kind, -1000.0)
     return tokens
+
+
+def _user_text(spelling: str, kind: int) -> str:
+    """User-defined tokens are looked for in the text itself, where a space is a space."""
+    return spelling.replace(SPACE, " ") if kind == TokenType.USER_DEFINED else spelling
 
 
 def _added_in_config(checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:

@@ -192,6 +192,11 @@ def test_added_tokens_of_a_sentencepiece_folder_are_kept(folder: Callable[[str],
     assert found.encode("<|user|>x<tool>")[0] == size
     assert found.encode("<|user|>x<tool>")[-1] == size + 1
     assert found.decode([size, size + 1]) == "<tool>"
+    (path / "added_tokens.json").write_text(json.dumps({"▁▁▁": size + 2, "<|user|>": size}))
+    change(path / "config.json", lambda data: data.update(vocab_size=size + 3))
+    found = converted(path)
+    assert found.encode("<|user|>x   y").count(size + 2) == 1
+    assert found.vocabulary.types[size] is TokenType.CONTROL
 
 
 def test_a_folder_without_a_tokenizer_is_said_to_have_none(folder: Callable[[str], Path]) -> None:
@@ -257,6 +262,8 @@ def set_tokenizer(**changes: Any) -> Callable[[Path], None]:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "kind": (set_model(type="Unigram"), "a Unigram tokenizer cannot be converted"),
+    "no size": (lambda path: change(path / "config.json", lambda data: data.pop("vocab_size")), '"vocab_size" must be'),
+    "template": (lambda path: (path / "chat_template.jinja").write_bytes(b"\xff"), "files are damaged"),
     "no merges": (set_model(merges=7), "files are damaged"),
     "vocabulary": (set_model(vocab=[1, 2]), "files are damaged"),
     "added": (set_tokenizer(added_tokens=[{"content": "x"}]), "files are damaged"),
