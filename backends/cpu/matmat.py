@@ -45,7 +45,7 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int) -> Kernel:
     """Native: y for every column, over x prepared as tiles of `columns` columns."""
     height_of_tile = lanes * vectors
     fill_panel = _panel_filler(dtype, lanes, vectors)
-    multiply = _tile_multiplier(lanes, vectors, columns)
+    multiply = tile_multiplier(lanes, vectors, columns)
     strip_at = 4 * height_of_tile * (DEPTH + lanes)
     result_at = strip_at + 4 * lanes * STRIP
 
@@ -114,7 +114,7 @@ def _panel_filler(dtype: str, lanes: int, vectors: int):
     return fill_panel
 
 
-def _tile_multiplier(lanes: int, vectors: int, columns: int):
+def tile_multiplier(lanes: int, vectors: int, columns: int):
     """A helper that multiplies a tile of 1 … columns columns, by the least of a few compiled widths that holds them."""
     half, most = columns // 2, columns // 2 + columns // 4
 

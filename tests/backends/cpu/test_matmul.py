@@ -30,7 +30,7 @@ def tolerance(name: str) -> float:
     return 5e-4 if dtypes.get(name).is_quantized else 1e-11
 
 
-@pytest.mark.parametrize("op", [ops.mul_mat, ops.mul_mat_id])
+@pytest.mark.parametrize("op", [ops.mul_mat, ops.mul_mat_transposed, ops.mul_mat_id])
 def test_drawn_cases(op):
     report = check(op, backends=["cpu"], examples=100, threads=2)
     assert report.ran["cpu"] == 100
@@ -79,6 +79,17 @@ def test_batches_broadcast_both_ways(columns):
     assert product_error(w, x) < 1e-11
     assert product_error(w[:1], x) < 1e-11
     assert product_error(w, x[:1]) < 1e-11
+
+
+@pytest.mark.parametrize("level", host.levels())
+@pytest.mark.parametrize("name", ["f32", "f16", "q8_0", "q4_k"])
+@pytest.mark.parametrize("columns", [1, 3, 40])
+def test_transposed(name, columns, level):
+    w, x = weights(name, 2, 200, 512), weights("f32", 2, columns, 200)
+    node = ops.mul_mat_transposed(graphrt.weight("w", w), graphrt.constant("x", x))
+    with host.use_level(level):
+        got = graphrt.Scheduler(["cpu"], threads=2).plan(graphrt.Graph([node])).run()[0]
+    assert normalised_error(got, ops.mul_mat_transposed.evaluate(node, [w, x])) < 1e-11
 
 
 def mul_mat_id(w: np.ndarray, x: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, graphrt.Tensor]:
