@@ -13,17 +13,19 @@ import importlib
 from typing import Any
 
 from graphrt.dtypes import DType
-from graphrt.errors import FormatError, GraphError, GraphrtError, KernelError, PlacementError, SettingsError
+from graphrt.errors import Cancelled, FormatError, GraphError, GraphrtError, KernelError, PlacementError, SettingsError
 from graphrt.graph import Graph
 from graphrt.op import Cost, Meta, Op, op
-from graphrt.plan import Plan, SharedArena
-from graphrt.scheduler import Scheduler
+from graphrt.plan import Plan
+from graphrt.schedule import Schedule
+from graphrt.scheduler import Scheduler, SharedArena
 from graphrt.settings import Settings
 from graphrt.tensor import Tensor, constant, input, state, weight
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Cancelled",
     "Cost",
     "DType",
     "FormatError",
@@ -36,6 +38,7 @@ __all__ = [
     "Op",
     "PlacementError",
     "Plan",
+    "Schedule",
     "Scheduler",
     "Settings",
     "SettingsError",

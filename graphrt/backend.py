@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
 
-import numpy as np
-
-from graphrt.dtypes import Array
-from graphrt.errors import PlacementError, SettingsError
+from graphrt.buffer import HOST, Buffer, HostBuffer, Location
+from graphrt.errors import SettingsError
 from graphrt.settings import Settings
 from graphrt.tensor import Tensor
-
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -35,69 +29,13 @@ class Support:
 YES = Support(True)
 
 
-class Buffer:
-    """Host memory as bytes: aligned to 64 and zeroed, or a leaf's own."""
-
-    def __init__(self, memory: Array, owner: object = None) -> None:
-        self.memory = memory
-        self.address: int = memory.__array_interface__["data"][0]
-        self._owner = owner
-
-    @property
-    def nbytes(self) -> int:
-        return self.memory.nbytes
-
-    @classmethod
-    def allocate(cls, nbytes: int) -> Buffer:
-        """Zeroed memory of that size.
-
-        Raises: PlacementError if the machine has no room.
-        """
-        try:
-            raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
-        except MemoryError as error:
-            raise PlacementError(
-                f"[memory] no room for {nbytes:,} bytes on the host; lower n_ctx or the batch size, "
-                f"or choose a smaller cache type"
-            ) from error
-        start = -raw.__array_interface__["data"][0] % ALIGNMENT
-        return cls(raw[start : start + nbytes])
-
-    @classmethod
-    def of_leaf(cls, leaf: Tensor) -> Buffer:
-        """The bytes that a leaf's data spans, gaps included, without a copy."""
-        array = leaf.data
-        if array is None:
-            raise PlacementError(f"[memory] {leaf!r} has no data")
-        span: Any = (ctypes.c_uint8 * leaf.extent).from_address(array.__array_interface__["data"][0])
-        memory = np.frombuffer(span, np.uint8)
-        memory.flags.writeable = array.flags.writeable
-        return cls(memory, owner=array)
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where a tensor's first element lies."""
-
-    buffer: Buffer
-    offset: int
-
-    @property
-    def address(self) -> int:
-        return self.buffer.address + self.offset
-
-    def array(self, tensor: Tensor) -> Array:
-        """The tensor's elements as a NumPy array over this memory."""
-        return tensor.array_over(self.buffer.memory, self.offset)
-
-
 @dataclass(frozen=True)
 class Split:
     """Nodes that one backend runs one after the other, and where everything they touch lies.
 
     Args:
         nodes: in execution order, without views (those are locations only).
-        location: of each node, source and leaf.
+        location: of each node, source and leaf, in the backend's memory.
         workspace: scratch memory of the nodes that asked for some.
     """
 
@@ -116,13 +54,33 @@ class Program(ABC):
 
 
 class Backend(ABC):
-    """A device. Host backends share the host's memory and so inherit everything but supports and compile."""
+    """A device. Host backends share the host's memory and so inherit everything but supports and compile.
+
+    Attributes:
+        name: in overrides and in debug output.
+        memory: the memory that it works on; backends of one memory reach each other's tensors without copies.
+        limit: bytes that the memory holds, where known.
+    """
 
     name: str
+    memory: str = HOST
+    limit: int | None = None
 
     @abstractmethod
     def supports(self, node: Tensor) -> Support:
         """Whether the backend can run the node."""
+
+    def wants(self, node: Tensor, settings: Settings) -> Support:
+        """Whether the backend would rather run the node than leave it where its weight lies, on the host.
+
+        A device answers by the batch: its work must be worth bringing the weight there.
+        """
+        if self.memory == HOST or node.op is None:
+            return Support(False, "it works on the host's memory")
+        cost, least = node.op.cost_of(node), settings.op_offload_min_batch
+        met = cost.batch * cost.active
+        batch = f"batch {cost.batch}" + (f" x {cost.active:.3g} of the experts" if cost.active < 1 else "")
+        return Support(met >= least, f"{batch} {'>=' if met >= least else '<'} {least}")
 
     def workspace(self, node: Tensor) -> int:
         """Bytes of scratch memory that the node needs while it runs."""
@@ -130,7 +88,10 @@ class Backend(ABC):
 
     def allocate(self, nbytes: int) -> Buffer:
         """Zeroed memory on this device."""
-        return Buffer.allocate(nbytes)
+        return HostBuffer.allocate(nbytes)
+
+    def synchronize(self) -> None:  # noqa: B027 -- nothing to wait for is the rule
+        """Wait until everything that was begun on this device is done."""
 
     @abstractmethod
     def compile(self, split: Split) -> Program:

@@ -19,6 +19,10 @@ class KernelError(GraphrtError):
     """A kernel cannot be compiled or failed while it ran."""
 
 
+class Cancelled(GraphrtError):
+    """A run that was stopped because someone asked for it."""
+
+
 class FormatError(GraphrtError, ValueError):
     """A file that is damaged, or of a kind that graphrt cannot read."""
 

@@ -1,32 +1,216 @@
-"""Words for a plan: its splits, and every node with its backend and the reason."""
+"""What a schedule decided, as data and in words.
+
+explain(schedule) -> Explanation          objects, and .as_json()
+describe(schedule, level) -> str          what GRAPH_SCHED_DEBUG prints
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from graphrt.plan import Plan
+from graphrt.placement import Placement
+from graphrt.schedule import Schedule
 from graphrt.tensor import Tensor
 
 
-def describe(plan: Plan, level: int = 2) -> str:
-    """A plan as text: at level 1 its splits, at 2 every node, at 3 also why other backends were passed over."""
-    return "\n".join(_lines(plan, level))
+@dataclass(frozen=True)
+class TensorNote:
+    """A tensor as a reader sees it: what it is and where it lies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    memory: str
 
 
-def _lines(plan: Plan, level: int) -> Iterator[str]:
-    sizes = f"{len(plan.graph.nodes)} nodes, {len(plan.splits)} splits"
-    yield f"graph: {sizes}, compute buffer {plan.compute_bytes:,} bytes"
-    for number, part in enumerate(plan.splits):
-        yield f"split #{number}: {part.backend.name}, {len(part.nodes)} nodes"
-        for node in part.nodes if level >= 2 else []:
-            placement = plan.placements[node]
-            sources = ", ".join(_short(src) for src in node.srcs if src is not None)
-            memory = f", in place of {plan.memory.inplace[node].name}" if node in plan.memory.inplace else ""
-            op = node.op.name if node.op else ""
-            yield f"  {_short(node)} = {op}({sources}) [{part.backend.name}: {placement.reason}{memory}]"
-            for said in placement.rejected if level >= 3 else ():
-                yield f"    not {said}"
+@dataclass(frozen=True)
+class NodeNote:
+    """A node: what it computes of what, where, why, and what was tried before."""
+
+    result: TensorNote
+    op: str
+    sources: tuple[TensorNote, ...]
+    backend: str
+    reason: str
+    rejected: tuple[str, ...]
+    in_place_of: str | None
 
 
-def _short(tensor: Tensor) -> str:
-    return f"{tensor.name or tensor.root.name} {tensor.dtype.name}{list(tensor.shape)} {tensor.nbytes:,} B"
+@dataclass(frozen=True)
+class CopyNote:
+    """A copy before a split; `by_expert` where only chosen experts' part is copied."""
+
+    name: str
+    nbytes: int
+    source: str
+    target: str
+    by_expert: bool
+
+
+@dataclass(frozen=True)
+class SplitNote:
+    """A split: its backend, what is copied for it, and its nodes."""
+
+    number: int
+    backend: str
+    copies: tuple[CopyNote, ...]
+    nodes: tuple[NodeNote, ...]
+
+
+@dataclass(frozen=True)
+class HomeNote:
+    """A weight or state that was put somewhere: where and why."""
+
+    tensor: TensorNote
+    backend: str
+    reason: str
+    rejected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MemoryNote:
+    """A memory: bytes of its arena, of the weights and states that live there, and what fills it at its fullest."""
+
+    name: str
+    compute_bytes: int
+    resident_bytes: int
+    limit: int | None
+    peak: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything that a schedule decided."""
+
+    nodes: int
+    compute_bytes: int
+    splits: tuple[SplitNote, ...]
+    output_copies: tuple[CopyNote, ...]
+    homes: tuple[HomeNote, ...]
+    memories: tuple[MemoryNote, ...]
+    rules: tuple[tuple[str, int], ...] = field(default=())
+
+    def as_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain dicts and tuples."""
+        return asdict(self)
+
+
+def explain(schedule: Schedule) -> Explanation:
+    """What a schedule decided, as data."""
+    return _Explainer(schedule).explain()
+
+
+class _Explainer:
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.notes: dict[Tensor, TensorNote] = {}
+
+    def explain(self) -> Explanation:
+        schedule = self.schedule
+        splits = tuple(
+            SplitNote(number, part.backend.name, self._copies(number), tuple(self._node(node) for node in part.nodes))
+            for number, part in enumerate(schedule.splits)
+        )
+        homes = (self._home(leaf, placement) for leaf, placement in schedule.placements.homes.items())
+        rules = tuple((rule.text, rule.matches) for rule in (*schedule.rules, *schedule.node_rules))
+        return Explanation(
+            nodes=len(schedule.graph.nodes),
+            compute_bytes=schedule.compute_bytes,
+            splits=splits,
+            output_copies=self._copies(len(schedule.splits)),
+            homes=tuple(homes),
+            memories=tuple(self._memories()),
+            rules=rules,
+        )
+
+    def _tensor(self, tensor: Tensor) -> TensorNote:
+        note = self.notes.get(tensor)
+        if note is None:
+            memory = self.schedule.placements.memory_of(tensor)
+            name = tensor.name or f"view of {tensor.root.name}"
+            note = TensorNote(name, tensor.dtype.name, tensor.shape, tensor.nbytes, memory)
+            self.notes[tensor] = note
+        return note
+
+    def _node(self, node: Tensor) -> NodeNote:
+        placement = self.schedule.placements.nodes[node]
+        donor = self.schedule.memory.inplace.get(node)
+        return NodeNote(
+            result=self._tensor(node),
+            op=node.op.name if node.op is not None else "",
+            sources=tuple(self._tensor(src) for src in node.srcs if src is not None),
+            backend=placement.backend.name,
+            reason=placement.reason,
+            rejected=placement.rejected,
+            in_place_of=None if donor is None else self._tensor(donor).name,
+        )
+
+    def _copies(self, number: int) -> tuple[CopyNote, ...]:
+        memory_of = self.schedule.placements.memory_of
+        return tuple(
+            CopyNote(copy.value.name, copy.nbytes, memory_of(copy.value), copy.memory, copy.experts is not None)
+            for copy in self.schedule.copies.before.get(number, ())
+        )
+
+    def _home(self, leaf: Tensor, placement: Placement) -> HomeNote:
+        return HomeNote(self._tensor(leaf), placement.backend.name, placement.reason, placement.rejected)
+
+    def _memories(self) -> Iterator[MemoryNote]:
+        seen = set()
+        for backend in self.schedule.backends:
+            name = backend.memory
+            if name not in seen:
+                seen.add(name)
+                resident = sum(leaf.nbytes for leaf in self.schedule.resident(name))
+                peak = tuple(sorted(self.schedule.memory.peaks.get(name, ()), key=lambda item: -item[1]))
+                yield MemoryNote(name, self.schedule.memory.sizes.get(name, 0), resident, backend.limit, peak)
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+
+def describe(schedule: Schedule, level: int = 2) -> str:
+    """A schedule as text: at level 1 its splits, at 2 every node, at 3 also why other backends were passed over."""
+    return "\n".join(_lines(explain(schedule), level))
+
+
+def _lines(told: Explanation, level: int) -> Iterator[str]:
+    yield f"graph: {told.nodes} nodes, {len(told.splits)} splits, compute buffer {told.compute_bytes:,} bytes"
+    for memory in told.memories:
+        limit = "" if memory.limit is None else f" of {memory.limit:,}"
+        held = f"{memory.compute_bytes:,} compute + {memory.resident_bytes:,} resident bytes"
+        yield f"memory {memory.name}: {held}{limit}"
+    for text, matches in told.rules:
+        yield f'rule "{text}": {matches} tensors' if matches else f'rule "{text}": matches nothing here'
+    for home in told.homes if level >= 2 else ():
+        if home.reason not in ("its data is on the host", "states are on the host") or home.rejected:
+            yield f"  {_words(home.tensor)} lives on {home.backend}: {home.reason}"
+            yield from (f"    not {said}" for said in home.rejected)
+    for part in told.splits:
+        yield f"split #{part.number}: {part.backend}, {len(part.nodes)} nodes, {len(part.copies)} copies"
+        yield from (f"  {_copy(copy)}" for copy in part.copies)
+        for node in part.nodes if level >= 2 else ():
+            sources = ", ".join(_words(source) for source in node.sources)
+            where = f", in place of {node.in_place_of}" if node.in_place_of else ""
+            yield f"  {_words(node.result)} = {node.op}({sources}) [{node.backend}: {node.reason}{where}]"
+            if level >= 3:
+                yield from (f"    not {said}" for said in node.rejected)
+    yield from (f"output {_copy(copy)}" for copy in told.output_copies)
+
+
+def _words(tensor: TensorNote) -> str:
+    place = "" if tensor.memory == "host" else f" on {tensor.memory}"
+    return f"{tensor.name} {tensor.dtype}{list(tensor.shape)} {tensor.nbytes:,} B{place}"
+
+
+def _copy(copy: CopyNote) -> str:
+    amount = f"at most {copy.nbytes:,} B, the chosen experts" if copy.by_expert else f"{copy.nbytes:,} B"
+    return f"copy {copy.name} {copy.source} -> {copy.target}: {amount}"

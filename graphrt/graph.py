@@ -13,10 +13,12 @@ class Graph:
 
     Args:
         outputs: a tensor, or several; an output's bytes survive the run.
+        phase: "prompt" or "decode", for override rules that hold in one of them only.
     Raises: GraphError if two leafs share a name, or a read and a write of the same memory have no order.
     """
 
-    def __init__(self, outputs: Tensor | Iterable[Tensor]) -> None:
+    def __init__(self, outputs: Tensor | Iterable[Tensor], *, phase: str | None = None) -> None:
+        self.phase = phase
         self.outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
         if not self.outputs:
             raise GraphError("[graph] needs at least one output")
@@ -66,7 +68,7 @@ class Graph:
             )
             for node in self.nodes
         )
-        return leafs, nodes, tuple(number[output] for output in self.outputs)
+        return leafs, nodes, tuple(number[output] for output in self.outputs), self.phase
 
     def __repr__(self) -> str:
         outputs = ", ".join(output.name for output in self.outputs)

@@ -1,107 +1,175 @@
-"""Memory: one arena for a graph's results, planned before the run; memory is handed on as soon as nothing reads it.
+"""Memory: one arena for each memory, planned before the run; bytes are handed on as soon as nothing reads them.
 
 A result takes over its source's memory (in place) where the op allows it and nothing reads the source later. Views do
-not stand in the way: lifetimes belong to the memory's root, and a root lives as long as any view of it is read.
+not stand in the way: lifetimes belong to the memory's root, and a root lives as long as any view of it is read. Copies
+from other memories, inputs, outputs and workspaces lie in the same arenas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from graphrt.backend import ALIGNMENT
+from graphrt.buffer import ALIGNMENT, HOST
+from graphrt.copies import Copies, Copy
 from graphrt.graph import Graph
+from graphrt.placement import Placements
+from graphrt.splits import SplitNodes
 from graphrt.tensor import Tensor
+
+Held = Tensor | Copy
+Span = tuple[str, int, int]
 
 
 @dataclass
 class MemoryPlan:
-    """Where every result lies in the arena.
+    """Where everything lies.
 
     Args:
-        offsets: byte offset of each root (a result that is not a view), input and workspace's node.
-        nbytes: size of the arena: the compute buffer.
+        offsets: byte offset of each result that is no view, of each input and of each copy, in its memory's arena.
+        workspaces: offset of a node's scratch memory.
+        sizes: bytes of each arena, by memory.
         inplace: results that took over another's memory, with that other.
+        peaks: by memory, what was alive when the arena was fullest, with its bytes.
+        freed: for each node, the spans (memory, offset, bytes) that nothing reads after it.
     """
 
-    offsets: dict[Tensor, int] = field(default_factory=dict)
+    offsets: dict[Held, int] = field(default_factory=dict)
     workspaces: dict[Tensor, int] = field(default_factory=dict)
-    nbytes: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
     inplace: dict[Tensor, Tensor] = field(default_factory=dict)
+    peaks: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    freed: dict[Tensor, list[Span]] = field(default_factory=dict)
 
-    def offset_of(self, tensor: Tensor) -> int:
-        """Offset in the arena of a tensor's first element."""
-        return self.offsets[tensor.root] + tensor.offset
+    @property
+    def nbytes(self) -> int:
+        """All arenas together: the compute buffers."""
+        return sum(self.sizes.values())
 
 
-def plan_memory(graph: Graph, workspace: Mapping[Tensor, int]) -> MemoryPlan:
-    """Plan the arena of a graph whose nodes need the given bytes of workspace.
+def plan_memory(
+    graph: Graph,
+    splits: Sequence[SplitNodes],
+    placements: Placements,
+    copies: Copies,
+    workspace: Mapping[Tensor, int],
+) -> MemoryPlan:
+    """Plan the arenas of a graph that runs in these splits, with these copies, its nodes in need of so much workspace.
 
     Inputs and outputs are never handed on, so that inputs may be kept between runs and outputs read after one.
     """
-    plan, arena = MemoryPlan(), _Arena()
-    last_use = _last_uses(graph)
-    forever = len(graph.nodes)
-    owner: dict[Tensor, Tensor] = {}
-    dies: dict[Tensor, int] = {}
+    return _Planner(graph, splits, placements, copies, workspace).plan()
 
-    for leaf in graph.inputs.values():
-        plan.offsets[leaf] = arena.take(leaf.nbytes)
-    for i, node in enumerate(graph.nodes):
-        if not node.is_view:
-            donor = _donor(node, i, owner, dies)
-            if donor is not None:
-                owner[node] = owner[donor.root]
-                plan.offsets[node] = plan.offsets[donor.root] + donor.offset
-                plan.inplace[node] = donor
+
+class _Planner:
+    def __init__(
+        self,
+        graph: Graph,
+        splits: Sequence[SplitNodes],
+        placements: Placements,
+        copies: Copies,
+        workspace: Mapping[Tensor, int],
+    ) -> None:
+        self.graph, self.splits, self.copies, self.workspace = graph, splits, copies, workspace
+        self.memory_of = placements.memory_of
+        self.result = MemoryPlan()
+        self.arenas: dict[str, _Arena] = {HOST: _Arena()}
+        self.owner: dict[Held, Held] = {}
+        self.dies: dict[Held, int] = {}
+        self.ending: dict[int, list[Held]] = {}
+        self.last_use = self._last_uses()
+
+    def plan(self) -> MemoryPlan:
+        forever = sum(len(part.nodes) for part in self.splits) + 1
+        for leaf in self.graph.inputs.values():
+            self._take(HOST, leaf, leaf.nbytes, forever)
+        time = 0
+        for number, part in enumerate(self.splits):
+            for copy in self.copies.before.get(number, ()):
+                self._take(copy.memory, copy, copy.nbytes, self.last_use[copy])
+            for node in part.nodes:
+                self._place_result(node, time, part.backend.memory)
+                self._free_after(node, time)
+                time += 1
+        for copy in self.copies.before.get(len(self.splits), ()):
+            self._take(HOST, copy, copy.nbytes, forever)
+        for memory, arena in self.arenas.items():
+            self.result.sizes[memory] = arena.size
+            self.result.peaks[memory] = arena.fullest
+        return self.result
+
+    def _last_uses(self) -> dict[Held, int]:
+        """When each root and copy is read for the last time, in steps of the execution; outputs after the last step."""
+        last: dict[Held, int] = {}
+        time, starts = 0, []
+        for part in self.splits:
+            starts.append(time)
+            for node in part.nodes:
+                for src in node.srcs:
+                    if src is not None:
+                        last[src.root] = time
+                time += 1
+        position = {node: i for i, node in enumerate(node for part in self.splits for node in part.nodes)}
+        for copy in self.copies.all():
+            start = starts[copy.split] if copy.split < len(starts) else time + 1
+            for source in (copy.value, copy.experts):
+                if source is not None:
+                    last[source.root] = max(last.get(source.root, 0), start)
+            last[copy] = max([position[node] for node in copy.readers], default=time + 1)
+        last.update({output.root: time + 1 for output in self.graph.outputs})
+        return last
+
+    def _place_result(self, node: Tensor, time: int, memory: str) -> None:
+        if node.root is node:
+            end = max(time, self.last_use.get(node, time))
+            donor = self._donor(node, time, memory)
+            if donor is None:
+                self._take(memory, node, node.nbytes, end)
             else:
-                owner[node] = node
-                plan.offsets[node] = arena.take(node.nbytes)
-            dies[owner[node]] = max(dies.get(owner[node], i), last_use.get(node, i))
-        if workspace.get(node):
-            plan.workspaces[node] = arena.take(workspace[node])
-            arena.give(plan.workspaces[node], workspace[node])
-        for root in [root for root, end in dies.items() if end <= i < forever]:
-            arena.give(plan.offsets[root], root.nbytes)
-            del dies[root]
-    plan.nbytes = arena.size
-    return plan
+                owner = self.owner[donor.root]
+                self.owner[node] = owner
+                self.result.offsets[node] = self.result.offsets[donor.root] + donor.offset
+                self.result.inplace[node] = donor
+                self._live_until(owner, end)
+        if self.workspace.get(node):
+            arena = self.arenas.setdefault(memory, _Arena())
+            self.result.workspaces[node] = arena.take(f"workspace of {node.name}", self.workspace[node])
+            arena.give(self.result.workspaces[node])
 
-
-def _last_uses(graph: Graph) -> dict[Tensor, int]:
-    """For each root, the last node that reads it or one of its views; outputs are read after the last node."""
-    last: dict[Tensor, int] = {}
-    for i, node in enumerate(graph.nodes):
-        for src in node.srcs:
-            if src is not None:
-                last[src.root] = i
-    last.update({output.root: len(graph.nodes) for output in graph.outputs})
-    return last
-
-
-def _donor(node: Tensor, i: int, owner: Mapping[Tensor, Tensor], dies: Mapping[Tensor, int]) -> Tensor | None:
-    """A source whose memory the node may take over: same layout element for element, read for the last time here."""
-    if node.op is None:
+    def _donor(self, node: Tensor, time: int, memory: str) -> Tensor | None:
+        """A source whose memory the node may take over: the same layout, read for the last time here."""
+        if node.op is None:
+            return None
+        for index in node.op.inplace:
+            src = node.srcs[index]
+            owner = self.owner.get(src.root) if src is not None else None
+            if src is None or owner is None or self.dies.get(owner) != time or self.memory_of(src) != memory:
+                continue
+            same = src.shape == node.shape and src.dtype.nbytes == node.dtype.nbytes and not src.dtype.is_quantized
+            # Another source over the same memory may be read after it was overwritten, unless it is the same view.
+            others = [o for o in node.srcs if o is not None and o is not src and self.owner.get(o.root) is owner]
+            alike = all((o.offset, o.strides, o.shape) == (src.offset, src.strides, src.shape) for o in others)
+            if same and src.is_dense and src.size and alike:
+                return src
         return None
-    for index in node.op.inplace:
-        src = node.srcs[index]
-        if src is None or src.root not in owner or dies.get(owner[src.root]) != i:
-            continue
-        same = (
-            src.shape == node.shape
-            and src.dtype.nbytes == node.dtype.nbytes
-            and src.is_dense
-            and not src.dtype.is_quantized
-        )
-        # Another source over the same memory may be read after its bytes were overwritten, unless it is the same view.
-        others = [o for o in node.srcs if o is not None and o is not src and owner.get(o.root) is owner[src.root]]
-        if (
-            same
-            and src.size
-            and all(o.offset == src.offset and o.strides == src.strides and o.shape == src.shape for o in others)
-        ):
-            return src
-    return None
+
+    def _take(self, memory: str, item: Held, nbytes: int, end: int) -> None:
+        name = item.value.name if isinstance(item, Copy) else item.name
+        self.result.offsets[item] = self.arenas.setdefault(memory, _Arena()).take(name, nbytes)
+        self.owner[item] = item
+        self._live_until(item, end)
+
+    def _live_until(self, owner: Held, end: int) -> None:
+        if end > self.dies.get(owner, -1):
+            self.dies[owner] = end
+            self.ending.setdefault(end, []).append(owner)
+
+    def _free_after(self, node: Tensor, time: int) -> None:
+        for item in self.ending.pop(time, ()):
+            if self.dies[item] == time:
+                memory = item.memory if isinstance(item, Copy) else self.memory_of(item)
+                span = self.arenas[memory].give(self.result.offsets[item])
+                self.result.freed.setdefault(node, []).append((memory, *span))
 
 
 class _Arena:
@@ -109,35 +177,46 @@ class _Arena:
 
     def __init__(self) -> None:
         self.size = 0
-        self._free: list[tuple[int, int]] = []
+        self.fullest: list[tuple[str, int]] = []
+        self._free: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        self._taken: dict[int, tuple[str, int]] = {}
 
-    def take(self, nbytes: int) -> int:
-        nbytes = _aligned(nbytes)
-        fitting = [(length, start) for start, length in self._free if length >= nbytes]
+    def take(self, name: str, nbytes: int) -> int:
+        nbytes = max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT)
+        fitting = [(length, start) for start, length in self._free.items() if length >= nbytes]
         if fitting:
             length, start = min(fitting)
-            self._free.remove((start, length))
-            if length > nbytes:
-                self._free.append((start + nbytes, length - nbytes))
+            self._remove(start)
+            self._add(start + nbytes, length - nbytes)
+            self._taken[start] = (name, nbytes)
             return start
-        start = self.size
-        for free_start, length in self._free:
-            if free_start + length == self.size:
-                self._free.remove((free_start, length))
-                start = free_start
-                break
+        start = self._ends.get(self.size, self.size)
+        if start < self.size:
+            self._remove(start)
         self.size = start + nbytes
+        self._taken[start] = (name, nbytes)
+        self.fullest = list(self._taken.values())
         return start
 
-    def give(self, start: int, nbytes: int) -> None:
-        end = start + _aligned(nbytes)
-        for free_start, length in list(self._free):
-            if free_start + length == start or free_start == end:
-                self._free.remove((free_start, length))
-                start, end = min(start, free_start), max(end, free_start + length)
-        if end > start:
-            self._free.append((start, end - start))
+    def give(self, start: int) -> tuple[int, int]:
+        """Free what begins at `start`; returns its start and length."""
+        length = self._taken.pop(start)[1]
+        first, end = start, start + length
+        if first in self._ends:
+            first = self._ends[first]
+            self._remove(first)
+        if end in self._free:
+            after = self._free[end]
+            self._remove(end)
+            end += after
+        self._add(first, end - first)
+        return start, length
 
+    def _add(self, start: int, length: int) -> None:
+        if length:
+            self._free[start] = length
+            self._ends[start + length] = start
 
-def _aligned(nbytes: int) -> int:
-    return max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT)
+    def _remove(self, start: int) -> None:
+        del self._ends[start + self._free.pop(start)]

@@ -45,11 +45,19 @@ class Meta:
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of one node: floating-point operations, bytes moved, and the batch that the offload rule compares."""
+    """Work of one node: operations, bytes moved, and the batch that the offload rule compares.
+
+    Args:
+        flops: floating-point operations.
+        nbytes: bytes read and written.
+        batch: rows that meet the weight.
+        active: share of the weight that each of those rows meets: experts used / experts in all, else 1.
+    """
 
     flops: int
     nbytes: int
     batch: int
+    active: float = 1.0
 
 
 def require(condition: bool, message: str) -> None:

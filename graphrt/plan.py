@@ -1,61 +1,27 @@
-"""A plan: a graph placed, split, given memory and compiled; it runs any number of times."""
+"""A plan: a schedule with memory and compiled programs; it runs any number of times."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 
 from graphrt import dtypes
-from graphrt.backend import Buffer, Location, Program, Split
+from graphrt.backend import Split
+from graphrt.buffer import HOST, Buffer, Location
+from graphrt.copies import Copy
 from graphrt.dtypes import Array
-from graphrt.errors import GraphError
-from graphrt.graph import Graph
-from graphrt.memory import MemoryPlan
+from graphrt.errors import Cancelled, GraphError
 from graphrt.placement import Placement
+from graphrt.residents import Residents
+from graphrt.schedule import Schedule
 from graphrt.splits import SplitNodes
 from graphrt.tensor import Tensor
+from graphrt.transfer import copy_step
 
-
-@dataclass
-class Layout:
-    """Where every tensor of a graph lies: results in the arena, leafs in their own data."""
-
-    memory: MemoryPlan
-    arena: Buffer
-    locations: dict[Tensor, Location]
-    workspaces: dict[Tensor, Location]
-
-
-class SharedArena:
-    """Memory for several plans of which one runs at a time, as a model's plans for prompts and for single tokens.
-
-    A plan's inputs and outputs are then good only until another plan over the same arena runs.
-    """
-
-    def __init__(self) -> None:
-        self._buffer = Buffer.allocate(0)
-
-    def at_least(self, nbytes: int) -> Buffer:
-        """Memory of that size or more; plans made before keep theirs."""
-        if self._buffer.nbytes < nbytes:
-            self._buffer = Buffer.allocate(nbytes)
-        return self._buffer
-
-
-def lay_out(graph: Graph, memory: MemoryPlan, shared: SharedArena | None = None) -> Layout:
-    """Allocate the arena, or take it from a shared one, and give every tensor its location."""
-    arena = Buffer.allocate(memory.nbytes) if shared is None else shared.at_least(memory.nbytes)
-    leafs = {leaf: Buffer.of_leaf(leaf) for leaf in graph.leafs if leaf.data is not None}
-    locations = {}
-    for tensor in [*graph.leafs, *graph.nodes]:
-        root = tensor.root
-        locations[tensor] = (
-            Location(leafs[root], tensor.offset) if root in leafs else Location(arena, memory.offset_of(tensor))
-        )
-    workspaces = {node: Location(arena, offset) for node, offset in memory.workspaces.items()}
-    return Layout(memory, arena, locations, workspaces)
+Step = Callable[[], None]
+Watch = Callable[[Tensor, Array], bool | None]
 
 
 class Plan:
@@ -65,27 +31,28 @@ class Plan:
     which are arrays over the plan's own memory, write the one, call `execute()`, read the other.
     """
 
-    def __init__(
-        self, graph: Graph, placements: Mapping[Tensor, Placement], splits: list[SplitNodes], layout: Layout
-    ) -> None:
-        self.graph = graph
-        self.placements = placements
-        self.splits = splits
-        self._layout = layout
-        self._inputs = {name: layout.locations[leaf].array(leaf) for name, leaf in graph.inputs.items()}
-        self._programs: list[Program] = [
-            part.backend.compile(Split(part.backend, part.nodes, layout.locations, layout.workspaces))
-            for part in splits
-        ]
+    def __init__(self, schedule: Schedule, arenas: Mapping[str, Buffer], residents: Residents) -> None:
+        self.schedule = schedule
+        self.graph = schedule.graph
+        self._arenas, self._residents = arenas, residents
+        self._splits = [self._locate(part) for part in schedule.splits]
+        self._steps: list[Step] = []
+        for number, part in enumerate(self._splits):
+            self._steps += self._copies_before(number)
+            self._steps.append(part.backend.compile(part).run)
+        self._steps += self._copies_before(len(self._splits))
+        self._inputs = {name: self._place(leaf, HOST).array(leaf) for name, leaf in self.graph.inputs.items()}
+        self._cancelled = False
 
     @property
     def compute_bytes(self) -> int:
-        """Size of the compute buffer: every result, input and workspace of the graph."""
-        return self._layout.memory.nbytes
+        """Size of the compute buffers: every result, input, copy and workspace of the graph."""
+        return self.schedule.compute_bytes
 
     @property
-    def memory(self) -> MemoryPlan:
-        return self._layout.memory
+    def placements(self) -> Mapping[Tensor, Placement]:
+        """Where each node that computes runs, and why."""
+        return self.schedule.placements.nodes
 
     def input(self, name: str) -> Array:
         """The memory of an input, to be written before `execute`.
@@ -97,14 +64,48 @@ class Plan:
         return self._inputs[name]
 
     def output(self, index: int = 0) -> Array:
-        """The memory of an output, to be read after `execute` and before the next."""
+        """The memory of an output, on the host, to be read after `execute` and before the next."""
         tensor = self.graph.outputs[index]
-        return self._layout.locations[tensor].array(tensor)
+        return self._place(tensor, HOST).array(tensor)
 
     def execute(self) -> None:
-        """Run every split once over what the inputs hold now."""
-        for program in self._programs:
-            program.run()
+        """Run every split once over what the inputs hold now.
+
+        Raises: Cancelled if `cancel` was called, at the next split or copy.
+        """
+        self._cancelled = False
+        for step in self._steps:
+            if self._cancelled:
+                raise Cancelled("[plan] the run was cancelled; the next one starts afresh")
+            step()
+
+    def cancel(self) -> None:
+        """Stop the present run, from any thread, at its next split or copy."""
+        self._cancelled = True
+
+    def observe(self, watch: Watch) -> None:
+        """Run node by node, and show each result to `watch(node, array)`; a return of False stops the run.
+
+        Raises: Cancelled if watch returned False.
+        """
+        for item, step in self.steps_by_node():
+            step()
+            if isinstance(item, Tensor) and watch(item, self.value(item)) is False:
+                raise Cancelled(f"[plan] the run was stopped after {item.name}")
+
+    def steps_by_node(self) -> Iterator[tuple[Tensor | Copy, Step]]:
+        """Every copy and node in the order of execution, each with what runs it alone."""
+        yield from self._single_steps
+
+    def value(self, tensor: Tensor) -> Array:
+        """A copy of a tensor's elements as they are now, wherever they lie."""
+        place = self._place(tensor, self.schedule.placements.memory_of(tensor))
+        return tensor.array_over(np.array(place.buffer.read(place.offset, tensor.extent))).copy()
+
+    def poison_freed(self, node: Tensor) -> None:
+        """Overwrite what nothing should read after a node; a test's way to find who does."""
+        for memory, start, nbytes in self.schedule.memory.freed.get(node, ()):
+            self._arenas[memory].write(start, np.full(nbytes, 0xFF, np.uint8))
 
     def run(self, inputs: Mapping[str, Array] | None = None, /, **named: Array) -> list[Array]:
         """Set inputs, run, and return copies of the outputs, in the graph's order.
@@ -113,11 +114,15 @@ class Plan:
         Raises: GraphError if an array's shape or dtype does not fit its input.
         """
         for name, array in {**(inputs or {}), **named}.items():
-            self._set(name, np.asarray(array))
+            self.set_input(name, np.asarray(array))
         self.execute()
         return [self.output(i).copy() for i in range(len(self.graph.outputs))]
 
-    def _set(self, name: str, array: Array) -> None:
+    def set_input(self, name: str, array: Array) -> None:
+        """Write an input.
+
+        Raises: GraphError if the array's shape or dtype does not fit.
+        """
         memory = self.input(name)
         if array.shape != memory.shape:
             raise GraphError(f'[plan] input "{name}" has shape {list(memory.shape)}, got {list(array.shape)}')
@@ -126,3 +131,54 @@ class Plan:
                 f'[plan] input "{name}" is {dtypes.of(memory)}, got an array of {array.dtype}; convert it with .astype'
             )
         memory[...] = array
+
+    # -- where things lie ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _single_steps(self) -> list[tuple[Tensor | Copy, Step]]:
+        steps: list[tuple[Tensor | Copy, Step]] = []
+        copies = self.schedule.copies
+        for number, part in enumerate(self._splits):
+            steps += zip(copies.before.get(number, ()), self._copies_before(number), strict=True)
+            for node in part.nodes:
+                alone = Split(part.backend, [node], part.location, part.workspace)
+                steps.append((node, part.backend.compile(alone).run))
+        last = len(self._splits)
+        steps += zip(copies.before.get(last, ()), self._copies_before(last), strict=True)
+        return steps
+
+    def _locate(self, part: SplitNodes) -> Split:
+        memory = part.backend.memory
+        location: dict[Tensor, Location] = {}
+        for node in part.nodes:
+            for tensor in (node, *node.srcs):
+                if tensor is not None and tensor not in location:
+                    location[tensor] = self._place(tensor, memory)
+        offsets = self.schedule.memory.workspaces
+        workspace = {node: Location(self._arenas[memory], offsets[node]) for node in part.nodes if node in offsets}
+        return Split(part.backend, part.nodes, location, workspace)
+
+    def _place(self, tensor: Tensor, memory: str) -> Location:
+        """Where a tensor's first element lies in a memory: at home, or in a copy."""
+        schedule, root = self.schedule, tensor.root
+        if tensor.size and schedule.placements.memory_of(tensor) != memory:
+            copy = schedule.copies.find(tensor, memory)
+            return Location(self._arenas[memory], schedule.memory.offsets[copy] + tensor.offset - copy.first)
+        if root in schedule.memory.offsets and tensor.size:
+            return Location(self._arenas[memory], schedule.memory.offsets[root] + tensor.offset)
+        if not tensor.size:
+            return Location(self._arenas[memory], 0)
+        return Location(self._residents.buffer(root, schedule.placements.homes.get(root)), tensor.offset)
+
+    def _copies_before(self, number: int) -> list[Step]:
+        steps = []
+        for copy in self.schedule.copies.before.get(number, ()):
+            home = self.schedule.placements.memory_of(copy.value)
+            value = self._place(copy.value, home)
+            source = value.after(copy.first - copy.value.offset)
+            target = Location(self._arenas[copy.memory], self.schedule.memory.offsets[copy])
+            chosen = None
+            if copy.experts is not None:
+                chosen = self._place(copy.experts, self.schedule.placements.memory_of(copy.experts))
+            steps.append(copy_step(copy, source, target, chosen))
+        return steps

@@ -1,21 +1,40 @@
-"""The scheduler: graph -> place -> split -> memory -> compile -> a plan that runs."""
+"""The scheduler: graph -> placement -> splits -> copies -> memory -> programs; a plan that runs."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from graphrt.backend import Backend, create
+from graphrt.buffer import Buffer
 from graphrt.explain import describe
 from graphrt.graph import Graph
-from graphrt.memory import plan_memory
-from graphrt.placement import parse_overrides, place
-from graphrt.plan import Plan, SharedArena, lay_out
+from graphrt.overrides import Rule, parse
+from graphrt.plan import Plan
+from graphrt.residents import Residents
+from graphrt.schedule import Schedule, make_schedule
 from graphrt.settings import Settings
-from graphrt.splits import split
 from graphrt.tensor import Tensor
 
 DEFAULT_BACKENDS = ("cpu", "reference")
+
+
+class SharedArena:
+    """Memory for several plans of which one runs at a time, as a model's plans for prompts and for single tokens.
+
+    A plan's inputs and outputs are then good only until another plan over the same arena runs.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Buffer] = {}
+
+    def at_least(self, backend: Backend, nbytes: int) -> Buffer:
+        """Bytes of a backend's memory, so many or more; plans made before keep theirs."""
+        buffer = self._buffers.get(backend.memory)
+        if buffer is None or buffer.nbytes < nbytes:
+            buffer = self._buffers[backend.memory] = backend.allocate(nbytes)
+        return buffer
 
 
 class Scheduler:
@@ -23,8 +42,10 @@ class Scheduler:
 
     Args:
         backends: names or Backend objects, the preferred first; the reference backend is always there as the last.
-        overrides: rules `regex=backend` over weights' names; the first match wins.
+        overrides: rules `regex=backend` that place weights and states by name; the first match wins.
+        node_overrides: rules that place nodes, by their own name or their op's.
         settings: keywords of graphrt.Settings (threads=2, sched_debug=1 …), over the environment.
+    Raises: SettingsError for a rule, setting or backend that cannot be.
     """
 
     def __init__(
@@ -32,6 +53,7 @@ class Scheduler:
         backends: Sequence[str | Backend] = DEFAULT_BACKENDS,
         *,
         overrides: Iterable[str] | None = None,
+        node_overrides: Iterable[str] = (),
         **settings: object,
     ) -> None:
         rules = None if overrides is None else tuple(overrides)
@@ -39,19 +61,41 @@ class Scheduler:
         self.backends = [create(item, self.settings) if isinstance(item, str) else item for item in backends]
         if all(backend.name != "reference" for backend in self.backends):
             self.backends.append(create("reference", self.settings))
-        parse_overrides(self.settings.tensor_overrides, self.backends)
+        names = [backend.name for backend in self.backends]
+        self._rules = parse(self.settings.tensor_overrides, names)
+        self._node_rules = parse(node_overrides, names)
+        self._residents = Residents()
         self._plans: dict[tuple[object, ...], Plan] = {}
 
-    def plan(self, graph: Graph | Tensor, arena: SharedArena | None = None) -> Plan:
-        """Place, split, give memory and compile; a graph of the same structure gets the plan made before.
+    def schedule(self, graph: Graph | Tensor, *, assigned: Mapping[Tensor, str] | None = None) -> Schedule:
+        """Decide where everything runs and lies, without touching data or allocating memory.
+
+        Args:
+            assigned: your own word on nodes, weights and states, by backend name; it comes before every rule.
+        Raises: PlacementError if no backend supports a node, or a memory's limit is exceeded.
+        """
+        return make_schedule(
+            graph if isinstance(graph, Graph) else Graph(graph),
+            self.backends,
+            self.settings,
+            rules=_fresh(self._rules),
+            node_rules=_fresh(self._node_rules),
+            assigned=assigned,
+        )
+
+    def plan(
+        self, graph: Graph | Tensor, arena: SharedArena | None = None, *, assigned: Mapping[Tensor, str] | None = None
+    ) -> Plan:
+        """Schedule, allocate and compile; a graph of the same structure gets the plan made before.
 
         Args:
             arena: memory shared with other plans, of which one runs at a time; memory of the plan's own where None.
+            assigned: as in `schedule`.
         """
         graph = graph if isinstance(graph, Graph) else Graph(graph)
-        key = (*graph.structure(), arena)
+        key = (*graph.structure(), arena, tuple((node.name, name) for node, name in (assigned or {}).items()))
         if key not in self._plans:
-            self._plans[key] = self._make(graph, arena)
+            self._plans[key] = self._make(self.schedule(graph, assigned=assigned), arena)
         return self._plans[key]
 
     def clear(self) -> None:
@@ -64,12 +108,15 @@ class Scheduler:
         outputs = plan.run(inputs)  # type: ignore[arg-type]
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _make(self, graph: Graph, arena: SharedArena | None) -> Plan:
-        overrides = parse_overrides(self.settings.tensor_overrides, self.backends)
-        placements = place(graph, self.backends, overrides)
-        splits = split(graph, placements)
-        workspace = {node: placement.backend.workspace(node) for node, placement in placements.items()}
-        plan = Plan(graph, placements, splits, lay_out(graph, plan_memory(graph, workspace), arena))
+    def _make(self, schedule: Schedule, arena: SharedArena | None) -> Plan:
+        arena = arena or SharedArena()
+        sizes = schedule.memory.sizes
+        arenas = {b.memory: arena.at_least(b, sizes.get(b.memory, 0)) for b in self.backends}
         if self.settings.sched_debug:
-            print(describe(plan, self.settings.sched_debug), file=sys.stderr)
-        return plan
+            print(describe(schedule, self.settings.sched_debug), file=sys.stderr)
+        return Plan(schedule, arenas, self._residents)
+
+
+def _fresh(rules: Sequence[Rule]) -> list[Rule]:
+    """The same rules with nothing counted yet."""
+    return [replace(rule, matches=0) for rule in rules]

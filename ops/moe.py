@@ -68,7 +68,10 @@ def _(node: Tensor) -> Cost:
     # Only the experts that are used are read; distinct ids are the worst case.
     read = min(experts, ids.size) * rows * w.dtype.row_bytes(width)
     return Cost(
-        flops=2 * ids.size * rows * width, nbytes=read + x.nbytes + ids.nbytes + node.nbytes, batch=ids.shape[0]
+        flops=2 * ids.size * rows * width,
+        nbytes=read + x.nbytes + ids.nbytes + node.nbytes,
+        batch=ids.shape[0],
+        active=min(1.0, ids.shape[1] / max(1, experts)),
     )
 
 

@@ -73,7 +73,7 @@ def _show_graph(model: str, *, dot: bool, tokens: int, **options: Any) -> None:
     if dot:
         print(as_dot(plan.graph, {node: placement.backend.name for node, placement in plan.placements.items()}))
     else:
-        print(describe(plan, level=2))
+        print(describe(plan.schedule, level=2))
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -1,0 +1,92 @@
+"""Copies: what a split reads from another memory, once for each tensor and memory.
+
+What is copied is a value: a leaf or result, with everything that views of it span; or what a write left in a state. A
+weight that an offloaded mul_mat_id reads is copied by expert: only the rows of those that the tokens chose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from graphrt.buffer import HOST
+from graphrt.graph import Graph
+from graphrt.placement import Placements
+from graphrt.splits import SplitNodes, copied_by_expert, value_of
+from graphrt.tensor import Tensor
+
+
+@dataclass(eq=False)
+class Copy:
+    """Bytes [first, last) of a value's root, brought to a memory before a split runs.
+
+    Args:
+        value: the leaf, result or write whose bytes they are.
+        memory: where to.
+        split: number of the split before which they are copied; the number of splits for an output read at the end.
+        experts: the tensor of chosen experts, where only those experts' part of a weight is copied.
+    """
+
+    value: Tensor
+    memory: str
+    split: int
+    first: int
+    last: int
+    experts: Tensor | None = None
+    readers: list[Tensor] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes at most; of a weight by expert, those of all experts."""
+        return self.last - self.first
+
+
+@dataclass
+class Copies:
+    """All copies of a graph.
+
+    Args:
+        before: for each split's number, what is copied before it, in order.
+        of: the copy that brings a value to a memory.
+    """
+
+    before: dict[int, list[Copy]] = field(default_factory=dict)
+    of: dict[tuple[Tensor, str], Copy] = field(default_factory=dict)
+
+    def find(self, tensor: Tensor, memory: str) -> Copy:
+        """The copy that brings a tensor's value to a memory."""
+        return self.of[value_of(tensor), memory]
+
+    def all(self) -> Iterable[Copy]:
+        """Every copy, in order."""
+        return (copy for number in sorted(self.before) for copy in self.before[number])
+
+
+def find_copies(graph: Graph, placements: Placements, splits: Sequence[SplitNodes]) -> Copies:
+    """What must be copied where, given the placement and the splits; outputs are brought to the host at the end."""
+    copies = Copies()
+    for number, part in enumerate(splits):
+        memory = part.backend.memory
+        for node in part.nodes:
+            for src in node.srcs:
+                if src is not None and src.size and placements.memory_of(src) != memory:
+                    experts = copied_by_expert(node, placements) if src is node.srcs[0] else None
+                    _need(copies, src, memory, number, experts).readers.append(node)
+    for output in graph.outputs:
+        if output.size and placements.memory_of(output) != HOST:
+            _need(copies, output, HOST, len(splits), None)
+    return copies
+
+
+def _need(copies: Copies, src: Tensor, memory: str, split: int, experts: Tensor | None) -> Copy:
+    value = value_of(src)
+    copy = copies.of.get((value, memory))
+    if copy is None:
+        copy = Copy(value, memory, split, src.offset, src.offset + src.extent, experts)
+        copies.of[value, memory] = copy
+        copies.before.setdefault(split, []).append(copy)
+        return copy
+    copy.first, copy.last = min(copy.first, src.offset), max(copy.last, src.offset + src.extent)
+    if experts is not copy.experts:
+        copy.experts = None
+    return copy

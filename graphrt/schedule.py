@@ -1,0 +1,97 @@
+"""A schedule: a graph with a place for every node, its splits, copies and memory; everything but bytes and programs.
+
+Making one reads no data and allocates nothing, so that models larger than the machine can be planned and explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from graphrt.backend import Backend
+from graphrt.buffer import HOST
+from graphrt.copies import Copies, find_copies
+from graphrt.errors import PlacementError
+from graphrt.graph import Graph
+from graphrt.memory import MemoryPlan, plan_memory
+from graphrt.overrides import Rule
+from graphrt.placement import Placements, place
+from graphrt.settings import Settings
+from graphrt.splits import SplitNodes, split
+from graphrt.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the scheduler decided for a graph.
+
+    Args:
+        rules, node_rules: the override rules, with the number of tensors that each placed here.
+    """
+
+    graph: Graph
+    backends: Sequence[Backend]
+    placements: Placements
+    splits: list[SplitNodes]
+    copies: Copies
+    memory: MemoryPlan
+    rules: Sequence[Rule] = ()
+    node_rules: Sequence[Rule] = ()
+
+    @property
+    def compute_bytes(self) -> int:
+        """Size of the compute buffers of all memories: every result, input, copy and workspace."""
+        return self.memory.nbytes
+
+    def resident(self, memory: str) -> list[Tensor]:
+        """The weights and states that live in a memory."""
+        return [leaf for leaf, home in self.placements.homes.items() if home.backend.memory == memory]
+
+
+def make_schedule(
+    graph: Graph,
+    backends: Sequence[Backend],
+    settings: Settings,
+    *,
+    rules: Sequence[Rule] = (),
+    node_rules: Sequence[Rule] = (),
+    assigned: Mapping[Tensor, str] | None = None,
+) -> Schedule:
+    """Place, split, find copies, and plan memory.
+
+    Raises: PlacementError if no backend supports a node, or a memory's limit is exceeded.
+    """
+    placements = place(graph, backends, settings, rules=rules, node_rules=node_rules, assigned=assigned)
+    splits = split(graph, placements)
+    copies = find_copies(graph, placements, splits)
+    workspace = {node: placement.backend.workspace(node) for node, placement in placements.nodes.items()}
+    memory = plan_memory(graph, splits, placements, copies, workspace)
+    schedule = Schedule(graph, backends, placements, splits, copies, memory, rules, node_rules)
+    _check_limits(schedule)
+    return schedule
+
+
+def _check_limits(schedule: Schedule) -> None:
+    for backend in schedule.backends:
+        resident = schedule.resident(backend.memory)
+        needed = schedule.memory.sizes.get(backend.memory, 0) + sum(leaf.nbytes for leaf in resident)
+        if backend.limit is not None and needed > backend.limit:
+            raise _too_much(schedule, backend, resident, needed)
+
+
+def _too_much(schedule: Schedule, backend: Backend, resident: Sequence[Tensor], needed: int) -> PlacementError:
+    """The error for a full memory: how much is missing, the biggest tensors, and a rule that would move one away."""
+    held = [(leaf.name, leaf.nbytes) for leaf in resident] + schedule.memory.peaks.get(backend.memory, [])
+    biggest = sorted(held, key=lambda item: -item[1])[:5]
+    listed = ", ".join(f"{name} {nbytes:,} B" for name, nbytes in biggest)
+    host = next(other.name for other in schedule.backends if other.memory == HOST)
+    names = {leaf.name for leaf in resident}
+    movable = next((name for name, _ in biggest if name in names), None)
+    remedy = (
+        f'move some away with an override, as "{movable.replace(".", chr(92) + ".")}={host}"'
+        if movable is not None
+        else "choose a smaller batch, or raise the offload threshold (GRAPH_OP_OFFLOAD_MIN_BATCH)"
+    )
+    return PlacementError(
+        f"[memory] {backend.name} holds {backend.limit:,} bytes, {needed:,} are needed; the biggest: {listed}; {remedy}"
+    )
