@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
 from graphrt.backends.cpu import host
-from graphrt.backends.cpu.args import scalar
+from graphrt.backends.cpu.args import TENSOR_WORDS, load_word
 from graphrt.backends.cpu.elements import kinds
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.tile import tile
@@ -32,10 +36,14 @@ GROUP, BLOCK, KEY_PITCH, TILE_PITCH, VALUE_PITCH, PANEL_BYTES, SUMS, TOTALS, RES
 LINES, PANELS, KEYS, VALUES, SCORES, FACTORS, SEEN, RESULT, SCRATCH_BYTES, WORKSPACE, COUNTER = range(19, 30)
 
 
-@helper
-def setting(args, index):
+@intrinsic
+def setting(typingctx, args, index):
     """The integer scalar `index` of a call."""
-    return scalar(args, TENSORS, index)
+
+    def codegen(context, builder, signature, values):
+        return load_word(builder, values[0], builder.add(values[1], ir.IntType(64)(TENSORS * TENSOR_WORDS)))
+
+    return types.int64(types.int64, types.int64), codegen
 
 
 @helper
