@@ -63,7 +63,9 @@ def test_a_result_never_lies_over_a_shifted_view_of_its_own_source():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=25), st.data())
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=25), st.data()
+)
 def test_any_graph_gives_the_reference_result_in_planned_memory(steps, data):
     """Random graphs of elementwise ops and views: each value computed in the shared arena equals NumPy's own."""
     rng = np.random.default_rng(len(steps))
@@ -77,7 +79,10 @@ def test_any_graph_gives_the_reference_result_in_planned_memory(steps, data):
             lambda a=a, va=va: (ops.relu(a), np.maximum(va, 0)),
             lambda a=a, va=va, b=b, vb=vb: (a + b, va + vb),
             lambda a=a, va=va, b=b, vb=vb: (a - b, va - vb),
-            lambda a=a, va=va: (ops.cont(a.reshape(6, 4).permute(1, 0)).reshape(4, 6), va.reshape(6, 4).T.reshape(4, 6)),
+            lambda a=a, va=va: (
+                ops.cont(a.reshape(6, 4).permute(1, 0)).reshape(4, 6),
+                va.reshape(6, 4).T.reshape(4, 6),
+            ),
             lambda a=a, va=va: (ops.scale(a, factor=0.5), va * np.float32(0.5)),
             lambda a=a, va=va: (ops.concat(a[2:], a[:2], axis=0), np.concatenate([va[2:], va[:2]])),
         ][kind]()

@@ -11,7 +11,9 @@ X = np.ones((2, 4), np.float32)
 
 
 def graph():
-    return Graph(ops.silu(ops.mul_mat(graphrt.weight("blk.0.ffn_up.weight", W), graphrt.input("x", (2, 4)))).named("out"))
+    return Graph(
+        ops.silu(ops.mul_mat(graphrt.weight("blk.0.ffn_up.weight", W), graphrt.input("x", (2, 4)))).named("out")
+    )
 
 
 def expected():

@@ -17,7 +17,9 @@ def x():
 
 
 @pytest.mark.parametrize(
-    "index", [0, -1, slice(1, 3), (..., 2), (slice(None), 1), (1, ..., slice(0, 5, 2)), (slice(3, 1),), (2, 3, 4)], ids=repr
+    "index",
+    [0, -1, slice(1, 3), (..., 2), (slice(None), 1), (1, ..., slice(0, 5, 2)), (slice(3, 1),), (2, 3, 4)],
+    ids=repr,
 )
 def test_slicing_is_numpys(x, index):
     assert np.array_equal(value(x[index]), ARRAY[index])

@@ -54,7 +54,9 @@ def test_check_passes_what_is_right():
 def test_check_finds_a_wrong_kernel(monkeypatch):
     import graphrt.testing as testing
 
-    monkeypatch.setattr(testing, "Scheduler", lambda names, **_: graphrt.Scheduler([Wrong() if n == "wrong" else n for n in names]))
+    monkeypatch.setattr(
+        testing, "Scheduler", lambda names, **_: graphrt.Scheduler([Wrong() if n == "wrong" else n for n in names])
+    )
     with pytest.raises(AssertionError, match=r"\[test.double\] on wrong: normalised mean squared error"):
         check(double, backends=["wrong"], examples=30)
 
