@@ -31,13 +31,21 @@ def _pointer(builder, address, element):
     return builder.inttoptr(address, element.as_pointer())
 
 
+def load_word(builder, args, index, element=_I64):
+    """Load the word at an index, given as a constant or a value."""
+    return builder.load(builder.gep(_pointer(builder, args, element), [index]), align=8)
+
+
+def _word_of_tensor(builder, tensor, offset: int):
+    return builder.add(builder.mul(tensor, _I64(TENSOR_WORDS)), _I64(offset))
+
+
 @intrinsic
 def word(typingctx, args, index):
     """The int64 word at `index`."""
 
     def codegen(context, builder, signature, values):
-        pointer = builder.gep(_pointer(builder, values[0], _I64), [values[1]])
-        return builder.load(pointer, align=8)
+        return load_word(builder, *values)
 
     return types.int64(types.int64, types.int64), codegen
 
@@ -47,40 +55,59 @@ def float_word(typingctx, args, index):
     """The float64 whose bits stand at `index`."""
 
     def codegen(context, builder, signature, values):
-        pointer = builder.gep(_pointer(builder, values[0], _F64), [values[1]])
-        return builder.load(pointer, align=8)
+        return load_word(builder, *values, _F64)
 
     return types.float64(types.int64, types.int64), codegen
 
 
-@helper
-def address(args, tensor):
+@intrinsic
+def address(typingctx, args, tensor):
     """Address of the tensor's first element; 0 for an absent source."""
-    return word(args, tensor * 9)
+
+    def codegen(context, builder, signature, values):
+        return load_word(builder, values[0], _word_of_tensor(builder, values[1], 0))
+
+    return types.int64(types.int64, types.int64), codegen
 
 
-@helper
-def size(args, tensor, axis):
+@intrinsic
+def size(typingctx, args, tensor, axis):
     """Elements along `axis` (0 slowest … 3 fastest)."""
-    return word(args, tensor * 9 + 1 + axis)
+
+    def codegen(context, builder, signature, values):
+        return load_word(builder, values[0], builder.add(_word_of_tensor(builder, values[1], 1), values[2]))
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
 
 
-@helper
-def stride(args, tensor, axis):
+@intrinsic
+def stride(typingctx, args, tensor, axis):
     """Bytes from one element to the next along `axis`; for a block-quantized tensor axis 3 steps by blocks."""
-    return word(args, tensor * 9 + 5 + axis)
+
+    def codegen(context, builder, signature, values):
+        return load_word(builder, values[0], builder.add(_word_of_tensor(builder, values[1], 1 + RANK), values[2]))
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
 
 
-@helper
-def scalar(args, tensors, index):
+@intrinsic
+def scalar(typingctx, args, tensors, index):
     """The integer scalar `index` of a kernel with `tensors` tensors; past them: workspace, counter, extras."""
-    return word(args, tensors * 9 + index)
+
+    def codegen(context, builder, signature, values):
+        return load_word(builder, values[0], builder.add(_word_of_tensor(builder, values[1], 0), values[2]))
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
 
 
-@helper
-def float_scalar(args, tensors, index):
+@intrinsic
+def float_scalar(typingctx, args, tensors, index):
     """The float scalar `index` of a kernel that has `tensors` tensors, in float64."""
-    return float_word(args, tensors * 9 + index)
+
+    def codegen(context, builder, signature, values):
+        return load_word(builder, values[0], builder.add(_word_of_tensor(builder, values[1], 0), values[2]), _F64)
+
+    return types.float64(types.int64, types.int64, types.int64), codegen
 
 
 @helper

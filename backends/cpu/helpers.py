@@ -15,3 +15,11 @@ def helper(function: Callable[..., Any]) -> Any:
     kernel's SIMD level.
     """
     return njit(function, inline="always")
+
+
+def procedure(function: Callable[..., Any]) -> Any:
+    """A function that kernels may call and that stays one: for long bodies, whose copies would take long to compile.
+
+    Define it inside a factory if its code depends on the SIMD level, so that it is compiled anew for each.
+    """
+    return njit(function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)

@@ -33,6 +33,11 @@ def route(source: DType, target: DType) -> list[int]:
     return [native(expand_rows, source.name).address, native(write_rows, target.name).address, *sizes]
 
 
+def expand_address(dtype: DType) -> int:
+    """The address of a quantized dtype's expand_rows; 0 for plain floats, which kernels load themselves."""
+    return native(expand_rows, dtype.name).address if dtype.is_quantized else 0
+
+
 def expand_rows(dtype):
     """Native, called with four words: expand `count` elements, `step` bytes apart, to float32 at `target`."""
     expand = expander(dtype)

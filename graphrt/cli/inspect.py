@@ -55,7 +55,8 @@ def inspect(
         print(json.dumps(_as_json(file, metadata, tensors), indent=2, ensure_ascii=False))
         return
     console = output.stdout()
-    console.print(f"[bold]{output.escape(file.path.name)}[/]: {file.architecture}, GGUF version {file.version}")
+    architecture = file.metadata.get("general.architecture", "no architecture")
+    console.print(f"{file.path.name}: {architecture}, GGUF version {file.version}", style="bold")
     console.print(f"{len(file.tensors)} tensors, {output.size(file.size)}; shapes are slowest axis first")
     for table in (_metadata_table(metadata), _tensor_table(tensors), _type_table(tensors)):
         if table.row_count:
@@ -111,7 +112,7 @@ def _type_table(tensors: list[FileTensor]) -> Table:
 def _short(value: Any) -> str:
     """A value on one line; of an array, its length and first elements."""
     if isinstance(value, str):
-        text = value.encode("unicode_escape").decode("ascii")
+        text = repr(value)[1:-1]
         return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}… ({len(value)} characters)"
     if isinstance(value, bool | int | float):
         return f"{value:g}" if isinstance(value, float) else str(value)

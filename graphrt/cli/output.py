@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+PIPED_WIDTH = 240
+
 
 def stdout() -> Console:
-    """The console for results: tables, and text that a person may pipe on."""
+    """The console for results, which are shown as they are: "[INST]" is text, and no markup."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    # A table that is piped on is not folded to 80 columns, so that each tensor stays on a line of its own.
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 def stderr() -> Console:

@@ -32,6 +32,29 @@ def test_the_prompt_can_come_from_standard_input(
     assert graphrt("generate", mixtral, "-p", "-", "-n", 1).out.startswith("hello")
 
 
+def test_chat_puts_the_prompt_into_the_template(graphrt: Command, mixtral: Path) -> None:
+    result = graphrt("generate", mixtral, "--chat", "-p", "hello", "-n", 6, "--temp", 0)
+    messages = [{"role": "user", "content": "hello"}]
+    assert result.out == "".join(package.load(mixtral).generate(messages, max_tokens=6, temperature=0)) + "\n"
+
+
+def test_chat_without_a_prompt_answers_line_by_line(
+    graphrt: Command, mixtral: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nagain\n"))
+    result = graphrt("generate", mixtral, "--chat", "-n", 4, "--temp", 0)
+    model = package.load(mixtral)
+    first = model.generate([{"role": "user", "content": "hello"}], max_tokens=4, temperature=0)
+    answer = "".join(first)
+    messages = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": model.detokenize(first.tokens)},
+        {"role": "user", "content": "again"},
+    ]
+    assert result.out == f"{answer}\n{''.join(model.generate(messages, max_tokens=4, temperature=0))}\n"
+    assert "Ctrl-D" in result.err
+
+
 def test_verbose_prints_the_placement_with_the_override(graphrt: Command, deepseek2: Path) -> None:
     rule = r"blk\.1\.ffn_.*_exps=reference"
     result = graphrt("generate", deepseek2, "-p", "hello", "-n", 1, "-vv", "-ot", rule)

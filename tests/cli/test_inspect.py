@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from graphrt.models.gguf_write import save
 from tests.cli.conftest import Command
 
 
@@ -13,6 +14,14 @@ def test_tables_show_metadata_tensors_and_types(graphrt: Command, mixtral: Path)
     assert "general.architecture" in out
     assert "blk.0.ffn_down_exps.weight" in out
     assert "token_embd.weight" in out
+
+
+def test_values_are_shown_as_they_are(graphrt: Command, tmp_path: Path) -> None:
+    path = tmp_path / "chat.gguf"
+    save(path, "llama", {"tokenizer.chat_template": "[INST] é {{ x }}\n[/INST]", "general.name": "[red]x"}, [])
+    out = graphrt("inspect", path).out
+    assert r"[INST] é {{ x }}\n[/INST]" in out
+    assert "[red]x" in out
 
 
 def test_match_narrows(graphrt: Command, mixtral: Path) -> None:

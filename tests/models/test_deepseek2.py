@@ -42,12 +42,14 @@ def test_a_float32_file_gives_llama_cpps_logits(attention, backend, peer_logits)
     assert np.abs(logits - right).max() < 1e-5 * np.abs(right).max()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_a_q8_0_file_stays_close_to_llama_cpp(attention, peer_logits):
-    # llama.cpp rounds activations to Q8_0; where two experts are almost equal, that chooses another one.
+def test_a_q8_0_file_stays_close_to_llama_cpp(attention, backend, peer_logits):
+    # llama.cpp rounds activations to Q8_0: with these random weights, noise of 1e-6 before that rounding alone moves
+    # the logits by 0.012. Where two experts are almost equal, it chooses another one.
     path, right = peer_logits("tiny_ds2_mla_q8_0")
     tokens = json.loads(path.with_name("tokens.json").read_text())
-    logits = graphrt.load(path, backends="reference", attention=attention).logits(tokens)
+    logits = graphrt.load(path, backends=[backend], attention=attention, threads=1).logits(tokens)
     error = np.abs(logits - right).max(axis=-1) / np.abs(right).max()
     assert np.median(error) < 0.02
     assert error.max() < 0.1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import graphrt
 from graphrt import Plan
-from graphrt.errors import GraphError, SettingsError
+from graphrt.errors import FormatError, GraphError, SettingsError
 from graphrt.models.generation import StopStrings
 from graphrt.models.model import Model
 from graphrt.models.sampling import Sampler
@@ -166,3 +166,18 @@ def test_decoding_spends_little_python(monkeypatch):
             break
         seconds.append((perf_counter() - start - inside) / (len(generation.tokens) - tokens))
     assert np.median(seconds[10:]) < 100e-6
+
+
+def test_a_chat_is_written_as_the_models_template_says(model, monkeypatch):
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[me]"
+    monkeypatch.setitem(model.tokenizer.vocabulary.__dict__, "chat_template", template)
+    chat = model.generate([{"role": "user", "content": "who"}, {"role": "me", "content": "I"}], max_tokens=5, **GREEDY)
+    text = model.generate(model.tokenize("[user] who\n[me] I\n[me]"), max_tokens=5, **GREEDY)
+    assert list(chat) == list(text)
+    assert chat.timings.prompt_tokens == text.timings.prompt_tokens
+
+
+def test_a_chat_without_a_template(model, monkeypatch):
+    monkeypatch.setitem(model.tokenizer.vocabulary.__dict__, "chat_template", None)
+    with pytest.raises(FormatError, match="no chat template"):
+        model.generate([{"role": "user", "content": "who"}])

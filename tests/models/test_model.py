@@ -204,3 +204,16 @@ def test_a_context_does_not_keep_plans_without_end(gguf, monkeypatch):
         kept.append(len(context._steps))
     assert kept == [1, 2, 3, 1, 2, 3, 1]
     assert len(context.scheduler._plans) == 1
+
+
+@pytest.mark.parametrize("tokens", [5, 8, 19])
+def test_prepare_compiles_all_that_a_prompt_and_the_next_token_need(gguf, monkeypatch, tokens):
+    context = graphrt.load(gguf("llama"), backends="reference", n_ubatch=8).new_context()
+    context.prepare(tokens)
+
+    def unexpected(*numbers):
+        raise AssertionError(f"compiled for {numbers} after prepare")
+
+    monkeypatch.setattr(context, "plan", unexpected)
+    context.decode(Batch.of([1] * tokens))
+    context.decode(Batch.of([1], tokens))

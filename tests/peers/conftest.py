@@ -11,16 +11,7 @@ PRESETS = ("tiny-llama", "tiny-mixtral", "tiny-deepseek2", "tiny-deepseek-v2", "
 TRAINED = {"trained deepseek2": "tiny-deepseek2", "trained mixtral": "tiny-mixtral"}
 MODELS = (*PRESETS, *TRAINED)
 KINDS = ("f32", "f16", "q8_0", "q4_0", "q4_k")
-HEADER = (
-    "model",
-    "type",
-    "error",
-    "graphrt's own",
-    "llama.cpp's own",
-    "largest difference",
-    "best token",
-    "greedy tokens",
-)
+HEADER = ("model", "type", "run as", "error", "graphrt", "llama.cpp", "largest", "best token", "greedy tokens")
 ROWS = pytest.StashKey[list[tuple[str, ...]]]()
 
 
@@ -82,6 +73,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not rows:
         return
     widths = [max(len(row[column]) for row in [HEADER, *rows]) for column in range(len(HEADER))]
-    terminalreporter.section("graphrt and llama.cpp on the same files")
+    terminalreporter.section("graphrt and llama.cpp on the same files: error between them, and of each against exact")
     for row in (HEADER, *rows):
         terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))

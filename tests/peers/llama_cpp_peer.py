@@ -59,6 +59,15 @@ class Peer:
         llama_cpp.llama_batch_free(batch)
         return logits
 
+    def logits_one_by_one(self, tokens: Sequence[int]) -> np.ndarray:
+        """The same [T, V], the tokens decoded one after the other."""
+        self.clear()
+        rows = []
+        for token in tokens:
+            self.feed([token])
+            rows.append(self._last_logits().copy())
+        return np.array(rows)
+
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """The `count` most likely tokens after a prompt, one after the other."""
         self.clear()

@@ -8,6 +8,7 @@ types each rounds activations in its own way; so each is also held against exact
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
@@ -30,44 +31,57 @@ EXACT = 1e-9  # normalised error of sums in f32
 SLACK = 2.0  # times llama.cpp's own error, since rounding that flips a router's choice is a matter of luck
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What one side makes of a file: logits [T, V] of TOKENS in one go and one by one, greedy tokens after PROMPT."""
+
+    prompt: np.ndarray
+    steps: np.ndarray
+    greedy: list[int]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_greedy_tokens(name: str, kind: str, files: Files, report: Callable[..., None]) -> None:
     path = files.find(name, kind)
-    ours, our_tokens = run_graphrt(path)
-    theirs, their_tokens = run_llama_cpp(path)
-    exact = theirs if kind == "f32" else run_llama_cpp(files.exact(path))[0]
-    error = normalised_error(ours, theirs)
-    our_error, their_error = normalised_error(ours, exact), normalised_error(theirs, exact)
-    alike = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(our_tokens, their_tokens, strict=True))))
-    report(
-        name,
-        kind,
-        f"{error:.1e}",
-        f"{our_error:.1e}",
-        f"{their_error:.1e}",
-        f"{np.abs(ours - theirs).max():.1e} of {np.abs(theirs).max():.1f}",
-        f"{np.mean(ours.argmax(-1) == theirs.argmax(-1)):.0%} the same",
-        f"first {alike} of {GREEDY} the same",
-    )
-    assert our_error < EXACT + SLACK * their_error
+    ours, theirs = ask_graphrt(path), ask_llama_cpp(path)
+    exact = theirs if kind == "f32" else ask_llama_cpp(files.exact(path))
+    pairs = zip(ours.greedy, theirs.greedy, strict=True)
+    alike = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    for how, mine, other, truth in (
+        ("prompt", ours.prompt, theirs.prompt, exact.prompt),
+        ("steps", ours.steps, theirs.steps, exact.steps),
+    ):
+        my_error, other_error = normalised_error(mine, truth), normalised_error(other, truth)
+        report(
+            name,
+            kind,
+            how,
+            f"{normalised_error(mine, other):.1e}",
+            f"{my_error:.1e}",
+            f"{other_error:.1e}",
+            f"{np.abs(mine - other).max():.1e} of {np.abs(other).max():.1f}",
+            f"{np.mean(mine.argmax(-1) == other.argmax(-1)):.0%} the same",
+            f"first {alike} of {GREEDY} the same",
+        )
+        assert my_error < EXACT + SLACK * other_error
     if kind == "f32":
         assert alike == GREEDY
 
 
-def run_graphrt(path: Path) -> tuple[np.ndarray, list[int]]:
-    """Logits [T, V] of TOKENS, and the greedy tokens after PROMPT."""
+def ask_graphrt(path: Path) -> Answers:
     model = graphrt.load(path, cache_type="f32", n_ctx=CONTEXT)
     context = model.new_context()
+    steps = [context.decode(Batch.of([token], position))[-1].copy() for position, token in enumerate(TOKENS)]
+    context.clear()
     logits = context.decode(Batch.of(PROMPT))
-    tokens = []
+    greedy: list[int] = []
     for position in range(len(PROMPT), len(PROMPT) + GREEDY):
-        tokens.append(int(logits[-1].argmax()))
-        logits = context.decode(Batch.of(tokens[-1:], position))
-    return model.logits(TOKENS), tokens
+        greedy.append(int(logits[-1].argmax()))
+        logits = context.decode(Batch.of(greedy[-1:], position))
+    return Answers(model.logits(TOKENS), np.array(steps), greedy)
 
 
-def run_llama_cpp(path: Path) -> tuple[np.ndarray, list[int]]:
-    """The same by llama.cpp."""
+def ask_llama_cpp(path: Path) -> Answers:
     with llama_cpp_peer.opened(path, n_ctx=CONTEXT, cache=llama_cpp_peer.F32, exact=True) as peer:
-        return peer.logits(TOKENS), peer.greedy(PROMPT, GREEDY)
+        return Answers(peer.logits(TOKENS), peer.logits_one_by_one(TOKENS), peer.greedy(PROMPT, GREEDY))

@@ -1,0 +1,134 @@
+"""Attention's view of the cells: which a block of queries sees, and their keys or values as a tile of float32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphrt.backends.cpu.args import address, stride
+from graphrt.backends.cpu.attention_layout import (
+    CELL_POS,
+    CELL_SEQ,
+    CELLS,
+    Q_POS,
+    Q_SEQ,
+    ROWS,
+    WINDOW,
+    setting,
+)
+from graphrt.backends.cpu.elements import FLOAT32, loop_one
+from graphrt.backends.cpu.helpers import helper, procedure
+from graphrt.backends.cpu.memory import load_integer, store_f32, store_integer, store_one
+from graphrt.backends.cpu.simd import splat
+from graphrt.backends.cpu.transfer import call_with
+
+NONE, SOME, ALL = 0, 1, 2
+ZERO = np.float32(0)
+LEAST, MOST = -(2**31), 2**31 - 1
+
+
+@helper
+def position_of(args, tensor, i):
+    """Element i of q_pos, q_seq or cell_pos."""
+    return load_integer(address(args, tensor) + i * stride(args, tensor, 3), "i32")
+
+
+@helper
+def sequences_of(args, cell):
+    """The bits of the sequences that a cell belongs to."""
+    return load_integer(address(args, CELL_SEQ) + cell * stride(args, CELL_SEQ, 3), "i64")
+
+
+@helper
+def sequence_bit(args, token):
+    """The bit of a query's sequence."""
+    return 1 << (position_of(args, Q_SEQ, token) & 63)
+
+
+@helper
+def sees(args, token, position, sequences):
+    """Whether a query sees a cell of that position and those sequences."""
+    distance = position_of(args, Q_POS, token) - position
+    window = setting(args, WINDOW)
+    near = distance >= 0 and (window == 0 or distance < window)
+    return position >= 0 and near and (sequences & sequence_bit(args, token)) != 0
+
+
+@procedure
+def seen_at_a_glance(args, first_token, tokens, first_cell, cells):
+    """Whether the tokens see ALL of the cells or NONE, as far as their extremes tell; else SOME."""
+    earliest, latest, wanted = MOST, LEAST, 0
+    for token in range(first_token, first_token + tokens):
+        position = position_of(args, Q_POS, token)
+        earliest, latest = min(earliest, position), max(latest, position)
+        wanted |= sequence_bit(args, token)
+    lowest, highest, least, shared, any_of = MOST, LEAST, MOST, -1, 0
+    for cell in range(first_cell, first_cell + cells):
+        position = position_of(args, CELL_POS, cell)
+        least = min(least, position)
+        if position >= 0:
+            sequences = sequences_of(args, cell)
+            lowest, highest = min(lowest, position), max(highest, position)
+            shared, any_of = shared & sequences, any_of | sequences
+    window = setting(args, WINDOW)
+    if highest < 0 or lowest > latest or (any_of & wanted) == 0 or (window and earliest - highest >= window):
+        return NONE
+    all_near = window == 0 or latest - lowest < window
+    if least >= 0 and highest <= earliest and (shared & wanted) == wanted and all_near:
+        return ALL
+    return SOME
+
+
+@procedure
+def look(args, first_token, tokens, first_cell, cells, seen):
+    """Which cells of a chunk are seen: NONE, SOME or ALL; unless NONE, byte by byte at `seen`.
+
+    There byte c · ROWS + t tells whether token t sees cell c (not written for ALL); byte CELLS · ROWS + c, whether any
+    token does.
+    """
+    answer = seen_at_a_glance(args, first_token, tokens, first_cell, cells)
+    if answer != SOME:
+        for c in range(cells):
+            store_integer(seen + CELLS * ROWS + c, "i8", 1)
+        return answer
+    found = NONE
+    for c in range(cells):
+        position, sequences = position_of(args, CELL_POS, first_cell + c), sequences_of(args, first_cell + c)
+        by_any = 0
+        for t in range(tokens):
+            flag = 1 if sees(args, first_token + t, position, sequences) else 0
+            store_integer(seen + c * ROWS + t, "i8", flag)
+            by_any |= flag
+        store_integer(seen + CELLS * ROWS + c, "i8", by_any)
+        found |= by_any
+    return found
+
+
+@helper
+def same(x, unused, unused_too):
+    return x
+
+
+def tile_filler(lanes):
+    """A helper: expand the keys or values of a chunk to rows of float32; cells that nobody sees become zeros.
+
+    A cell that is seen by nobody may hold anything, NaN too, and 0 · NaN would spoil the sums. Rows end in zeros.
+    """
+    copy = loop_one(lanes, same)
+
+    @procedure
+    def fill(args, tensor, kind, expand, kv_head, first_cell, cells, width, target, pitch, seen):
+        row = address(args, tensor) + kv_head * stride(args, tensor, 2)
+        for c in range(cells):
+            source, line = row + (first_cell + c) * stride(args, tensor, 1), target + c * pitch
+            if load_integer(seen + CELLS * ROWS + c, "i8") == 0:
+                for i in range(0, pitch, 4 * lanes):
+                    store_f32(line + i, "f32", splat(ZERO, lanes))
+                continue
+            if expand:
+                call_with(expand, source, stride(args, tensor, 3), width, line)
+            else:
+                copy(line, FLOAT32, source, kind, width, ZERO, ZERO)
+            for i in range(4 * width, pitch, 4):
+                store_one(line + i, "f32", ZERO)
+
+    return fill

@@ -1,0 +1,178 @@
+"""How attention is cut into tasks, and where a thread's scratch memory holds what: worked out once for each node.
+
+T tokens, H query heads, Hkv heads of keys and values, G = H / Hkv, N cells. The rows of one kv head are its T · G
+queries: row r is token r // G with the query r % G of the group. A task is one kv head with a block of rows; it goes
+through the cells chunk by chunk. Where there are fewer tasks than threads, each is done in parts, by cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from graphrt.backends.cpu import host
+from graphrt.backends.cpu.args import TENSOR_WORDS, load_word
+from graphrt.backends.cpu.elements import kinds
+from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.tile import tile
+from graphrt.backends.cpu.transfer import expand_address
+from graphrt.tensor import Tensor
+
+CELLS = 64  # in a chunk
+ROWS = 64  # in a block, at most
+NARROW = 8  # blocks of fewer rows are multiplied row by row
+
+TENSORS = 9
+Y, Q, K, V, Q_POS, Q_SEQ, CELL_POS, CELL_SEQ, SINKS = range(TENSORS)
+
+# The scalars of the kernels' calls. Pitches, places in a thread's scratch memory, and its size are in bytes.
+SCALE, SOFTCAP, WINDOW, Q_KIND, K_KIND, V_KIND, SINK_KIND, K_EXPAND, V_EXPAND, SHARED = range(10)
+GROUP, BLOCK, KEY_PITCH, TILE_PITCH, VALUE_PITCH, PANEL_BYTES, SUMS, TOTALS, RESULT_BYTES = range(10, 19)
+LINES, PANELS, KEYS, VALUES, SCORES, FACTORS, SEEN, RESULT, SCRATCH_BYTES, WORKSPACE, COUNTER = range(19, 30)
+
+
+@intrinsic
+def setting(typingctx, args, index):
+    """The integer scalar `index` of a call."""
+
+    def codegen(context, builder, signature, values):
+        return load_word(builder, values[0], builder.add(values[1], ir.IntType(64)(TENSORS * TENSOR_WORDS)))
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@helper
+def parts_of(tasks, cells, nth):
+    """Parts that each task is done in."""
+    if nth == 1 or tasks == 0 or tasks >= 2 * nth:
+        return 1
+    return max(1, min((2 * nth + tasks - 1) // tasks, (cells + CELLS - 1) // CELLS))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes and places of one attention node."""
+
+    node: Tensor
+
+    @cached_property
+    def sources(self) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.node.srcs[:3]
+        assert q is not None
+        assert k is not None
+        assert v is not None
+        return q, k, v
+
+    @property
+    def group(self) -> int:
+        q, k, _ = self.sources
+        return q.shape[1] // k.shape[1]
+
+    @property
+    def rows(self) -> int:
+        """Rows of one kv head."""
+        return self.sources[0].shape[0] * self.group
+
+    @property
+    def block(self) -> int:
+        return max(1, min(self.rows, ROWS))
+
+    @property
+    def narrow(self) -> bool:
+        return self.rows < NARROW
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of rows in a panel."""
+        return 1 if self.rows <= host.level().lanes else tile().vectors
+
+    @property
+    def padded(self) -> int:
+        """Rows of a block, in whole panels."""
+        return _up(self.block, host.level().lanes * self.vectors)
+
+    @property
+    def shared(self) -> bool:
+        """Whether v is the first elements of k's rows, so that one tile serves both."""
+        _, k, v = self.sources
+        same_rows = v.strides == k.strides and v.shape[2] <= k.shape[2]
+        return v.root is k.root and v.offset == k.offset and v.dtype is k.dtype and same_rows
+
+    @property
+    def tasks(self) -> int:
+        return self.sources[1].shape[1] * -(-self.rows // self.block)
+
+    @cached_property
+    def pitches(self) -> list[int]:
+        """Of a row of q and k, of a row of the tile of values, of a row of totals."""
+        _, k, v = self.sources
+        keys, values = (4 * _up(max(1, each.shape[2]), tile().rows) for each in (k, v))
+        return [keys, keys if self.shared else values, values]
+
+    @property
+    def panel_bytes(self) -> int:
+        """Of a panel of scores."""
+        return self._room(CELLS) * 4 * host.level().lanes * self.vectors
+
+    @property
+    def result(self) -> list[int]:
+        """A task's result: the highest logit of each row, at SUMS the sums, at TOTALS the mixed values; its size."""
+        return [4 * self.padded, 8 * self.padded, _up(8 * self.padded + self._room(self.padded) * self.pitches[2], 64)]
+
+    def _room(self, rows: int) -> int:
+        """Rows of a tile: products touch some past the end."""
+        return rows + tile().columns
+
+    @property
+    def places(self) -> list[int]:
+        """Where each part of the scratch memory begins, in the order of the scalars, and the size of the whole."""
+        keys, values, _ = self.pitches
+        sizes = [
+            max(NARROW, host.level().lanes) * keys,
+            self.padded * keys,
+            self._room(CELLS) * keys,
+            0 if self.shared else self._room(CELLS) * values,
+            self.padded // (host.level().lanes * self.vectors) * self.panel_bytes + 4 * self._room(0),
+            4 * self.padded,
+            CELLS * (ROWS + 1),
+            self.result[-1],
+        ]
+        places = [0, *accumulate(_up(size, 64) for size in sizes)]
+        if self.shared:
+            places[3] = places[2]
+        return places
+
+    @property
+    def scalars(self) -> list[float]:
+        """What the kernels are called with, in the order of the names above."""
+        q, k, v = self.sources
+        params, sinks = self.node.params, self.node.srcs[-1]
+        return [
+            float(params["scale"]),
+            float(params["softcap"]),
+            params["window"],
+            *kinds([q, k, v, sinks]),
+            expand_address(k.dtype),
+            expand_address(v.dtype),
+            self.shared,
+            self.group,
+            self.block,
+            *self.pitches,
+            self.panel_bytes,
+            *self.result,
+            *self.places,
+        ]
+
+    def workspace(self, threads: int) -> int:
+        """Bytes of every thread's scratch memory and of the parts' results."""
+        parts = parts_of.py_func(self.tasks, self.sources[1].shape[0], threads)
+        return threads * self.places[-1] + (self.tasks * parts * self.result[-1] if parts > 1 else 0)
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

@@ -1,0 +1,200 @@
+"""The steps of attention for one block of rows and one chunk of cells: load rows, take scores, update, mix values.
+
+Scores are laid out panel by panel (`width` rows) and in a panel cell by cell, so that a vector holds the scores of
+neighbouring rows for one cell, and the softmax needs no sums across lanes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphrt.backends.cpu import attention_layout as at
+from graphrt.backends.cpu.args import address, float_scalar, size, stride
+from graphrt.backends.cpu.attention_layout import ROWS, setting
+from graphrt.backends.cpu.attention_tile import dot_tile, multiply_up_to
+from graphrt.backends.cpu.elements import FLOAT32, element_bytes, gather, loop_one
+from graphrt.backends.cpu.helpers import helper, procedure
+from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_one
+from graphrt.backends.cpu.simd import maximum, select, splat
+from graphrt.backends.cpu.tile import Tile, transpose_block
+from graphrt.backends.cpu.vector_math import exp, like, tanh
+
+HIDDEN = np.float32(-np.inf)
+ZERO, ONE = np.float32(0), np.float32(1)
+
+
+@helper
+def float_setting(args, index):
+    """The float scalar `index` of a call."""
+    return np.float32(float_scalar(args, at.TENSORS, index))
+
+
+@helper
+def scaled(x, factor, unused):
+    return x * factor
+
+
+def row_loader(lanes):
+    """A helper: one row of q, times scale, as dense float32 filled up with zeros; all zeros past the last row."""
+    scale_row = loop_one(lanes, scaled)
+
+    @procedure
+    def load_row(args, kv_head, row, rows, line):
+        for i in range(0, setting(args, at.KEY_PITCH), 4 * lanes):
+            store_f32(line + i, "f32", splat(ZERO, lanes))
+        if row >= rows:
+            return
+        group, kind, step = setting(args, at.GROUP), setting(args, at.Q_KIND), stride(args, at.Q, 3)
+        token, head = row // group, kv_head * group + row % group
+        source = address(args, at.Q) + token * stride(args, at.Q, 1) + head * stride(args, at.Q, 2)
+        if step != element_bytes(kind):
+            gather(line, source, kind, step, size(args, at.Q, 3))
+            source, kind = line, FLOAT32
+        scale_row(line, FLOAT32, source, kind, size(args, at.Q, 3), float_setting(args, at.SCALE), ZERO)
+
+    return load_row
+
+
+def rows_loader(lanes, vectors, narrow):
+    """A helper: bring a block's rows to the scratch memory: as lines, or transposed into panels [width of q, rows]."""
+    load_row, width = row_loader(lanes), lanes * vectors
+
+    @procedure
+    def load_rows(args, scratch, kv_head, first_row, rows):
+        lines, pitch = scratch + setting(args, at.LINES), setting(args, at.KEY_PITCH)
+        if narrow:
+            for r in range(rows):
+                load_row(args, kv_head, first_row + r, first_row + rows, lines + r * pitch)
+            return
+        for r in range(0, rows, lanes):
+            for i in range(lanes):
+                load_row(args, kv_head, first_row + r + i, first_row + rows, lines + i * pitch)
+            panel = scratch + setting(args, at.PANELS) + r // width * width * pitch + r % width * 4
+            for k in range(0, pitch // 4, lanes):
+                transpose_block(lines + 4 * k, pitch, panel + 4 * width * k, 4 * width, lanes)
+
+    return load_rows
+
+
+def row_scorer(lanes):
+    """A helper: scores of a few rows, by dot products."""
+
+    @procedure
+    def score(args, scratch, rows, cells):
+        pitch = setting(args, at.KEY_PITCH)
+        lines, scores = scratch + setting(args, at.LINES), scratch + setting(args, at.SCORES)
+        for c in range(0, cells, 4):
+            keys, target = scratch + setting(args, at.KEYS) + c * pitch, scores + 4 * lanes * c
+            r = 0
+            while r + 4 <= rows:
+                dot_tile(lines + r * pitch, pitch, keys, pitch, pitch // 4, target + 4 * r, 4 * lanes, lanes, 4, 4)
+                r += 4
+            if r + 2 <= rows:
+                dot_tile(lines + r * pitch, pitch, keys, pitch, pitch // 4, target + 4 * r, 4 * lanes, lanes, 2, 4)
+                r += 2
+            if r < rows:
+                dot_tile(lines + r * pitch, pitch, keys, pitch, pitch // 4, target + 4 * r, 4 * lanes, lanes, 1, 4)
+
+    return score
+
+
+def panel_scorer(lanes, vectors, columns):
+    """A helper: scores of panels of rows, by products of tiles."""
+    multiply, width = multiply_up_to(lanes, vectors, columns, False), lanes * vectors
+
+    @procedure
+    def score(args, scratch, rows, cells):
+        pitch, depth = setting(args, at.KEY_PITCH), size(args, at.K, 3)
+        for panel in range((rows + width - 1) // width):
+            queries = scratch + setting(args, at.PANELS) + panel * width * pitch
+            scores = scratch + setting(args, at.SCORES) + panel * setting(args, at.PANEL_BYTES)
+            for c in range(0, cells, columns):
+                keys, target = scratch + setting(args, at.KEYS) + c * pitch, scores + 4 * width * c
+                multiply(queries, 4 * width, keys, 4, pitch, depth, target, 4 * width, cells - c)
+
+    return score
+
+
+@procedure
+def hide(args, scratch, width, first_row, rows, cells):
+    """Set the scores of cells that a row does not see to -inf."""
+    group, seen = setting(args, at.GROUP), scratch + setting(args, at.SEEN)
+    first_token = first_row // group
+    for r in range(rows):
+        flags = seen + (first_row + r) // group - first_token
+        column = scratch + setting(args, at.SCORES) + r // width * setting(args, at.PANEL_BYTES) + r % width * 4
+        for c in range(cells):
+            if load_integer(flags + c * ROWS, "i8") == 0:
+                store_one(column + 4 * width * c, "f32", HIDDEN)
+
+
+def score_capper(lanes, vectors):
+    """A helper: bend scores to softcap · tanh(score / softcap)."""
+    width = lanes * vectors
+
+    @procedure
+    def cap(args, scratch, rows, cells):
+        most = float_setting(args, at.SOFTCAP)
+        for panel in range((rows + width - 1) // width):
+            scores = scratch + setting(args, at.SCORES) + panel * setting(args, at.PANEL_BYTES)
+            for i in range(0, cells * width, lanes):
+                z = load_f32(scores + 4 * i, "f32", lanes)
+                store_f32(scores + 4 * i, "f32", tanh(z * (ONE / most)) * most)
+
+    return cap
+
+
+def softmax_updater(lanes, vectors):
+    """A helper: turn scores into powers, and bring each row's highest score and sum up to date.
+
+    At FACTORS it leaves what the rows' totals so far must be multiplied with.
+    """
+    width = lanes * vectors
+
+    @procedure
+    def update(args, scratch, result, rows, cells):
+        for r in range(0, rows, lanes):
+            scores = scratch + setting(args, at.SCORES) + r // width * setting(args, at.PANEL_BYTES) + r % width * 4
+            highest_at, sum_at = result + 4 * r, result + setting(args, at.SUMS) + 4 * r
+            before = load_f32(highest_at, "f32", lanes)
+            highest = before
+            for c in range(cells):
+                highest = maximum(highest, load_f32(scores + 4 * width * c, "f32", lanes))
+            base = select(highest == HIDDEN, like(highest, ZERO), highest)
+            factor = exp(before - base)
+            total = load_f32(sum_at, "f32", lanes) * factor
+            for c in range(cells):
+                power = exp(load_f32(scores + 4 * width * c, "f32", lanes) - base)
+                store_f32(scores + 4 * width * c, "f32", power)
+                total = total + power
+            store_f32(highest_at, "f32", highest)
+            store_f32(sum_at, "f32", total)
+            store_f32(scratch + setting(args, at.FACTORS) + 4 * r, "f32", factor)
+
+    return update
+
+
+def value_mixer(lanes, vectors, shape: Tile):
+    """A helper: totals = factor · totals + powers · values, for every row."""
+    mix, width, columns = multiply_up_to(lanes, shape.vectors, shape.columns, True), lanes * vectors, shape.columns
+    stripe = 4 * shape.rows  # bytes of a row that one tile covers
+
+    @procedure
+    def add_values(args, scratch, result, rows, cells):
+        totals, pitch = result + setting(args, at.TOTALS), setting(args, at.VALUE_PITCH)
+        values, tile_pitch = scratch + setting(args, at.VALUES), setting(args, at.TILE_PITCH)
+        for r in range(rows):
+            factor = load_one(scratch + setting(args, at.FACTORS) + 4 * r, "f32")
+            if factor != ONE:
+                for i in range(r * pitch, (r + 1) * pitch, 4 * lanes):
+                    store_f32(totals + i, "f32", load_f32(totals + i, "f32", lanes) * factor)
+        for panel in range(0, rows, width):
+            powers = scratch + setting(args, at.SCORES) + panel // width * setting(args, at.PANEL_BYTES)
+            end = min(panel + width, rows)
+            for r in range(panel, end, columns):
+                x = powers + 4 * (r - panel)
+                for i in range(0, pitch, stripe):
+                    target = totals + r * pitch + i
+                    mix(values + i, tile_pitch, x, 4 * width, 4, cells, target, pitch, end - r)
+
+    return add_values
