@@ -26,7 +26,7 @@ from graphrt.backends.cpu.attention_steps import (
     value_mixer,
 )
 from graphrt.backends.cpu.elements import load_number
-from graphrt.backends.cpu.helpers import helper, procedure
+from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel, native
 from graphrt.backends.cpu.memory import load_f32, load_f32_first, load_one, store_f32, store_f32_first
 from graphrt.backends.cpu.registry import Call, lowering
@@ -60,7 +60,7 @@ def result_of(args, task, part, parts, ith, nth):
 def clearer(lanes):
     """A helper: the result before the first chunk."""
 
-    @procedure
+    @helper
     def clear(args, result):
         for i in range(0, setting(args, at.SUMS), 4 * lanes):
             store_f32(result + i, "f32", splat(HIDDEN, lanes))
@@ -76,7 +76,7 @@ def chunk_attender(lanes: int, vectors: int, narrow: bool, shape: Tile):
     score = row_scorer(lanes) if narrow else panel_scorer(lanes, vectors, shape.columns)
     update, mix, width = softmax_updater(lanes, vectors), value_mixer(lanes, vectors, shape), lanes * vectors
 
-    @procedure
+    @helper
     def attend_chunk(args, scratch, result, kv_head, first_row, rows, first_cell):
         group, seen = setting(args, at.GROUP), scratch + setting(args, at.SEEN)
         cells = min(CELLS, size(args, at.K, 1) - first_cell)
@@ -105,7 +105,7 @@ def chunk_attender(lanes: int, vectors: int, narrow: bool, shape: Tile):
 def finisher(lanes):
     """A helper: one row of the output from the parts of its task."""
 
-    @procedure
+    @helper
     def finish_row(args, result, parts, kv_head, row, r):
         group, width = setting(args, at.GROUP), size(args, at.V, 3)
         token, head = row // group, kv_head * group + row % group

@@ -16,7 +16,7 @@ from graphrt.backends.cpu.attention_layout import (
     setting,
 )
 from graphrt.backends.cpu.elements import FLOAT32, loop_one
-from graphrt.backends.cpu.helpers import helper, procedure
+from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_integer, store_f32, store_integer, store_one
 from graphrt.backends.cpu.simd import splat
 from graphrt.backends.cpu.transfer import call_with
@@ -53,7 +53,7 @@ def sees(args, token, position, sequences):
     return position >= 0 and near and (sequences & sequence_bit(args, token)) != 0
 
 
-@procedure
+@helper
 def seen_at_a_glance(args, first_token, tokens, first_cell, cells):
     """Whether the tokens see ALL of the cells or NONE, as far as their extremes tell; else SOME."""
     earliest, latest, wanted = MOST, LEAST, 0
@@ -78,7 +78,7 @@ def seen_at_a_glance(args, first_token, tokens, first_cell, cells):
     return SOME
 
 
-@procedure
+@helper
 def look(args, first_token, tokens, first_cell, cells, seen):
     """Which cells of a chunk are seen: NONE, SOME or ALL; unless NONE, byte by byte at `seen`.
 
@@ -115,7 +115,7 @@ def tile_filler(lanes):
     """
     copy = loop_one(lanes, same)
 
-    @procedure
+    @helper
     def fill(args, tensor, kind, expand, kv_head, first_cell, cells, width, target, pitch, seen):
         row = address(args, tensor) + kv_head * stride(args, tensor, 2)
         for c in range(cells):

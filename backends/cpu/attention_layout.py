@@ -170,7 +170,7 @@ class Layout:
 
     def workspace(self, threads: int) -> int:
         """Bytes of every thread's scratch memory and of the parts' results."""
-        parts = parts_of.py_func(self.tasks, self.sources[1].shape[0], threads)
+        parts = parts_of(self.tasks, self.sources[1].shape[0], threads)
         return threads * self.places[-1] + (self.tasks * parts * self.result[-1] if parts > 1 else 0)
 
 

@@ -13,7 +13,7 @@ from graphrt.backends.cpu.args import address, float_scalar, size, stride
 from graphrt.backends.cpu.attention_layout import ROWS, setting
 from graphrt.backends.cpu.attention_tile import dot_tile, multiply_up_to
 from graphrt.backends.cpu.elements import FLOAT32, element_bytes, gather, loop_one
-from graphrt.backends.cpu.helpers import helper, procedure
+from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_one
 from graphrt.backends.cpu.simd import maximum, select, splat
 from graphrt.backends.cpu.tile import Tile, transpose_block
@@ -38,7 +38,7 @@ def row_loader(lanes):
     """A helper: one row of q, times scale, as dense float32 filled up with zeros; all zeros past the last row."""
     scale_row = loop_one(lanes, scaled)
 
-    @procedure
+    @helper
     def load_row(args, kv_head, row, rows, line):
         for i in range(0, setting(args, at.KEY_PITCH), 4 * lanes):
             store_f32(line + i, "f32", splat(ZERO, lanes))
@@ -59,7 +59,7 @@ def rows_loader(lanes, vectors, narrow):
     """A helper: bring a block's rows to the scratch memory: as lines, or transposed into panels [width of q, rows]."""
     load_row, width = row_loader(lanes), lanes * vectors
 
-    @procedure
+    @helper
     def load_rows(args, scratch, kv_head, first_row, rows):
         lines, pitch = scratch + setting(args, at.LINES), setting(args, at.KEY_PITCH)
         if narrow:
@@ -79,7 +79,7 @@ def rows_loader(lanes, vectors, narrow):
 def row_scorer(lanes):
     """A helper: scores of a few rows, by dot products."""
 
-    @procedure
+    @helper
     def score(args, scratch, rows, cells):
         pitch = setting(args, at.KEY_PITCH)
         lines, scores = scratch + setting(args, at.LINES), scratch + setting(args, at.SCORES)
@@ -102,7 +102,7 @@ def panel_scorer(lanes, vectors, columns):
     """A helper: scores of panels of rows, by products of tiles."""
     multiply, width = multiply_up_to(lanes, vectors, columns, False), lanes * vectors
 
-    @procedure
+    @helper
     def score(args, scratch, rows, cells):
         pitch, depth = setting(args, at.KEY_PITCH), size(args, at.K, 3)
         for panel in range((rows + width - 1) // width):
@@ -115,7 +115,7 @@ def panel_scorer(lanes, vectors, columns):
     return score
 
 
-@procedure
+@helper
 def hide(args, scratch, width, first_row, rows, cells):
     """Set the scores of cells that a row does not see to -inf."""
     group, seen = setting(args, at.GROUP), scratch + setting(args, at.SEEN)
@@ -132,7 +132,7 @@ def score_capper(lanes, vectors):
     """A helper: bend scores to softcap · tanh(score / softcap)."""
     width = lanes * vectors
 
-    @procedure
+    @helper
     def cap(args, scratch, rows, cells):
         most = float_setting(args, at.SOFTCAP)
         for panel in range((rows + width - 1) // width):
@@ -151,7 +151,7 @@ def softmax_updater(lanes, vectors):
     """
     width = lanes * vectors
 
-    @procedure
+    @helper
     def update(args, scratch, result, rows, cells):
         for r in range(0, rows, lanes):
             scores = scratch + setting(args, at.SCORES) + r // width * setting(args, at.PANEL_BYTES) + r % width * 4
@@ -179,7 +179,7 @@ def value_mixer(lanes, vectors, shape: Tile):
     mix, width, columns = multiply_up_to(lanes, shape.vectors, shape.columns, True), lanes * vectors, shape.columns
     stripe = 4 * shape.rows  # bytes of a row that one tile covers
 
-    @procedure
+    @helper
     def add_values(args, scratch, result, rows, cells):
         totals, pitch = result + setting(args, at.TOTALS), setting(args, at.VALUE_PITCH)
         values, tile_pitch = scratch + setting(args, at.VALUES), setting(args, at.TILE_PITCH)

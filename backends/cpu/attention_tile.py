@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from graphrt.backends.cpu.helpers import procedure
+from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_vector
 from graphrt.backends.cpu.simd import F32, I64, _reduce, broadcast, call, constant, literal, mangled
 
@@ -138,7 +138,7 @@ def multiply_up_to(lanes: int, vectors: int, columns: int, onto: bool):
     """
     most, half = 2 * columns // 3, columns // 3
 
-    @procedure
+    @helper
     def multiply(panel, panel_pitch, x, step, pitch, depth, target, target_pitch, count):
         if count > most:
             multiply_tile(

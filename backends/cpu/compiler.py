@@ -11,11 +11,10 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import compiler, config
+from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.registry import cpu_target
 
-from graphrt.backends.cpu import host
+from graphrt.backends.cpu import helpers, host
 
 ARGUMENTS = (types.int64, types.int64, types.int64)
 
@@ -23,14 +22,14 @@ ARGUMENTS = (types.int64, types.int64, types.int64)
 @global_compiler_lock
 def compile_object(kernel: Callable[[int, int, int], None], symbol: str, level: host.Level) -> bytes:
     """The object file of `kernel`, which exports it as the C function `void symbol(int64, int64, int64)`."""
-    library, name = _numba_library(kernel)
-    module = llvm.parse_assembly(str(_wrapper(name, symbol)))
-    module.link_in(library._final_module)
-    for linked in dict.fromkeys(library._linking_libraries):
-        module.link_in(linked._get_module_for_linking(), preserve=True)
+    compiled = helpers.to_llvm(kernel, ARGUMENTS, types.void)
+    module = llvm.parse_assembly(str(_wrapper(compiled.fndesc.llvm_func_name, symbol)))
+    for each in _libraries(compiled.library):
+        module.link_in(each)
     for function in module.functions:
         if not function.is_declaration and function.name != symbol:
             function.linkage = "internal"
+            function.add_function_attribute("alwaysinline")
     machine = _target_machine(level)
     module.data_layout = str(machine.target_data)
     _optimise(module, machine)
@@ -38,17 +37,17 @@ def compile_object(kernel: Callable[[int, int, int], None], symbol: str, level: 
     return bytes(machine.emit_object(module))
 
 
-def _numba_library(kernel: Callable[[int, int, int], None]) -> tuple[Any, str]:
-    """Numba's LLVM for the kernel, before machine code, and the function's name in it."""
-    flags = compiler.Flags()
-    flags.no_compile = True
-    flags.no_cpython_wrapper = True
-    flags.no_cfunc_wrapper = True
-    flags.error_model = "numpy"
-    result = compiler.compile_extra(
-        cpu_target.typing_context, cpu_target.target_context, kernel, ARGUMENTS, types.void, flags, locals={}
-    )
-    return result.library, result.fndesc.llvm_func_name
+def _libraries(first: Any) -> list[Any]:
+    """The modules of a kernel, the helpers it calls, the helpers they call, and so on."""
+    found: dict[int, Any] = {}
+    waiting = [first]
+    while waiting:
+        library = waiting.pop()
+        if id(library) not in found:
+            # Numba's own functions are complete; a kernel and its helpers are not, and stay usable for other kernels.
+            found[id(library)] = library._get_module_for_linking() if library._finalized else library._final_module
+            waiting += library._linking_libraries
+    return [module.clone() for module in found.values()]
 
 
 def _wrapper(name: str, symbol: str) -> ir.Module:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from graphrt import dtypes
@@ -200,9 +199,11 @@ def stack_floats(typingctx, count):
         return None
 
     def codegen(context, builder, signature, values):
-        room = cgutils.alloca_once(builder, ir.ArrayType(I8, 4 * literal(count)))
-        room.align = 64
-        return builder.ptrtoint(room, I64)
+        # Not cgutils.alloca_once: it clears the room with one store, which LLVM takes a second to turn into many.
+        with builder.goto_entry_block():
+            room = builder.alloca(ir.ArrayType(I8, 4 * literal(count)))
+            room.align = 64
+            return builder.ptrtoint(room, I64)
 
     return types.int64(count), codegen
 
