@@ -100,7 +100,7 @@ class Backend(ABC):
 
 Factory = Callable[[Settings], Backend]
 
-_BUILT_IN = {"cpu": "graphrt.backends.cpu:create", "reference": "graphrt.backends.reference:create"}
+_BUILT_IN = {name: f"graphrt.backends.{name}:create" for name in ("blas", "cpu", "reference", "sim")}
 
 
 def available() -> dict[str, str]:

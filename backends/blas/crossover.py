@@ -1,0 +1,97 @@
+"""From which batch on BLAS beats the CPU kernels: measured once for each machine and dtype, kept in the cache folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+import graphrt
+from graphrt.backend import Backend
+from graphrt.backends.cpu.jit import cache_folder
+from graphrt.dtypes import DType
+from graphrt.scheduler import Scheduler
+from graphrt.settings import Settings
+from graphrt.testing import Draw
+
+ROWS, WIDTH = 1024, 2048  # of the weight that is measured; a multiple of every block
+BATCHES = (512, 256, 128, 64, 32)
+REPEATS = 3
+MARGIN = 0.95  # of the CPU kernels' time; below it BLAS counts as faster
+
+
+class Crossover:
+    """The least batch for each dtype of the weight.
+
+    Args:
+        settings: of the CPU backend to compare with.
+        blas: makes a backend that takes every product.
+    """
+
+    def __init__(self, settings: Settings, blas: Callable[[], Backend]) -> None:
+        self._settings, self._blas = settings, blas
+
+    def least_batch(self, dtype: DType) -> int | None:
+        """The batch from which on BLAS measured faster with such a weight; None if at none."""
+        if dtype.name not in self._known:
+            self._known[dtype.name] = self._measure(dtype)
+            self._save()
+        return self._known[dtype.name]
+
+    @cached_property
+    def _known(self) -> dict[str, int | None]:
+        with suppress(OSError, ValueError):
+            kept = json.loads(self._path.read_text(encoding="utf-8")).get(self._machine, {})
+            if isinstance(kept, dict):
+                return {str(name): batch for name, batch in kept.items() if batch is None or isinstance(batch, int)}
+        return {}
+
+    def _save(self) -> None:
+        """Write what is known beside what other machines and settings left there. No cache is no error."""
+        kept: dict[str, object] = {}
+        with suppress(OSError, ValueError):
+            kept = dict(json.loads(self._path.read_text(encoding="utf-8")))
+        kept[self._machine] = self._known
+        partial = self._path.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+            os.replace(partial, self._path)
+
+    @property
+    def _path(self) -> Path:
+        return cache_folder().parent / "blas.json"
+
+    @cached_property
+    def _machine(self) -> str:
+        threads = [os.environ.get(f"{name}_NUM_THREADS", "") for name in ("OPENBLAS", "MKL", "OMP")]
+        versions = f"graphrt {graphrt.__version__} numpy {np.__version__}"
+        return f"{platform.node()} {platform.machine()} {versions} cpu {self._settings.thread_count} blas {threads}"
+
+    def _measure(self, dtype: DType) -> int | None:
+        """Go down from the largest batch for as long as BLAS is faster."""
+        least = None
+        for batch in BATCHES:
+            if self._seconds(self._blas(), dtype, batch) > MARGIN * self._seconds("cpu", dtype, batch):
+                break
+            least = batch
+        return least
+
+    def _seconds(self, backend: Backend | str, dtype: DType, batch: int) -> float:
+        weight = Draw(lambda low, high: low).tensor((ROWS, WIDTH), dtype, layout="dense")
+        x = graphrt.input("x", (batch, WIDTH))
+        scheduler = Scheduler([backend, "cpu"], overrides=(), threads=self._settings.threads, sched_debug=0)
+        plan = scheduler.plan(graphrt.ops.mul_mat(weight, x))
+        times = []
+        for _ in range(1 + REPEATS):
+            start = time.perf_counter()
+            plan.execute()
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
