@@ -14,6 +14,7 @@ from graphrt.copies import Copy
 from graphrt.dtypes import Array
 from graphrt.errors import Cancelled, GraphError
 from graphrt.placement import Placement
+from graphrt.profile import Profile, measure
 from graphrt.residents import Residents
 from graphrt.schedule import Schedule
 from graphrt.splits import SplitNodes
@@ -96,6 +97,10 @@ class Plan:
     def steps_by_node(self) -> Iterator[tuple[Tensor | Copy, Step]]:
         """Every copy and node in the order of execution, each with what runs it alone."""
         yield from self._single_steps
+
+    def profile(self, repeats: int = 5) -> Profile:
+        """Time every node and copy over what the inputs hold now; what the graph writes is written again each time."""
+        return measure(self, repeats)
 
     def value(self, tensor: Tensor) -> Array:
         """A copy of a tensor's elements as they are now, wherever they lie."""

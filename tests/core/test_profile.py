@@ -1,0 +1,96 @@
+"""Profiles of plans."""
+
+import json
+
+import numpy as np
+import pytest
+
+import graphrt
+from graphrt import Graph, Scheduler, ops
+from graphrt.profile import Profile, Step, pattern_of
+
+
+@pytest.fixture(scope="module")
+def plan():
+    """Two layers of gate, up, swiglu, down over one input."""
+    generator = np.random.default_rng(0)
+    x = graphrt.input("x", (3, 32))
+    for layer in range(2):
+        gate, up, down = (
+            graphrt.weight(f"blk.{layer}.ffn_{name}.weight", generator.standard_normal(shape, np.float32))
+            for name, shape in (("gate", (64, 32)), ("up", (64, 32)), ("down", (32, 64)))
+        )
+        hidden = ops.swiglu(ops.mul_mat(gate, x), ops.mul_mat(up, x))
+        x = ops.add(x, ops.mul_mat(down, hidden).named(f"ffn_out-{layer}")).named(f"l_out-{layer}")
+    return Scheduler(["reference"]).plan(Graph(x))
+
+
+def test_every_node_is_timed_alone_with_its_cost(plan):
+    profile = plan.profile(repeats=2)
+    assert [step.name for step in profile.steps] == [node.name for node in plan.graph.nodes]
+    assert all(step.seconds > 0 and step.backend == "reference" for step in profile.steps)
+    assert [a.start < b.start for a, b in zip(profile.steps, profile.steps[1:], strict=False)] == [True] * 9
+    product = profile.steps[0]
+    assert (product.op, product.pattern, product.module) == ("mul_mat", "blk.*.ffn_gate.weight", "dense FFN")
+    assert product.flops == 2 * 3 * 64 * 32
+    assert profile.execute_seconds > 0
+
+
+def test_sums_hold_every_step_once(plan):
+    profile = plan.profile(repeats=1)
+    counts = {one.name: one.count for one in profile.by("op")}
+    assert counts == {"mul_mat": 6, "swiglu": 2, "add": 2}
+    assert {one.name: one.count for one in profile.by("module")} == {"dense FFN": 8, "residual": 2}
+    for key in ("op", "pattern", "module", "backend"):
+        sums = profile.by(key)
+        assert sum(one.seconds for one in sums) == pytest.approx(profile.seconds)
+        assert sum(one.share for one in sums) == pytest.approx(1)
+        assert [one.seconds for one in sums] == sorted((one.seconds for one in sums), reverse=True)
+
+
+def step(name: str, seconds: float, **others) -> Step:
+    about = {"op": "mul_mat", "pattern": name, "module": "attention", "backend": "cpu", "flops": 0, "nbytes": 0}
+    return Step(name=name, start=0.0, seconds=seconds, **{**about, **others})
+
+
+def test_rates_are_work_over_time():
+    profile = Profile((step("a", 0.5, flops=10, nbytes=4), step("b", 1.5, flops=30)), 1.8, repeats=1)
+    (total,) = profile.by("module")
+    assert (total.count, total.seconds, total.flops_rate, total.bytes_rate) == (2, 2.0, 20.0, 2.0)
+    assert [one.share for one in profile.by("pattern")] == [0.75, 0.25]
+
+
+def test_the_trace_is_chromes(plan):
+    trace = json.loads(json.dumps(plan.profile(repeats=1).trace()))
+    rows = [event for event in trace["traceEvents"] if event["ph"] == "M"]
+    boxes = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert [row["args"]["name"] for row in rows] == ["reference"]
+    assert [box["name"] for box in boxes] == [node.name for node in plan.graph.nodes]
+    ends = [box["ts"] + box["dur"] for box in boxes]
+    assert all(box["ts"] >= 0 and box["dur"] > 0 for box in boxes)
+    assert ends[-1] > ends[0]
+
+
+def test_it_prints_as_tables(plan):
+    text = str(plan.profile(repeats=1))
+    for words in ("one run: ", "blk.*.ffn_down.weight", "dense FFN", "GFLOP/s", "mul_mat"):
+        assert words in text
+
+
+def test_many_patterns_are_summed_in_the_last_row():
+    text = str(Profile(tuple(step(f"node{letter}", 1.0) for letter in "abcdefghijklmnopqrstuvwxyz"), 1.0, repeats=1))
+    assert "2 others" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("blk.13.ffn_up.weight", "blk.*.ffn_up.weight"),
+        ("attn_norm-3", "attn_norm-*"),
+        ("mul_mat_17", "mul_mat_*"),
+        ("token_embd.weight", "token_embd.weight"),
+        ("output", "output"),
+    ],
+)
+def test_patterns_have_no_layers_number(name, pattern):
+    assert pattern_of(name) == pattern
