@@ -1,4 +1,4 @@
-"""From which batch on BLAS beats the CPU kernels: measured once for each machine and dtype, kept in the cache folder."""
+"""From which batch on BLAS beats the CPU kernels: measured once for each machine and dtype, then kept on disk."""
 
 from __future__ import annotations
 
