@@ -84,9 +84,7 @@ def chunk_attender(lanes: int, vectors: int, narrow: bool, shape: Tile):
         answer = look(args, first_token, last_token - first_token + 1, first_cell, cells, seen)
         if answer == NONE:
             return
-        keys, pitch = scratch + setting(args, at.KEYS), setting(args, at.KEY_PITCH)
-        kind, expand = setting(args, at.K_KIND), setting(args, at.K_EXPAND)
-        fill(args, at.K, kind, expand, kv_head, first_cell, cells, size(args, at.K, 3), keys, pitch, seen)
+        fill(args, at.K, kv_head, first_cell, cells, scratch)
         score(args, scratch, rows, cells)
         if setting(args, at.SOFTCAP) != 0:
             cap(args, scratch, rows, cells)
@@ -94,9 +92,7 @@ def chunk_attender(lanes: int, vectors: int, narrow: bool, shape: Tile):
             hide(args, scratch, width, first_row, rows, cells)
         update(args, scratch, result, rows, cells)
         if not setting(args, at.SHARED):
-            values, pitch = scratch + setting(args, at.VALUES), setting(args, at.TILE_PITCH)
-            kind, expand = setting(args, at.V_KIND), setting(args, at.V_EXPAND)
-            fill(args, at.V, kind, expand, kv_head, first_cell, cells, size(args, at.V, 3), values, pitch, seen)
+            fill(args, at.V, kv_head, first_cell, cells, scratch)
         mix(args, scratch, result, rows, cells)
 
     return attend_chunk

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
-from graphrt.backends.cpu.args import address, stride
-from graphrt.backends.cpu.attention_layout import (
-    CELL_POS,
-    CELL_SEQ,
-    CELLS,
-    Q_POS,
-    Q_SEQ,
-    ROWS,
-    WINDOW,
-    setting,
-)
+from graphrt.backends.cpu import attention_layout as at
+from graphrt.backends.cpu.args import address, size, stride
+from graphrt.backends.cpu.attention_layout import CELLS, ROWS, setting
 from graphrt.backends.cpu.elements import FLOAT32, loop_one
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_integer, store_f32, store_integer, store_one
-from graphrt.backends.cpu.simd import splat
+from graphrt.backends.cpu.simd import I8, I32, call, splat
 from graphrt.backends.cpu.transfer import call_with
 
 NONE, SOME, ALL = 0, 1, 2
+AHEAD = 32  # rows
 ZERO = np.float32(0)
 LEAST, MOST = -(2**31), 2**31 - 1
 
@@ -35,20 +31,20 @@ def position_of(args, tensor, i):
 @helper
 def sequences_of(args, cell):
     """The bits of the sequences that a cell belongs to."""
-    return load_integer(address(args, CELL_SEQ) + cell * stride(args, CELL_SEQ, 3), "i64")
+    return load_integer(address(args, at.CELL_SEQ) + cell * stride(args, at.CELL_SEQ, 3), "i64")
 
 
 @helper
 def sequence_bit(args, token):
     """The bit of a query's sequence."""
-    return 1 << (position_of(args, Q_SEQ, token) & 63)
+    return 1 << (position_of(args, at.Q_SEQ, token) & 63)
 
 
 @helper
 def sees(args, token, position, sequences):
     """Whether a query sees a cell of that position and those sequences."""
-    distance = position_of(args, Q_POS, token) - position
-    window = setting(args, WINDOW)
+    distance = position_of(args, at.Q_POS, token) - position
+    window = setting(args, at.WINDOW)
     near = distance >= 0 and (window == 0 or distance < window)
     return position >= 0 and near and (sequences & sequence_bit(args, token)) != 0
 
@@ -58,18 +54,18 @@ def seen_at_a_glance(args, first_token, tokens, first_cell, cells):
     """Whether the tokens see ALL of the cells or NONE, as far as their extremes tell; else SOME."""
     earliest, latest, wanted = MOST, LEAST, 0
     for token in range(first_token, first_token + tokens):
-        position = position_of(args, Q_POS, token)
+        position = position_of(args, at.Q_POS, token)
         earliest, latest = min(earliest, position), max(latest, position)
         wanted |= sequence_bit(args, token)
     lowest, highest, least, shared, any_of = MOST, LEAST, MOST, -1, 0
     for cell in range(first_cell, first_cell + cells):
-        position = position_of(args, CELL_POS, cell)
+        position = position_of(args, at.CELL_POS, cell)
         least = min(least, position)
         if position >= 0:
             sequences = sequences_of(args, cell)
             lowest, highest = min(lowest, position), max(highest, position)
             shared, any_of = shared & sequences, any_of | sequences
-    window = setting(args, WINDOW)
+    window = setting(args, at.WINDOW)
     if highest < 0 or lowest > latest or (any_of & wanted) == 0 or (window and earliest - highest >= window):
         return NONE
     all_near = window == 0 or latest - lowest < window
@@ -92,7 +88,7 @@ def look(args, first_token, tokens, first_cell, cells, seen):
         return answer
     found = NONE
     for c in range(cells):
-        position, sequences = position_of(args, CELL_POS, first_cell + c), sequences_of(args, first_cell + c)
+        position, sequences = position_of(args, at.CELL_POS, first_cell + c), sequences_of(args, first_cell + c)
         by_any = 0
         for t in range(tokens):
             flag = 1 if sees(args, first_token + t, position, sequences) else 0
@@ -101,6 +97,18 @@ def look(args, first_token, tokens, first_cell, cells, seen):
         store_integer(seen + CELLS * ROWS + c, "i8", by_any)
         found |= by_any
     return found
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line at an address, which need not be valid."""
+
+    def codegen(context, builder, signature, values):
+        pointer = builder.inttoptr(values[0], I8.as_pointer())
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @helper
@@ -116,11 +124,21 @@ def tile_filler(lanes):
     copy = loop_one(lanes, same)
 
     @helper
-    def fill(args, tensor, kind, expand, kv_head, first_cell, cells, width, target, pitch, seen):
+    def fill(args, tensor, kv_head, first_cell, cells, scratch):
+        keys, seen = tensor == at.K, scratch + setting(args, at.SEEN) + CELLS * ROWS
+        target = scratch + setting(args, at.KEYS if keys else at.VALUES)
+        pitch = setting(args, at.KEY_PITCH if keys else at.TILE_PITCH)
+        kind = setting(args, at.K_KIND if keys else at.V_KIND)
+        expand = setting(args, at.K_EXPAND if keys else at.V_EXPAND)
+        row_bytes, width = setting(args, at.K_BYTES if keys else at.V_BYTES), size(args, tensor, 3)
         row = address(args, tensor) + kv_head * stride(args, tensor, 2)
         for c in range(cells):
             source, line = row + (first_cell + c) * stride(args, tensor, 1), target + c * pitch
-            if load_integer(seen + CELLS * ROWS + c, "i8") == 0:
+            # Rows of one head are far apart, so the processor does not foresee them.
+            ahead = source + AHEAD * stride(args, tensor, 1)
+            for i in range(0, row_bytes, 64):
+                prefetch(ahead + i)
+            if load_integer(seen + c, "i8") == 0:
                 for i in range(0, pitch, 4 * lanes):
                     store_f32(line + i, "f32", splat(ZERO, lanes))
                 continue

@@ -31,9 +31,9 @@ TENSORS = 9
 Y, Q, K, V, Q_POS, Q_SEQ, CELL_POS, CELL_SEQ, SINKS = range(TENSORS)
 
 # The scalars of the kernels' calls. Pitches, places in a thread's scratch memory, and its size are in bytes.
-SCALE, SOFTCAP, WINDOW, Q_KIND, K_KIND, V_KIND, SINK_KIND, K_EXPAND, V_EXPAND, SHARED = range(10)
-GROUP, BLOCK, KEY_PITCH, TILE_PITCH, VALUE_PITCH, PANEL_BYTES, SUMS, TOTALS, RESULT_BYTES = range(10, 19)
-LINES, PANELS, KEYS, VALUES, SCORES, FACTORS, SEEN, RESULT, SCRATCH_BYTES, WORKSPACE, COUNTER = range(19, 30)
+SCALE, SOFTCAP, WINDOW, Q_KIND, K_KIND, V_KIND, SINK_KIND, K_EXPAND, V_EXPAND, K_BYTES, V_BYTES, SHARED = range(12)
+GROUP, BLOCK, KEY_PITCH, TILE_PITCH, VALUE_PITCH, PANEL_BYTES, SUMS, TOTALS, RESULT_BYTES = range(12, 21)
+LINES, PANELS, KEYS, VALUES, SCORES, FACTORS, SEEN, RESULT, SCRATCH_BYTES, WORKSPACE, COUNTER = range(21, 32)
 
 
 @intrinsic
@@ -159,6 +159,7 @@ class Layout:
             *kinds([q, k, v, sinks]),
             expand_address(k.dtype),
             expand_address(v.dtype),
+            *(each.dtype.row_bytes(each.shape[2]) for each in (k, v)),
             self.shared,
             self.group,
             self.block,
