@@ -13,18 +13,31 @@ from typing import Any
 
 from graphrt.placement import Placement
 from graphrt.schedule import Schedule
+from graphrt.splits import value_of
 from graphrt.tensor import Tensor
 
 
 @dataclass(frozen=True)
 class TensorNote:
-    """A tensor as a reader sees it: what it is and where it lies."""
+    """A tensor as a reader sees it: what it is and where it lies.
+
+    Args:
+        name: never empty; a leaf without one is called after its role.
+        role: weight, input, state, constant, or node.
+        memory: where its bytes lie.
+        backend: of the node that computes it, or of the weight's or state's home; of a view, that of its value; the
+            memory's name for inputs and constants, which belong to no backend.
+        view_of: name of the tensor whose bytes it shares, where it is a view.
+    """
 
     name: str
+    role: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     memory: str
+    backend: str
+    view_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,11 +147,26 @@ class _Explainer:
     def _tensor(self, tensor: Tensor) -> TensorNote:
         note = self.notes.get(tensor)
         if note is None:
-            memory = self.schedule.placements.memory_of(tensor)
-            name = tensor.name or f"view of {tensor.root.name}"
-            note = TensorNote(name, tensor.dtype.name, tensor.shape, tensor.nbytes, memory)
-            self.notes[tensor] = note
+            placements = self.schedule.placements
+            memory = placements.memory_of(tensor)
+            value = value_of(tensor)
+            placed = placements.nodes.get(value) or placements.homes.get(value)
+            note = self.notes[tensor] = TensorNote(
+                name=self._name(tensor),
+                role=tensor.role,
+                dtype=tensor.dtype.name,
+                shape=tensor.shape,
+                nbytes=tensor.nbytes,
+                memory=memory,
+                backend=memory if placed is None else placed.backend.name,
+                view_of=None if value is tensor else self._name(value),
+            )
         return note
+
+    def _name(self, tensor: Tensor) -> str:
+        if tensor.name:
+            return tensor.name
+        return f"{tensor.role}_{self.schedule.graph.leafs.index(tensor)}"
 
     def _node(self, node: Tensor) -> NodeNote:
         placement = self.schedule.placements.nodes[node]
@@ -156,7 +184,7 @@ class _Explainer:
     def _copies(self, number: int) -> tuple[CopyNote, ...]:
         memory_of = self.schedule.placements.memory_of
         return tuple(
-            CopyNote(copy.value.name, copy.nbytes, memory_of(copy.value), copy.memory, copy.experts is not None)
+            CopyNote(self._name(copy.value), copy.nbytes, memory_of(copy.value), copy.memory, copy.experts is not None)
             for copy in self.schedule.copies.before.get(number, ())
         )
 
@@ -176,6 +204,8 @@ class _Explainer:
 
 # -- words -----------------------------------------------------------------------------------------------------------
 
+DEFAULT_HOMES = ("its data is on the host", "states are on the host")
+
 
 def describe(schedule: Schedule, level: int = 2) -> str:
     """A schedule as text: at level 1 its splits, at 2 every node, at 3 also why other backends were passed over."""
@@ -183,34 +213,44 @@ def describe(schedule: Schedule, level: int = 2) -> str:
 
 
 def _lines(told: Explanation, level: int) -> Iterator[str]:
-    yield f"graph: {told.nodes} nodes, {len(told.splits)} splits, compute buffer {told.compute_bytes:,} bytes"
+    size = f"{_count(told.nodes, 'node')}, {_count(len(told.splits), 'split')}"
+    yield f"graph: {size}, compute buffers {told.compute_bytes:,} bytes"
     for memory in told.memories:
         limit = "" if memory.limit is None else f" of {memory.limit:,}"
         held = f"{memory.compute_bytes:,} compute + {memory.resident_bytes:,} resident bytes"
         yield f"memory {memory.name}: {held}{limit}"
     for text, matches in told.rules:
-        yield f'rule "{text}": {matches} tensors' if matches else f'rule "{text}": matches nothing here'
+        yield f'rule "{text}": {_count(matches, "tensor")}' if matches else f'rule "{text}": matches nothing here'
     for home in told.homes if level >= 2 else ():
-        if home.reason not in ("its data is on the host", "states are on the host") or home.rejected:
-            yield f"  {_words(home.tensor)} lives on {home.backend}: {home.reason}"
+        if home.reason not in DEFAULT_HOMES or home.rejected:
+            yield f"home of {_words(home.tensor)}: {home.reason}"
             yield from (f"    not {said}" for said in home.rejected)
     for part in told.splits:
-        yield f"split #{part.number}: {part.backend}, {len(part.nodes)} nodes, {len(part.copies)} copies"
-        yield from (f"  {_copy(copy)}" for copy in part.copies)
-        for node in part.nodes if level >= 2 else ():
-            sources = ", ".join(_words(source) for source in node.sources)
-            where = f", in place of {node.in_place_of}" if node.in_place_of else ""
-            yield f"  {_words(node.result)} = {node.op}({sources}) [{node.backend}: {node.reason}{where}]"
-            if level >= 3:
-                yield from (f"    not {said}" for said in node.rejected)
+        yield from _split_lines(part, level)
     yield from (f"output {_copy(copy)}" for copy in told.output_copies)
 
 
+def _split_lines(part: SplitNote, level: int) -> Iterator[str]:
+    copied = f", {_count(len(part.copies), 'input')} copied" if part.copies else ""
+    yield f"split #{part.number}: {part.backend}, {_count(len(part.nodes), 'node')}{copied}"
+    yield from (f"  {_copy(copy)}" for copy in part.copies)
+    for node in part.nodes if level >= 2 else ():
+        sources = ", ".join(_words(source) for source in node.sources)
+        where = f", in place of {node.in_place_of}" if node.in_place_of else ""
+        yield f"  {_words(node.result)} = {node.op}({sources}): {node.reason}{where}"
+        if level >= 3:
+            yield from (f"    not {said}" for said in node.rejected)
+
+
 def _words(tensor: TensorNote) -> str:
-    place = "" if tensor.memory == "host" else f" on {tensor.memory}"
-    return f"{tensor.name} {tensor.dtype}{list(tensor.shape)} {tensor.nbytes:,} B{place}"
+    view = "" if tensor.view_of is None else f" view of {tensor.view_of}"
+    return f"{tensor.name} {tensor.dtype}{list(tensor.shape)} {tensor.nbytes:,} B{view} @{tensor.backend}"
 
 
 def _copy(copy: CopyNote) -> str:
     amount = f"at most {copy.nbytes:,} B, the chosen experts" if copy.by_expert else f"{copy.nbytes:,} B"
     return f"copy {copy.name} {copy.source} -> {copy.target}: {amount}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

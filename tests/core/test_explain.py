@@ -1,0 +1,136 @@
+"""What a schedule says of itself: golden files of the debug output, and the same as data.
+
+GRAPHRT_REGENERATE=1 writes the golden files anew; read the difference before committing it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import graphrt
+from graphrt import Graph, Scheduler, Tensor, ops, overrides
+from graphrt.backend import YES, Backend, Program, Split, Support
+from graphrt.explain import describe, explain
+from graphrt.schedule import Schedule
+from tests.shapes import graph
+
+GOLDEN = Path(__file__).parent / "golden"
+ON_DEVICE = ".=gpu0"
+
+
+class Device(Backend):
+    """A device that places and explains, but never runs."""
+
+    def __init__(self, name: str = "gpu0", missing: tuple[str, ...] = ()) -> None:
+        self.name = self.memory = name
+        self.missing = missing
+
+    def supports(self, node: Tensor) -> Support:
+        if node.op is not None and node.op.name in self.missing:
+            return Support(False, f"{self.name} has no {node.op.name}", "use another backend for it")
+        return YES
+
+    def compile(self, split: Split) -> Program:
+        raise NotImplementedError
+
+
+def mixtral(tokens: int, rules: list[str], *devices: Backend, **settings: object) -> Schedule:
+    model = graph("tiny-mixtral", 1, tokens=tokens, rows=tokens, cells=256)
+    return Scheduler([*devices, "cpu"], overrides=rules, **settings).schedule(model)
+
+
+def layers_on_device() -> Schedule:
+    model = graph("tiny-mixtral", 2, cells=256)
+    return Scheduler([Device(), "cpu"], overrides=overrides.gpu_layers(2, 2, "gpu0")).schedule(model)
+
+
+def missing_op() -> Schedule:
+    return mixtral(1, [ON_DEVICE], Device(missing=("soft_max", "attention")))
+
+
+def rejected_placement() -> Schedule:
+    """The user wants the cache on a device that cannot write it, and a product where its op is missing."""
+    return mixtral(1, [r"cache_[kv]-0=gpu0", r"attn_output=gpu0"], Device(missing=("set_rows", "mul_mat")))
+
+
+CASES: dict[str, tuple[Callable[[], Schedule], int]] = {
+    "all_on_cpu": (lambda: mixtral(1, []), 2),
+    "all_on_cpu_splits": (lambda: mixtral(1, []), 1),
+    "experts_on_cpu_decode": (lambda: mixtral(1, [overrides.cpu_moe(), ON_DEVICE], Device()), 3),
+    # 2 of 8 experts: a batch of 64 brings each weight 16 rows, one of 128 brings 32, and only then is it offloaded.
+    "experts_on_cpu_prompt_64": (lambda: mixtral(64, [overrides.cpu_moe(), ON_DEVICE], Device()), 3),
+    "experts_on_cpu_prompt_128": (lambda: mixtral(128, [overrides.cpu_moe(), ON_DEVICE], Device()), 3),
+    "dense_offload_31": (lambda: mixtral(31, [], Device()), 3),
+    "dense_offload_32": (lambda: mixtral(32, [], Device()), 3),
+    "gpu_layers": (layers_on_device, 2),
+    "missing_op": (missing_op, 3),
+    "rejected_placement": (rejected_placement, 3),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_debug_output_is_as_recorded(name: str) -> None:
+    make, level = CASES[name]
+    text = describe(make(), level) + "\n"
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("GRAPHRT_REGENERATE"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_every_golden_file_has_a_case() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_is_blank_and_no_name_is_cut(name: str) -> None:
+    schedule = CASES[name][0]()
+    text = describe(schedule, 3)
+    told = explain(schedule)
+    assert sum(len(part.nodes) for part in told.splits) == len(schedule.placements.nodes)
+    for part in told.splits:
+        for node in part.nodes:
+            assert node.op
+            assert node.reason
+            assert node.backend == part.backend
+            for tensor in (node.result, *node.sources):
+                assert tensor.name
+                assert f"{tensor.name} {tensor.dtype}[" in text
+                assert tensor.backend
+                assert tensor.memory
+
+
+def test_a_constant_without_a_name_is_not_blank() -> None:
+    y = ops.add(graphrt.input("x", (2, 4)), graphrt.constant("", np.ones((2, 4), np.float32)))
+    assert "add(x f32[2, 4] 32 B @host, constant_1 f32[2, 4] 32 B @host)" in describe(Scheduler().schedule(y), 2)
+
+
+def test_bytes_add_up() -> None:
+    schedule = mixtral(1, [overrides.cpu_moe(), ON_DEVICE], Device())
+    told = explain(schedule)
+    assert told.compute_bytes == sum(memory.compute_bytes for memory in told.memories)
+    leafs = {home.tensor.name: home.tensor.nbytes for home in told.homes}
+    assert sum(memory.resident_bytes for memory in told.memories) == sum(leafs.values())
+    assert [copy.nbytes for copy in told.output_copies] == [schedule.graph.outputs[0].nbytes]
+
+
+def test_json_holds_the_same() -> None:
+    schedule = mixtral(1, [overrides.cpu_moe(), ON_DEVICE], Device())
+    told = json.loads(explain(schedule).as_json())
+    nodes = [node for part in told["splits"] for node in part["nodes"]]
+    assert [node["result"]["name"] for node in nodes] == [n.name for part in schedule.splits for n in part.nodes]
+    assert {node["backend"] for node in nodes} == {"cpu", "gpu0"}
+    assert told["rules"][0] == [overrides.cpu_moe(), 3]
+
+
+def test_a_schedule_of_one_node() -> None:
+    told = explain(Scheduler().schedule(Graph(ops.silu(graphrt.input("x", (2, 4))))))
+    assert told.nodes == 1
+    assert told.splits[0].nodes[0].sources[0].backend == "host"
