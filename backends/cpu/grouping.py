@@ -87,6 +87,15 @@ def tile_count(args):
 
 
 @helper
+def group_of_tile(args, tile):
+    """The group that a tile belongs to."""
+    group = 0
+    while group + 1 < group_count(args) and group_word(args, group + 1, FIRST_TILE) <= tile:
+        group += 1
+    return group
+
+
+@helper
 def group_word(args, group, field):
     """MATRIX, FIRST (column), LAST (one past the last column) or FIRST_TILE of a group."""
     return load_integer(word(args, WORKSPACE) + GROUPS + GROUP_BYTES * group + 8 * field, "i64")

@@ -71,11 +71,8 @@ class Native:
         return self._address
 
     def _load(self) -> int:
-        try:
-            code = self.path.read_bytes()
-        except OSError:
-            code = b""
-        if not code:
+        code = _read(self.path)
+        if code is None:
             code = self._compile()
             _write(self.path, code)
         return _link(code, _symbol(self.path))
@@ -132,12 +129,25 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "graphrt" / "cpu"
 
 
+DIGEST_BYTES = 32
+
+
+def _read(path: Path) -> bytes | None:
+    """The object code in a file; None where there is none, or it is damaged, which LLVM would not survive."""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
 def _write(path: Path, code: bytes) -> None:
     """Write the file whole or not at all, beside any other process that does the same. No cache is no error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(code)
+            file.write(hashlib.sha256(code).digest() + code)
         os.replace(file.name, path)
     except OSError:
         return

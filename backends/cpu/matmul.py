@@ -15,14 +15,11 @@ from graphrt.backends.cpu.vecdot import Units, units_of
 from graphrt.ops.matmul import mul_mat, mul_mat_transposed
 from graphrt.tensor import Tensor
 
-# From this many columns per matrix on, expanding the weights to float32 pays.
-MANY_COLUMNS = 8
-
 
 def has_many_columns(node: Tensor) -> bool:
     """Whether a matrix meets enough columns that its expansion to float32 pays."""
     w, *_ = operands(node)
-    return columns(node) >= MANY_COLUMNS * max(1, matrices(w))
+    return columns(node) >= units(node).many * max(1, matrices(w))
 
 
 def operands(node: Tensor) -> list[Tensor]:

@@ -25,10 +25,11 @@ from graphrt.backends.cpu.grouping import (
     column_word,
     group_by_batch,
     group_by_expert,
-    group_count,
+    group_of_tile,
     group_word,
     prepared,
     scratch,
+    tile_count,
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
@@ -107,18 +108,19 @@ def prepare_tiles(tile: int, dtype: str) -> Kernel:
     def run(args, ith, nth):
         width = size(args, X, 3)
         buffer = scratch(args, ith)
-        for group in range(group_count(args)):
-            first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
-            for column in range(first + ith, last, nth):
-                within = column - first
-                at = group_word(args, group, FIRST_TILE) + within // tile
-                target = prepared(args) + at * width * tile * 4 + within % tile * 4
+        item = claim(word(args, COUNTER), 1)
+        while item < tile_count(args):
+            group = group_of_tile(args, item)
+            first = group_word(args, group, FIRST) + (item - group_word(args, group, FIRST_TILE)) * tile
+            for column in range(first, min(first + tile, group_word(args, group, LAST))):
+                target = prepared(args) + item * width * tile * 4 + (column - first) * 4
                 row = row_address(args, X, column_word(args, column, X_ROW))
                 for start in range(0, width, PIECE):
                     count = min(PIECE, width - start)
                     source = piece_of(row, stride(args, X, 3), start, count, buffer)
                     for k in range(count):
                         store_one(target + (start + k) * tile * 4, "f32", load_one(source + 4 * k, "f32"))
+            item = claim(word(args, COUNTER), 1)
 
     return run
 

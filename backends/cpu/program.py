@@ -93,7 +93,14 @@ def compile_split(split: Split, pool: Pool) -> CpuProgram:
     jit.load_all((call.function for _, call in lowered), jit.show_progress)
 
     def address_of(tensor: Tensor) -> int:
-        return split.location[tensor].address
+        location = split.location[tensor]
+        nbytes = location.buffer.nbytes
+        if not 0 <= location.offset <= nbytes - tensor.extent:
+            raise KernelError(
+                f"[cpu] {tensor!r} needs bytes {location.offset} to {location.offset + tensor.extent} of a buffer of "
+                f"{nbytes}; its strides {list(tensor.strides)} lead outside"
+            )
+        return location.address
 
     packed = []
     for node, call in lowered:

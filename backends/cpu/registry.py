@@ -11,12 +11,15 @@ A kernel is registered by decorating its factory, a function that returns the na
         return run
 
 This suffices for kernels that do their work in one call; the op's params become the scalars, in the order of its
-signature. A kernel that needs workspace, several calls, or other scalars, brings its own lowering:
+signature. Where other scalars or constants are wanted, say so:
 
-    @silu.workspace                              # bytes that the node needs while it runs
-    def _(node, threads): ...
     @silu.lowering                               # the node's calls
-    def _(node): return [Call(native(factory, …), tensors=[node, *node.srcs], scalars=[…])]
+    def _(node): return [Call(native(silu.factory, …), tensors=[node, *node.srcs], scalars=[…])]
+
+An op whose nodes take several kernels, or workspace, has a lowering and no kernel of its own:
+
+    @lowering(ops.mul_mat, workspace=bytes_of)   # bytes_of(node, threads): while the node runs
+    def _(node): return [Call(…), Call(…)]
 """
 
 from __future__ import annotations
@@ -62,11 +65,6 @@ class KernelRecord:
     takes: Callable[[Tensor], Support] = lambda node: YES
     _workspace: Callable[[Tensor, int], int] = field(default=lambda node, threads: 0)
     _lower: Callable[[Tensor], list[Call]] | None = None
-
-    def workspace(self, function: Callable[[Tensor, int], int]) -> Callable[[Tensor, int], int]:
-        """Attach the bytes of workspace that a node needs when so many threads run it."""
-        self._workspace = function
-        return function
 
     def lowering(self, function: Callable[[Tensor], list[Call]]) -> Callable[[Tensor], list[Call]]:
         """Attach the calls that a node becomes."""
