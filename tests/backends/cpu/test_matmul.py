@@ -47,7 +47,7 @@ def test_few_columns(name, level):
 
 @pytest.mark.parametrize("level", host.levels())
 @pytest.mark.parametrize("name", ["f32", "bf16", "q8_0", "q4_k"])
-@pytest.mark.parametrize(("height", "width", "columns"), [(70, 1280, 29), (32, 256, 8), (5, 2304, 13)])
+@pytest.mark.parametrize(("height", "width", "columns"), [(70, 1280, 29), (32, 256, 16), (5, 2304, 13)])
 def test_many_columns(name, height, width, columns, level):
     with host.use_level(level):
         error = product_error(weights(name, height, width), weights("f32", columns, width))
@@ -56,7 +56,7 @@ def test_many_columns(name, height, width, columns, level):
 
 @pytest.mark.parametrize("name", VALUES)
 def test_many_columns_of_every_dtype(name):
-    assert product_error(weights(name, 19, 512), weights("f32", 9, 512)) < 1e-11
+    assert product_error(weights(name, 19, 512), weights("f32", 17, 512)) < 1e-11
 
 
 @pytest.mark.parametrize("columns", [1, 20])
