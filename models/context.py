@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphrt import Plan, Scheduler, SharedArena
+from graphrt import Graph, Plan, Scheduler, SharedArena
 from graphrt.dtypes import Array
 from graphrt.errors import GraphError
 from graphrt.models.blocks import Decoder, UBatch
@@ -156,12 +156,16 @@ class Context:
             self._steps[key] = _Step(self.plan(*key), cells, gives_logits=rows > 0)
         return self._steps[key]
 
-    def plan(self, tokens: int, rows: int, cells: int) -> Plan:
-        """The compiled graph of so many tokens, of which `rows` get logits, that look at so many cells.
+    def graph(self, tokens: int, rows: int, cells: int) -> Graph:
+        """The graph of so many tokens, of which `rows` get logits, that look at so many cells.
 
         With no rows it only fills the cache.
         """
-        return self.scheduler.plan(self.decoder.graph(UBatch.make(self.cache, tokens, rows, cells)), self._arena)
+        return self.decoder.graph(UBatch.make(self.cache, tokens, rows, cells))
+
+    def plan(self, tokens: int, rows: int, cells: int) -> Plan:
+        """That graph, compiled, over memory that all plans of this context share."""
+        return self.scheduler.plan(self.graph(tokens, rows, cells), self._arena)
 
     def _check(self, batch: Batch) -> None:
         if not len(batch):

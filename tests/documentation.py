@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -45,11 +47,15 @@ def links(document: Path) -> list[Path]:
 
 
 class Reader:
-    """Follows a document in an empty folder: python blocks share their names, as in a notebook."""
+    """Follows a document in an empty folder: python blocks share their names, as in a notebook.
+
+    A text block shows what the python block before it printed; numbers may differ, which machines do too.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._names: dict[str, Any] = {"__name__": "__main__"}
+        self._printed = ""
         self._commands = folder / "bin"
         self._commands.mkdir()
         for command, target in {"graphrt": "-m graphrt", "python": ""}.items():
@@ -65,7 +71,11 @@ class Reader:
             # A file of its own, since Numba keeps kernels on disk beside the source that made them.
             path = self.folder / f"line_{block.line}.py"
             path.write_text(block.code)
-            exec(compile(block.code, str(path), "exec"), self._names)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile(block.code, str(path), "exec"), self._names)
+            self._printed = printed.getvalue()
+        elif block.language == "text":
+            assert _without_numbers(block.code) == _without_numbers(self._printed), f"line {block.line}"
         elif block.language == "sh":
             self._shell(block)
 
@@ -79,6 +89,10 @@ class Reader:
                 ["bash", "-c", line], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
             )
             assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\d[\d,]*", "0", text.strip())
 
 
 def make_targets(block: Block) -> list[str]:

@@ -70,11 +70,12 @@ def _show_graph(model: str, *, dot: bool, tokens: int, **options: Any) -> None:
 
     context = load(model, **given(**options)).new_context()
     cells = context.cells.visible_with(context.cells.find(tokens))
-    plan = context.plan(tokens, rows=1, cells=cells)
+    schedule = context.scheduler.schedule(context.graph(tokens, rows=1, cells=cells))
     if dot:
-        print(as_dot(plan.graph, {node: placement.backend.name for node, placement in plan.placements.items()}))
+        backends = {node: placement.backend.name for node, placement in schedule.placements.nodes.items()}
+        print(as_dot(schedule.graph, backends))
     else:
-        print(describe(plan.schedule, level=2))
+        print(describe(schedule, level=2))
 
 
 def _pattern(text: str) -> re.Pattern[str]:
