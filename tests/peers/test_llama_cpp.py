@@ -1,8 +1,11 @@
 """Logits and greedy tokens beside llama.cpp's, on the same files.
 
-Errors are normalised: the mean squared difference over the mean square of the logits. Both sides keep an f32 cache, and
-llama.cpp goes without flash attention, which rounds to f16. In f32 nothing is left but the order of sums. In other
-types each rounds activations in its own way; so each is also held against exact logits: the same values in f32.
+Both sides keep an f32 cache, and llama.cpp goes without flash attention, which rounds to f16. In f32 nothing is left but
+the order of sums. In other types each rounds activations in its own way; so each is also held against exact logits: the
+same values in f32.
+
+The error of a token is the mean squared difference over the mean square of its logits; that of a file is the median over
+its tokens, because rounding now and then flips a router's choice, and that token's logits are then no measure.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ TOKENS = [1, *np.random.default_rng(11).integers(3, 1024, 47).tolist()]
 PROMPT = TOKENS[:16]
 GREEDY = 64
 CONTEXT = 128
-EXACT = 1e-9  # normalised error of sums in f32
-SLACK = 2.0  # times llama.cpp's own error, since rounding that flips a router's choice is a matter of luck
+EXACT = 1e-9  # error of sums in f32
+SLACK = 2.0  # times llama.cpp's own error
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,12 @@ def test_logits_and_greedy_tokens(name: str, kind: str, files: Files, report: Ca
         ("prompt", ours.prompt, theirs.prompt, exact.prompt),
         ("steps", ours.steps, theirs.steps, exact.steps),
     ):
-        my_error, other_error = normalised_error(mine, truth), normalised_error(other, truth)
+        my_error, other_error = median_error(mine, truth), median_error(other, truth)
         report(
             name,
             kind,
             how,
-            f"{normalised_error(mine, other):.1e}",
+            f"{median_error(mine, other):.1e}",
             f"{my_error:.1e}",
             f"{other_error:.1e}",
             f"{np.abs(mine - other).max():.1e} of {np.abs(other).max():.1f}",
@@ -67,6 +70,11 @@ def test_logits_and_greedy_tokens(name: str, kind: str, files: Files, report: Ca
         assert my_error < EXACT + SLACK * other_error
     if kind == "f32":
         assert alike == GREEDY
+
+
+def median_error(got: np.ndarray, expected: np.ndarray) -> float:
+    """Median over the tokens of the normalised mean squared error of logits [T, V]."""
+    return float(np.median([normalised_error(a, b) for a, b in zip(got, expected, strict=True)]))
 
 
 def ask_graphrt(path: Path) -> Answers:
