@@ -1,11 +1,11 @@
 """Logits and greedy tokens beside llama.cpp's, on the same files.
 
-Both sides keep an f32 cache, and llama.cpp goes without flash attention, which rounds to f16. In f32 nothing is left but
-the order of sums. In other types each rounds activations in its own way; so each is also held against exact logits: the
-same values in f32.
+Both sides keep an f32 cache, and llama.cpp goes without flash attention, which rounds to f16. In f32 nothing is left
+but the order of sums. In other types each rounds activations in its own way; so each is also held against exact logits:
+the same values in f32.
 
-The error of a token is the mean squared difference over the mean square of its logits; that of a file is the median over
-its tokens, because rounding now and then flips a router's choice, and that token's logits are then no measure.
+The error of a token is the mean squared difference over the mean square of its logits; that of a file is the median
+over its tokens, because rounding now and then flips a router's choice, and that token's logits are then no measure.
 """
 
 from __future__ import annotations
