@@ -13,7 +13,16 @@ import importlib
 from typing import Any
 
 from graphrt.dtypes import DType
-from graphrt.errors import Cancelled, FormatError, GraphError, GraphrtError, KernelError, PlacementError, SettingsError
+from graphrt.errors import (
+    Cancelled,
+    FormatError,
+    GraphError,
+    GraphrtError,
+    KernelError,
+    NumericsError,
+    PlacementError,
+    SettingsError,
+)
 from graphrt.graph import Graph
 from graphrt.op import Cost, Meta, Op, op
 from graphrt.plan import Plan
@@ -35,6 +44,7 @@ __all__ = [
     "KernelError",
     "Meta",
     "Model",
+    "NumericsError",
     "Op",
     "PlacementError",
     "Plan",

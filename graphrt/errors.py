@@ -19,6 +19,10 @@ class KernelError(GraphrtError):
     """A kernel cannot be compiled or failed while it ran."""
 
 
+class NumericsError(GraphrtError):
+    """A result that is not finite, or not what the reference gives; found by GRAPH_CHECK_NUMERICS."""
+
+
 class Cancelled(GraphrtError):
     """A run that was stopped because someone asked for it."""
 

@@ -13,6 +13,7 @@ from graphrt.buffer import HOST, Buffer, Location
 from graphrt.copies import Copy
 from graphrt.dtypes import Array
 from graphrt.errors import Cancelled, GraphError
+from graphrt.numerics import execute_watched
 from graphrt.placement import Placement
 from graphrt.profile import Profile, measure
 from graphrt.residents import Residents
@@ -30,9 +31,14 @@ class Plan:
 
     `run` takes the inputs and returns the outputs. The faster way for a loop: keep `input(name)` and `output(i)`,
     which are arrays over the plan's own memory, write the one, call `execute()`, read the other.
+
+    Args:
+        check_numerics: 1 stops a run at the first result that is not finite, 2 also at one that the reference denies.
     """
 
-    def __init__(self, schedule: Schedule, arenas: Mapping[str, Buffer], residents: Residents) -> None:
+    def __init__(
+        self, schedule: Schedule, arenas: Mapping[str, Buffer], residents: Residents, *, check_numerics: int = 0
+    ) -> None:
         self.schedule = schedule
         self.graph = schedule.graph
         self._arenas, self._residents = arenas, residents
@@ -44,6 +50,7 @@ class Plan:
         self._steps += self._copies_before(len(self._splits))
         self._inputs = {name: self._place(leaf, HOST).array(leaf) for name, leaf in self.graph.inputs.items()}
         self._cancelled = False
+        self._check_numerics = check_numerics
 
     @property
     def compute_bytes(self) -> int:
@@ -72,12 +79,15 @@ class Plan:
     def execute(self) -> None:
         """Run every split once over what the inputs hold now.
 
-        Raises: Cancelled if `cancel` was called, at the next split or copy.
+        Raises: Cancelled if `cancel` was called, at the next split or copy; NumericsError where numerics are checked.
         """
+        if self._check_numerics:
+            execute_watched(self, compare=self._check_numerics > 1)
+            return
         self._cancelled = False
         for step in self._steps:
             if self._cancelled:
-                raise Cancelled("[plan] the run was cancelled; the next one starts afresh")
+                raise _cancelled()
             step()
 
     def cancel(self) -> None:
@@ -95,8 +105,15 @@ class Plan:
                 raise Cancelled(f"[plan] the run was stopped after {item.name}")
 
     def steps_by_node(self) -> Iterator[tuple[Tensor | Copy, Step]]:
-        """Every copy and node in the order of execution, each with what runs it alone."""
-        yield from self._single_steps
+        """Every copy and node in the order of execution, each with what runs it alone.
+
+        Raises: Cancelled if `cancel` was called, at the next one.
+        """
+        self._cancelled = False
+        for item, step in self._single_steps:
+            if self._cancelled:
+                raise _cancelled()
+            yield item, step
 
     def profile(self, repeats: int = 5) -> Profile:
         """Time every node and copy over what the inputs hold now; what the graph writes is written again each time."""
@@ -106,6 +123,17 @@ class Plan:
         """A copy of a tensor's elements as they are now, wherever they lie."""
         place = self._place(tensor, self.schedule.placements.memory_of(tensor))
         return tensor.array_over(np.array(place.buffer.read(place.offset, tensor.extent))).copy()
+
+    def source(self, node: Tensor, src: Tensor) -> Array:
+        """What a node would read as one of its sources now: of a result in another memory, what was copied from it."""
+        if src.root.is_leaf:
+            return self.value(src)
+        place = self._place(src, self.placements[node].backend.memory)
+        return src.array_over(np.array(place.buffer.read(place.offset, src.extent)))
+
+    def sources(self, node: Tensor) -> list[Array | None]:
+        """What a node would read as its sources now; ask before it runs, for it may take over the memory of one."""
+        return [None if src is None else self.source(node, src) for src in node.srcs]
 
     def poison_freed(self, node: Tensor) -> None:
         """Overwrite what nothing should read after a node; a test's way to find who does."""
@@ -187,3 +215,7 @@ class Plan:
                 chosen = self._place(copy.experts, self.schedule.placements.memory_of(copy.experts))
             steps.append(copy_step(copy, source, target, chosen))
         return steps
+
+
+def _cancelled() -> Cancelled:
+    return Cancelled("[plan] the run was cancelled; the next one starts afresh")

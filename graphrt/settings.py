@@ -46,7 +46,10 @@ class Settings:
     )
     threads: int = _setting(0, "GRAPH_THREADS", _count, "threads of the CPU backend; 0: as many as the process may use")
     check_numerics: int = _setting(
-        0, "GRAPH_CHECK_NUMERICS", _count, "1 stops at the first node that yields inf or NaN"
+        0,
+        "GRAPH_CHECK_NUMERICS",
+        _count,
+        "1 stops at the first node that yields inf or NaN, 2 also at one whose result the reference denies",
     )
 
     @classmethod

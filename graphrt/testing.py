@@ -17,8 +17,8 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.backend import available
 from graphrt.dtypes import Array, DType
-from graphrt.errors import GraphError
 from graphrt.graph import Graph
+from graphrt.numerics import normalised_error
 from graphrt.op import Op
 from graphrt.scheduler import Scheduler
 from graphrt.tensor import Role, Shape, Tensor
@@ -266,20 +266,3 @@ def _run(scheduler: Scheduler, case: Tensor, repeats: int = 0) -> tuple[Array, l
         if leaf.data is not None:
             leaf.data[...] = saved
     return result, seconds
-
-
-def normalised_error(got: Array, expected: Array) -> float:
-    """Mean squared difference over the mean square of the expected; 0 where equal, infinite where not finite alike.
-
-    Raises: GraphError if shapes or dtypes differ.
-    """
-    if got.shape != expected.shape or got.dtype != expected.dtype:
-        raise GraphError(f"[check] got {got.dtype} {list(got.shape)}, expected {expected.dtype} {list(expected.shape)}")
-    if dtypes.of(got).is_integer:
-        return 0.0 if np.array_equal(got, expected) else float("inf")
-    a, b = dtypes.to_f32(got).astype(np.float64), dtypes.to_f32(expected).astype(np.float64)
-    finite = np.isfinite(b)
-    if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-        return float("inf")
-    difference = float(np.sum((a[finite] - b[finite]) ** 2))
-    return difference / max(float(np.sum(b[finite] ** 2)), 1e-30) if difference else 0.0
