@@ -16,7 +16,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from graphrt.backends.cpu import host
-from graphrt.backends.cpu.args import TENSOR_WORDS, load_word
+from graphrt.backends.cpu.args import TENSOR_WORDS, load_word, size
 from graphrt.backends.cpu.elements import kinds
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.tile import tile
@@ -25,7 +25,8 @@ from graphrt.tensor import Tensor
 
 CELLS = 64  # in a chunk
 ROWS = 64  # in a block, at most
-NARROW = 8  # blocks of fewer rows are multiplied row by row
+FEW = 8  # fewer rows than this for each kv head are multiplied row by row (attention_few.py)
+FEW_PITCH = 4 * (CELLS + 16)  # of such a row's scores
 
 TENSORS = 9
 Y, Q, K, V, Q_POS, Q_SEQ, CELL_POS, CELL_SEQ, SINKS = range(TENSORS)
@@ -44,6 +45,18 @@ def setting(typingctx, args, index):
         return load_word(builder, values[0], builder.add(values[1], ir.IntType(64)(TENSORS * TENSOR_WORDS)))
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@helper
+def rows_of_head(args):
+    """Rows of one kv head."""
+    return size(args, Q, 1) * setting(args, GROUP)
+
+
+@helper
+def groups_of(kv_heads, nth):
+    """Tasks of few rows: each is a run of kv heads, whose rows of the cache lie side by side."""
+    return 1 if nth == 1 else min(kv_heads, 2 * nth)
 
 
 @helper
@@ -83,8 +96,9 @@ class Layout:
         return max(1, min(self.rows, ROWS))
 
     @property
-    def narrow(self) -> bool:
-        return self.rows < NARROW
+    def few(self) -> bool:
+        """Whether the rows of a kv head are so few that panels would be mostly empty."""
+        return self.rows < FEW
 
     @property
     def vectors(self) -> int:
@@ -104,8 +118,15 @@ class Layout:
         return v.root is k.root and v.offset == k.offset and v.dtype is k.dtype and same_rows
 
     @property
-    def tasks(self) -> int:
+    def blocks(self) -> int:
+        """Blocks of rows of all kv heads; each has a result."""
         return self.sources[1].shape[1] * -(-self.rows // self.block)
+
+    @property
+    def direct(self) -> tuple[str, str]:
+        """The dtypes of k and v where rows can be read as they lie, in whole vectors; "" where not."""
+        found = [x.dtype.name if x.dtype.is_float and x.shape[2] % tile().rows == 0 else "" for x in self.sources[1:]]
+        return found[0], found[1]
 
     @cached_property
     def pitches(self) -> list[int]:
@@ -132,15 +153,17 @@ class Layout:
     def places(self) -> list[int]:
         """Where each part of the scratch memory begins, in the order of the scalars, and the size of the whole."""
         keys, values, _ = self.pitches
+        lanes, kv_heads = host.level().lanes, self.sources[1].shape[1]
+        panels = self.padded // (lanes * self.vectors)
         sizes = [
-            max(NARROW, host.level().lanes) * keys,
-            self.padded * keys,
+            (kv_heads * self.rows if self.few else lanes) * keys,
+            0 if self.few else self.padded * keys,
             self._room(CELLS) * keys,
             0 if self.shared else self._room(CELLS) * values,
-            self.padded // (host.level().lanes * self.vectors) * self.panel_bytes + 4 * self._room(0),
+            FEW * FEW_PITCH if self.few else panels * self.panel_bytes + 4 * self._room(0),
             4 * self.padded,
             CELLS * (ROWS + 1),
-            self.result[-1],
+            0 if self.few else self.result[-1],
         ]
         places = [0, *accumulate(_up(size, 64) for size in sizes)]
         if self.shared:
@@ -170,9 +193,12 @@ class Layout:
         ]
 
     def workspace(self, threads: int) -> int:
-        """Bytes of every thread's scratch memory and of the parts' results."""
-        parts = parts_of(self.tasks, self.sources[1].shape[0], threads)
-        return threads * self.places[-1] + (self.tasks * parts * self.result[-1] if parts > 1 else 0)
+        """Bytes of every thread's scratch memory and of the results that threads share."""
+        _, k, _ = self.sources
+        tasks = groups_of(k.shape[1], threads) if self.few else self.blocks
+        parts = parts_of(tasks, k.shape[0], threads)
+        shared = self.blocks * parts if self.few or parts > 1 else 0
+        return threads * self.places[-1] + shared * self.result[-1]
 
 
 def _up(n: int, multiple: int) -> int:

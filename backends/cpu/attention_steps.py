@@ -11,7 +11,7 @@ import numpy as np
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, float_scalar, size, stride
 from graphrt.backends.cpu.attention_layout import ROWS, setting
-from graphrt.backends.cpu.attention_tile import dot_tile, multiply_up_to
+from graphrt.backends.cpu.attention_tile import multiply_up_to
 from graphrt.backends.cpu.elements import FLOAT32, element_bytes, gather, loop_one
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_one
@@ -55,17 +55,13 @@ def row_loader(lanes):
     return load_row
 
 
-def rows_loader(lanes, vectors, narrow):
-    """A helper: bring a block's rows to the scratch memory: as lines, or transposed into panels [width of q, rows]."""
+def rows_loader(lanes, vectors):
+    """A helper: bring a block's rows to the scratch memory, transposed into panels [width of q, rows]."""
     load_row, width = row_loader(lanes), lanes * vectors
 
     @helper
     def load_rows(args, scratch, kv_head, first_row, rows):
         lines, pitch = scratch + setting(args, at.LINES), setting(args, at.KEY_PITCH)
-        if narrow:
-            for r in range(rows):
-                load_row(args, kv_head, first_row + r, first_row + rows, lines + r * pitch)
-            return
         for r in range(0, rows, lanes):
             for i in range(lanes):
                 load_row(args, kv_head, first_row + r + i, first_row + rows, lines + i * pitch)
@@ -74,28 +70,6 @@ def rows_loader(lanes, vectors, narrow):
                 transpose_block(lines + 4 * k, pitch, panel + 4 * width * k, 4 * width, lanes)
 
     return load_rows
-
-
-def row_scorer(lanes):
-    """A helper: scores of a few rows, by dot products."""
-
-    @helper
-    def score(args, scratch, rows, cells):
-        pitch = setting(args, at.KEY_PITCH)
-        lines, scores = scratch + setting(args, at.LINES), scratch + setting(args, at.SCORES)
-        for c in range(0, cells, 4):
-            keys, target = scratch + setting(args, at.KEYS) + c * pitch, scores + 4 * lanes * c
-            r = 0
-            while r + 4 <= rows:
-                dot_tile(lines + r * pitch, pitch, keys, pitch, pitch // 4, target + 4 * r, 4 * lanes, lanes, 4, 4)
-                r += 4
-            if r + 2 <= rows:
-                dot_tile(lines + r * pitch, pitch, keys, pitch, pitch // 4, target + 4 * r, 4 * lanes, lanes, 2, 4)
-                r += 2
-            if r < rows:
-                dot_tile(lines + r * pitch, pitch, keys, pitch, pitch // 4, target + 4 * r, 4 * lanes, lanes, 1, 4)
-
-    return score
 
 
 def panel_scorer(lanes, vectors, columns):
@@ -116,30 +90,32 @@ def panel_scorer(lanes, vectors, columns):
 
 
 @helper
+def hide_from(args, scratch, token, scores, step, cells):
+    """Set one row's scores, `step` bytes apart, of cells that its token (counted in the block) does not see to -inf."""
+    flags = scratch + setting(args, at.SEEN) + token
+    for c in range(cells):
+        if load_integer(flags + c * ROWS, "i8") == 0:
+            store_one(scores + step * c, "f32", HIDDEN)
+
+
+@helper
 def hide(args, scratch, width, first_row, rows, cells):
-    """Set the scores of cells that a row does not see to -inf."""
-    group, seen = setting(args, at.GROUP), scratch + setting(args, at.SEEN)
-    first_token = first_row // group
+    """The same for every row of a block, in panels."""
+    group = setting(args, at.GROUP)
     for r in range(rows):
-        flags = seen + (first_row + r) // group - first_token
-        column = scratch + setting(args, at.SCORES) + r // width * setting(args, at.PANEL_BYTES) + r % width * 4
-        for c in range(cells):
-            if load_integer(flags + c * ROWS, "i8") == 0:
-                store_one(column + 4 * width * c, "f32", HIDDEN)
+        scores = scratch + setting(args, at.SCORES) + r // width * setting(args, at.PANEL_BYTES) + r % width * 4
+        hide_from(args, scratch, (first_row + r) // group - first_row // group, scores, 4 * width, cells)
 
 
-def score_capper(lanes, vectors):
-    """A helper: bend scores to softcap · tanh(score / softcap)."""
-    width = lanes * vectors
+def score_capper(lanes):
+    """A helper: bend scores, `count` and up to a whole vector, to softcap · tanh(score / softcap)."""
 
     @helper
-    def cap(args, scratch, rows, cells):
+    def cap(args, scores, count):
         most = float_setting(args, at.SOFTCAP)
-        for panel in range((rows + width - 1) // width):
-            scores = scratch + setting(args, at.SCORES) + panel * setting(args, at.PANEL_BYTES)
-            for i in range(0, cells * width, lanes):
-                z = load_f32(scores + 4 * i, "f32", lanes)
-                store_f32(scores + 4 * i, "f32", tanh(z * (ONE / most)) * most)
+        for i in range(0, count, lanes):
+            z = load_f32(scores + 4 * i, "f32", lanes)
+            store_f32(scores + 4 * i, "f32", tanh(z * (ONE / most)) * most)
 
     return cap
 

@@ -1,0 +1,179 @@
+"""Attention of few rows, as in decoding: bound by reading the cache, so keys and values are read where they lie.
+
+A task is a run of kv heads: chunk by chunk it goes through all of them, since their rows lie side by side in memory.
+Scores are laid out row by row. Rows that are quantized, or no whole vectors, go through the tiles of
+attention_cells.py, and so do the values of chunks in which some cells are hidden.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphrt.backends.cpu import attention_layout as at
+from graphrt.backends.cpu.args import address, claim, share, size, stride
+from graphrt.backends.cpu.attention_cells import ALL, NONE, look, tile_filler
+from graphrt.backends.cpu.attention_layout import CELLS, FEW_PITCH, groups_of, parts_of, rows_of_head, setting
+from graphrt.backends.cpu.attention_results import clearer, shared_result
+from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO, hide_from, row_loader, score_capper
+from graphrt.backends.cpu.attention_tile import dot_tile, multiply_tile
+from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.jit import Kernel
+from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_one
+from graphrt.backends.cpu.simd import maximum, reduce_add, reduce_max, splat
+from graphrt.backends.cpu.vector_math import exp
+
+GULP = 4  # cells scored together
+
+
+def scorer(lanes, dtype):
+    """A helper: scores of rows of q, `pitch` bytes apart, with keys of a plain dtype, `key_pitch` bytes apart."""
+
+    @helper
+    def score(lines, pitch, rows, keys, key_pitch, width, cells, scores):
+        r = 0
+        while r < rows:
+            q, target = lines + r * pitch, scores + r * FEW_PITCH
+            for c in range(0, cells, GULP):
+                k, s = keys + c * key_pitch, target + 4 * c
+                if c + GULP > cells:
+                    for i in range(c, cells):
+                        for j in range(r, min(r + 4, rows)):
+                            one, place = lines + j * pitch, scores + j * FEW_PITCH + 4 * i
+                            dot_tile(one, 0, keys + i * key_pitch, 0, width, place, 0, dtype, lanes, 1, 1)
+                elif r + 4 <= rows:
+                    dot_tile(q, pitch, k, key_pitch, width, s, FEW_PITCH, dtype, lanes, 4, GULP)
+                elif r + 2 <= rows:
+                    dot_tile(q, pitch, k, key_pitch, width, s, FEW_PITCH, dtype, lanes, 2, GULP)
+                else:
+                    dot_tile(q, pitch, k, key_pitch, width, s, FEW_PITCH, dtype, lanes, 1, GULP)
+            r += 4 if r + 4 <= rows else (2 if r + 2 <= rows else 1)
+
+    return score
+
+
+def mixer(lanes, vectors, dtype):
+    """A helper: totals += powers · values, the values of a plain dtype, `value_pitch` bytes apart."""
+    nbytes, stripe = 4 if dtype == "f32" else 2, lanes * vectors
+
+    @helper
+    def mix(values, value_pitch, scores, rows, cells, totals, pitch, width):
+        r = 0
+        while r < rows:
+            x, y = scores + r * FEW_PITCH, totals + r * pitch
+            for i in range(0, width, stripe):
+                v, t = values + i * nbytes, y + 4 * i
+                if r + 4 <= rows:
+                    multiply_tile(v, value_pitch, x, 4, FEW_PITCH, cells, t, pitch, dtype, lanes, vectors, 4, True)
+                elif r + 2 <= rows:
+                    multiply_tile(v, value_pitch, x, 4, FEW_PITCH, cells, t, pitch, dtype, lanes, vectors, 2, True)
+                else:
+                    multiply_tile(v, value_pitch, x, 4, FEW_PITCH, cells, t, pitch, dtype, lanes, vectors, 1, True)
+            r += 4 if r + 4 <= rows else (2 if r + 2 <= rows else 1)
+
+    return mix
+
+
+def updater(lanes):
+    """A helper: turn one row's scores into powers, and bring its highest score, its sum and its totals up to date."""
+
+    @helper
+    def update(args, result, r, scores, cells):
+        for c in range(cells, cells + lanes):
+            store_one(scores + 4 * c, "f32", HIDDEN)
+        before = load_one(result + 4 * r, "f32")
+        top = splat(before, lanes)
+        for c in range(0, cells, lanes):
+            top = maximum(top, load_f32(scores + 4 * c, "f32", lanes))
+        highest = reduce_max(top)
+        base = ZERO if highest == HIDDEN else highest
+        added = splat(ZERO, lanes)
+        for c in range(0, cells, lanes):
+            power = exp(load_f32(scores + 4 * c, "f32", lanes) - base)
+            store_f32(scores + 4 * c, "f32", power)
+            added = added + power
+        factor = np.float32(np.exp(np.float64(before) - base))
+        sum_at = result + setting(args, at.SUMS) + 4 * r
+        store_one(result + 4 * r, "f32", highest)
+        store_one(sum_at, "f32", load_one(sum_at, "f32") * factor + reduce_add(added))
+        if factor != ONE:
+            totals, pitch = result + setting(args, at.TOTALS), setting(args, at.VALUE_PITCH)
+            for i in range(r * pitch, (r + 1) * pitch, 4 * lanes):
+                store_f32(totals + i, "f32", load_f32(totals + i, "f32", lanes) * factor)
+
+    return update
+
+
+@helper
+def cache_row(args, tensor, kv_head, cell):
+    """Address of a cell's row of keys or values."""
+    return address(args, tensor) + cell * stride(args, tensor, 1) + kv_head * stride(args, tensor, 2)
+
+
+def head_attender(lanes, vectors, key_dtype, value_dtype):
+    """A helper: let the rows of one kv head attend to one chunk."""
+    fill, cap, update = tile_filler(lanes), score_capper(lanes), updater(lanes)
+    score, mix = scorer(lanes, key_dtype or "f32"), mixer(lanes, vectors, "f32")
+    mix_directly = mixer(lanes, vectors, value_dtype or "f32")
+
+    @helper
+    def attend_head(args, scratch, result, kv_head, first_cell, cells, answer):
+        rows, group, scores = rows_of_head(args), setting(args, at.GROUP), scratch + setting(args, at.SCORES)
+        pitch = setting(args, at.KEY_PITCH)
+        lines = scratch + setting(args, at.LINES) + kv_head * rows * pitch
+        if key_dtype:
+            keys, key_pitch = cache_row(args, at.K, kv_head, first_cell), stride(args, at.K, 1)
+            score(lines, pitch, rows, keys, key_pitch, size(args, at.K, 3), cells, scores)
+        else:
+            fill(args, at.K, kv_head, first_cell, cells, scratch)
+            score(lines, pitch, rows, scratch + setting(args, at.KEYS), pitch, pitch // 4, cells, scores)
+        for r in range(rows):
+            row = scores + r * FEW_PITCH
+            if setting(args, at.SOFTCAP) != 0:
+                cap(args, row, cells)
+            if answer != ALL:
+                hide_from(args, scratch, r // group, row, 4, cells)
+            update(args, result, r, row, cells)
+        totals, total_pitch = result + setting(args, at.TOTALS), setting(args, at.VALUE_PITCH)
+        if value_dtype and answer == ALL:
+            values, value_pitch = cache_row(args, at.V, kv_head, first_cell), stride(args, at.V, 1)
+            mix_directly(values, value_pitch, scores, rows, cells, totals, total_pitch, size(args, at.V, 3))
+            return
+        if key_dtype or not setting(args, at.SHARED):
+            fill(args, at.V, kv_head, first_cell, cells, scratch)
+        values, value_pitch = scratch + setting(args, at.VALUES), setting(args, at.TILE_PITCH)
+        mix(values, value_pitch, scores, rows, cells, totals, total_pitch, total_pitch // 4)
+
+    return attend_head
+
+
+def attend_few(lanes: int, vectors: int, key_dtype: str, value_dtype: str) -> Kernel:
+    """Native: every run of kv heads, part by part; dtypes where rows are read directly, else ""."""
+    attend_head, load_row = head_attender(lanes, vectors, key_dtype, value_dtype), row_loader(lanes)
+    clear = clearer(lanes)
+
+    def run(args, ith, nth):
+        rows, kv_heads, cells = rows_of_head(args), size(args, at.K, 2), size(args, at.K, 1)
+        tokens, pitch = size(args, at.Q, 1), setting(args, at.KEY_PITCH)
+        groups = groups_of(kv_heads, nth)
+        parts = parts_of(groups, cells, nth)
+        scratch = setting(args, at.WORKSPACE) + ith * setting(args, at.SCRATCH_BYTES)
+        lines, seen = scratch + setting(args, at.LINES), scratch + setting(args, at.SEEN)
+        item = claim(setting(args, at.COUNTER), 1)
+        while item < groups * parts and rows > 0:
+            part = item % parts
+            first_head, last_head = share(kv_heads, item // parts, groups)
+            for head in range(first_head, last_head):
+                clear(args, shared_result(args, head, part, parts, nth))
+                for r in range(rows):
+                    load_row(args, head, r, rows, lines + (head * rows + r) * pitch)
+            first, last = share((cells + CELLS - 1) // CELLS, part, parts)
+            for chunk in range(first, last):
+                count = min(CELLS, cells - chunk * CELLS)
+                answer = look(args, 0, tokens, chunk * CELLS, count, seen)
+                if answer != NONE:
+                    for head in range(first_head, last_head):
+                        result = shared_result(args, head, part, parts, nth)
+                        attend_head(args, scratch, result, head, chunk * CELLS, count, answer)
+            item = claim(setting(args, at.COUNTER), 1)
+
+    return run
