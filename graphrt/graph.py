@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from graphrt.errors import GraphError
 from graphrt.tensor import Tensor
+
+Phase = Literal["prompt", "decode"]
 
 
 class Graph:
@@ -17,7 +20,7 @@ class Graph:
     Raises: GraphError if two leafs share a name, or a read and a write of the same memory have no order.
     """
 
-    def __init__(self, outputs: Tensor | Iterable[Tensor], *, phase: str | None = None) -> None:
+    def __init__(self, outputs: Tensor | Iterable[Tensor], *, phase: Phase | None = None) -> None:
         self.phase = phase
         self.outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
         if not self.outputs:

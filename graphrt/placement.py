@@ -150,7 +150,9 @@ class _Placer:
                     f'[placement] {tensor!r} is assigned to "{name}", which is no backend; there are: {known}'
                 )
             return Placement(self.by_name[name], "assigned by the user", told=True)
-        rule = first_match(rules, tensor, self.graph.phase) if rules else None
+        # A state has one home for all graphs, whatever their phase: its bytes do not move between runs.
+        phase = None if tensor.role == "state" else self.graph.phase
+        rule = first_match(rules, tensor, phase) if rules else None
         return None if rule is None else Placement(self.by_name[rule.backend], f'override "{rule.text}"', told=True)
 
     # -- nodes -----------------------------------------------------------------------------------------------------

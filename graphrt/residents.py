@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 
 from graphrt.buffer import HOST, Buffer, HostBuffer
@@ -14,18 +16,24 @@ class Residents:
     """Where each leaf's bytes are: on the host in its own data, on a device in a buffer that was filled once."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[Tensor, str], Buffer] = {}
+        # Weakly, so that a state (a KV cache) is given back with the plans that use it.
+        self._held: WeakKeyDictionary[Tensor, dict[str, Buffer]] = WeakKeyDictionary()
 
     def buffer(self, leaf: Tensor, home: Placement | None) -> Buffer:
         """The buffer of a leaf at its home; a device's is allocated and filled when first asked for.
 
-        Raises: PlacementError if the device has no room.
+        Raises: PlacementError if the device has no room, or if a state that lives in one memory is put in another.
         """
         memory = HOST if home is None else home.backend.memory
-        key = (leaf, memory)
-        if key not in self._held:
-            self._held[key] = HostBuffer.of_leaf(leaf) if home is None or memory == HOST else _upload(leaf, home)
-        return self._held[key]
+        held = self._held.setdefault(leaf, {})
+        if memory not in held:
+            if leaf.role == "state" and held:
+                raise PlacementError(
+                    f"[{leaf.name}] is a state that lives in the memory {next(iter(held))}, and cannot also live in "
+                    f"{memory}; place it alike in all graphs"
+                )
+            held[memory] = HostBuffer.of_leaf(leaf) if home is None or memory == HOST else _upload(leaf, home)
+        return held[memory]
 
 
 def _upload(leaf: Tensor, home: Placement) -> Buffer:

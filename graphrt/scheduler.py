@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -66,6 +67,7 @@ class Scheduler:
         self._node_rules = parse(node_overrides, names)
         self._residents = Residents()
         self._plans: dict[tuple[object, ...], Plan] = {}
+        self._phases: set[str | None] = set()
 
     def schedule(self, graph: Graph | Tensor, *, assigned: Mapping[Tensor, str] | None = None) -> Schedule:
         """Decide where everything runs and lies, without touching data or allocating memory.
@@ -74,14 +76,30 @@ class Scheduler:
             assigned: your own word on nodes, weights and states, by backend name; it comes before every rule.
         Raises: PlacementError if no backend supports a node, or a memory's limit is exceeded.
         """
-        return make_schedule(
-            graph if isinstance(graph, Graph) else Graph(graph),
-            self.backends,
-            self.settings,
-            rules=_fresh(self._rules),
-            node_rules=_fresh(self._node_rules),
-            assigned=assigned,
+        graph = graph if isinstance(graph, Graph) else Graph(graph)
+        rules, node_rules = _fresh(self._rules), _fresh(self._node_rules)
+        schedule = make_schedule(
+            graph, self.backends, self.settings, rules=rules, node_rules=node_rules, assigned=assigned
         )
+        self._phases.add(graph.phase)
+        for rule, used in zip((*self._rules, *self._node_rules), (*rules, *node_rules), strict=True):
+            rule.matches += used.matches
+        return schedule
+
+    def unmatched(self) -> list[str]:
+        """The override rules that placed nothing in any graph so far; one for a phase needs a graph of that phase."""
+        rules = (*self._rules, *self._node_rules)
+        return [rule.text for rule in rules if not rule.matches and (rule.phase is None or rule.phase in self._phases)]
+
+    def add_overrides(self, rules: Iterable[str]) -> None:
+        """Add rules after those that there are; for schedules to come."""
+        self._rules += parse(rules, [backend.name for backend in self.backends])
+
+    def fork(self) -> Scheduler:
+        """A scheduler with plans of its own, over the same backends, rules and resident weights."""
+        other = copy.copy(self)
+        other._plans = {}
+        return other
 
     def plan(
         self, graph: Graph | Tensor, arena: SharedArena | None = None, *, assigned: Mapping[Tensor, str] | None = None

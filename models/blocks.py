@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graphrt import Graph, input, ops
+from graphrt.graph import Phase
 from graphrt.models.hyperparameters import RopeParameters
 from graphrt.models.kv_cache import KVCache
 from graphrt.models.routing import Routing
@@ -223,15 +224,15 @@ class Decoder:
     def vocabulary_size(self) -> int:
         return self.embedding.shape[0]
 
-    def graph(self, batch: UBatch) -> Graph:
+    def graph(self, batch: UBatch, phase: Phase | None = None) -> Graph:
         """The graph of one ubatch: its output is [R, V] f32 logits, or, where R is 0, the written cache alone."""
         x = ops.get_rows(self.embedding, batch.tokens).named("inp_embd")  # [T, D]
         for number, layer in enumerate(self.layers):
             x = layer(x, number, batch, last=number == len(self.layers) - 1)  # [T, D]; [R, D] after the last
         if x.shape[0] == 0:
-            return Graph(batch.written)
+            return Graph(batch.written, phase=phase)
         x = self.output_norm(x).named("result_norm")  # [R, D]
-        return Graph(ops.mul_mat(self.output, x).named("result_output"))  # [R, V]
+        return Graph(ops.mul_mat(self.output, x).named("result_output"), phase=phase)  # [R, V]
 
 
 def load_output(weights: Weights, embedding: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 from graphrt import Graph, Plan, Scheduler, SharedArena
 from graphrt.dtypes import Array
 from graphrt.errors import GraphError
+from graphrt.graph import Phase
 from graphrt.models.blocks import Decoder, UBatch
 from graphrt.models.kv_cache import MAX_SEQUENCES, KVCache
 
@@ -46,6 +47,11 @@ class Batch:
         wanted[0 if all_logits else -1 :] = True
         positions = np.arange(start, start + count, dtype=np.int32)
         return cls(_token_ids(tokens), positions, np.full(count, sequence, np.int32), wanted)
+
+    @property
+    def phase(self) -> Phase:
+        """Decoding if every token stands alone in its sequence, else a prompt: which override rules hold."""
+        return "decode" if len(self) == 1 or len(np.unique(self.sequences)) == len(self) else "prompt"
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -91,7 +97,7 @@ class Context:
         self.cells = self.cache.cells
         self.ubatch = ubatch
         self._arena = SharedArena()
-        self._steps: dict[tuple[int, int, int], _Step] = {}
+        self._steps: dict[tuple[int, int, int, Phase], _Step] = {}
 
     @property
     def size(self) -> int:
@@ -123,15 +129,15 @@ class Context:
         for start in range(0, tokens, self.ubatch):
             part = taken[start : start + self.ubatch]
             is_last = start + len(part) == tokens
-            self._step(len(part), int(is_last), self.cells.visible_with(part))
+            self._step(len(part), int(is_last), self.cells.visible_with(part), _phase_of(len(part)))
         if self.cells.used + tokens < self.size:
-            self._step(1, 1, self.cells.visible_with(self.cells.find(tokens + 1)))
+            self._step(1, 1, self.cells.visible_with(self.cells.find(tokens + 1)), "decode")
 
     def _run(self, batch: Batch) -> Array:
         cells = self.cells
         tokens, count = len(batch), int(np.count_nonzero(batch.wanted))
         taken = cells.find(tokens)
-        step = self._step(tokens, count, cells.visible_with(taken))
+        step = self._step(tokens, count, cells.visible_with(taken), batch.phase)
         cells.occupy(taken, batch.positions, batch.sequences)
         try:
             step.set("inp_tokens", batch.tokens)
@@ -147,8 +153,8 @@ class Context:
             raise
         return step.logits if step.logits is not None else np.empty((0, self.decoder.vocabulary_size), np.float32)
 
-    def _step(self, tokens: int, rows: int, cells: int) -> _Step:
-        key = (tokens, rows, cells)
+    def _step(self, tokens: int, rows: int, cells: int, phase: Phase) -> _Step:
+        key = (tokens, rows, cells, phase)
         if key not in self._steps:
             if len(self._steps) == MAX_PLANS:
                 self._steps.clear()
@@ -156,16 +162,16 @@ class Context:
             self._steps[key] = _Step(self.plan(*key), cells, gives_logits=rows > 0)
         return self._steps[key]
 
-    def graph(self, tokens: int, rows: int, cells: int) -> Graph:
+    def graph(self, tokens: int, rows: int, cells: int, phase: Phase | None = None) -> Graph:
         """The graph of so many tokens, of which `rows` get logits, that look at so many cells.
 
-        With no rows it only fills the cache.
+        With no rows it only fills the cache. One token is a phase of decoding, more are a prompt, if none is given.
         """
-        return self.decoder.graph(UBatch.make(self.cache, tokens, rows, cells))
+        return self.decoder.graph(UBatch.make(self.cache, tokens, rows, cells), phase or _phase_of(tokens))
 
-    def plan(self, tokens: int, rows: int, cells: int) -> Plan:
+    def plan(self, tokens: int, rows: int, cells: int, phase: Phase | None = None) -> Plan:
         """That graph, compiled, over memory that all plans of this context share."""
-        return self.scheduler.plan(self.graph(tokens, rows, cells), self._arena)
+        return self.scheduler.plan(self.graph(tokens, rows, cells, phase), self._arena)
 
     def _check(self, batch: Batch) -> None:
         if not len(batch):
@@ -183,6 +189,11 @@ class Context:
             if not 0 <= sequence < MAX_SEQUENCES:
                 raise GraphError(f"[context] sequence {sequence} is out of range; there are 0 to {MAX_SEQUENCES - 1}")
         self.cells.require_free(len(batch))
+
+
+def _phase_of(tokens: int) -> Phase:
+    """The phase of so many tokens of one sequence."""
+    return "decode" if tokens == 1 else "prompt"
 
 
 def _token_ids(tokens: Iterable[int]) -> Array:

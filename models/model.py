@@ -11,6 +11,7 @@ from typing import Any
 
 from graphrt import Scheduler, Settings
 from graphrt.backend import Backend
+from graphrt.buffer import HOST
 from graphrt.dtypes import Array
 from graphrt.errors import FormatError, SettingsError
 from graphrt.models import deepseek2, llama
@@ -24,6 +25,7 @@ from graphrt.models.kv_cache import cache_dtype
 from graphrt.models.sampling import Sampler, SamplingOptions
 from graphrt.models.tokenizer import Tokenizer
 from graphrt.models.weights import Weights
+from graphrt.overrides import gpu_layers as gpu_layer_rules
 from graphrt.scheduler import DEFAULT_BACKENDS
 
 NAMES = ("tiny-deepseek2", "tiny-mixtral")  # models that come with the package
@@ -83,7 +85,7 @@ class Model:
         decoder: its weights and graph.
         n_ctx: cells of each context.
         options: attention variant, cache type, ubatch.
-        backends: where its graphs run, the preferred first.
+        scheduler: says where its graphs run; each context has plans of its own, over the same weights.
     """
 
     def __init__(
@@ -92,6 +94,8 @@ class Model:
         *,
         backends: Sequence[str | Backend] = DEFAULT_BACKENDS,
         overrides: Iterable[str] | None = None,
+        node_overrides: Iterable[str] = (),
+        gpu_layers: int | None = None,
         n_ctx: int | None = None,
         options: ModelOptions | None = None,
         **settings: Any,
@@ -105,13 +109,18 @@ class Model:
         if not 1 <= self.n_ctx < MAX_CONTEXT:
             raise SettingsError(f"[load] n_ctx is {n_ctx}; it must be at least 1 and below {MAX_CONTEXT}")
         cache_dtype(self.options.cache_type, self.decoder.cache_layout)
-        self._overrides = None if overrides is None else tuple(overrides)
-        self._settings = settings
-        self.backends = Scheduler(backends, overrides=self._overrides, **settings).backends
+        self.scheduler = Scheduler(backends, overrides=overrides, node_overrides=node_overrides, **settings)
+        if gpu_layers is not None:
+            self.scheduler.add_overrides(self._device_rules(gpu_layers))
         self._idle: list[Context] = []
 
     def __repr__(self) -> str:
         return f"Model({self.file.path.name}: {self.file.architecture}, n_ctx {self.n_ctx})"
+
+    @property
+    def backends(self) -> Sequence[Backend]:
+        """Where its graphs run, the preferred first."""
+        return self.scheduler.backends
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -131,8 +140,8 @@ class Model:
 
     def new_context(self) -> Context:
         """A context of its own: an empty KV cache of n_ctx cells."""
-        scheduler = Scheduler(self.backends, overrides=self._overrides, **self._settings)
-        return Context(self.decoder, scheduler, self.n_ctx, self.options.cache_type, self.options.n_ubatch)
+        options = self.options
+        return Context(self.decoder, self.scheduler.fork(), self.n_ctx, options.cache_type, options.n_ubatch)
 
     def logits(self, tokens: Sequence[int]) -> Array:
         """The logits after each token, in a fresh context.
@@ -180,6 +189,16 @@ class Model:
         bos, eos = ("" if i is None else vocabulary.tokens[i] for i in (vocabulary.bos, vocabulary.eos))
         return render(messages, vocabulary.chat_template, bos, eos)
 
+    def _device_rules(self, count: int) -> list[str]:
+        """The rules that put the last layers on the first device."""
+        device = next((backend.name for backend in self.backends if backend.memory != HOST), None)
+        if device is None:
+            raise SettingsError(
+                f"[load] gpu_layers is {count}, but none of the backends is a device: "
+                f"{', '.join(backend.name for backend in self.backends)}; name one in front of them"
+            )
+        return gpu_layer_rules(count, len(self.decoder.layers), device)
+
     @contextmanager
     def _context(self) -> Iterator[Context]:
         """An empty context that nobody else uses: an idle one with its compiled plans, or a new one."""
@@ -196,6 +215,8 @@ def load(
     *,
     backends: Sequence[str | Backend] | str | None = None,
     overrides: Iterable[str] | str | None = None,
+    node_overrides: Iterable[str] | str = (),
+    gpu_layers: int | None = None,
     n_ctx: int | None = None,
     threads: int | None = None,
     **options: Any,
@@ -205,7 +226,11 @@ def load(
     Args:
         path_or_name: a file, or "tiny-deepseek2" or "tiny-mixtral", which come with the package.
         backends: names or Backend objects, the preferred first; None: cpu, then reference.
-        overrides: rules `regex=backend` over weights' names, the first match wins.
+        overrides: rules `regex=backend` over weights' names, the first match wins; `regex@prompt=backend` and
+            `regex@decode=backend` hold in one phase only; None: GRAPH_TENSOR_OVERRIDES.
+        node_overrides: such rules over the names of nodes and of ops.
+        gpu_layers: put the output and the last so many layers less one, with their caches, on the first device; the
+            overrides come first.
         n_ctx: tokens that the KV cache holds; None: what the model was trained for, at most 4096.
         threads: of the CPU backend; None: GRAPH_THREADS, or as many as the process may use.
         options: fields of ModelOptions (attention, cache_type, n_ubatch) and of graphrt.Settings.
@@ -224,6 +249,8 @@ def load(
         GGUFFile.open(locate(path_or_name)),
         backends=[backends] if isinstance(backends, str) else backends or DEFAULT_BACKENDS,
         overrides=[overrides] if isinstance(overrides, str) else overrides,
+        node_overrides=[node_overrides] if isinstance(node_overrides, str) else node_overrides,
+        gpu_layers=gpu_layers,
         n_ctx=n_ctx,
         options=ModelOptions(**{name: value for name, value in options.items() if name in known}),
         threads=threads,
