@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphrt import dtypes
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, claim, share, size, stride
-from graphrt.backends.cpu.attention_cells import ALL, NONE, look, tile_filler
+from graphrt.backends.cpu.attention_cells import ALL, NONE, look, prefetch, tile_filler
 from graphrt.backends.cpu.attention_layout import CELLS, FEW_PITCH, groups_of, parts_of, rows_of_head, setting
 from graphrt.backends.cpu.attention_results import clearer, shared_result
 from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO, hide_from, row_loader, score_capper
@@ -25,8 +26,17 @@ from graphrt.backends.cpu.vector_math import exp
 GULP = 4  # cells scored together
 
 
+@helper
+def prefetch_rows(source, pitch, nbytes):
+    """Ask for a gulp's rows in the next chunk, of which the processor foresees only those of the first kv head."""
+    for c in range(GULP):
+        for i in range(0, nbytes, 64):
+            prefetch(source + c * pitch + i)
+
+
 def scorer(lanes, dtype):
     """A helper: scores of rows of q, `pitch` bytes apart, with keys of a plain dtype, `key_pitch` bytes apart."""
+    nbytes = dtypes.get(dtype).nbytes
 
     @helper
     def score(lines, pitch, rows, keys, key_pitch, width, cells, scores):
@@ -35,6 +45,8 @@ def scorer(lanes, dtype):
             q, target = lines + r * pitch, scores + r * FEW_PITCH
             for c in range(0, cells, GULP):
                 k, s = keys + c * key_pitch, target + 4 * c
+                if r == 0:
+                    prefetch_rows(k + CELLS * key_pitch, key_pitch, nbytes * width)
                 if c + GULP > cells:
                     for i in range(c, cells):
                         for j in range(r, min(r + 4, rows)):
@@ -51,9 +63,9 @@ def scorer(lanes, dtype):
     return score
 
 
-def mixer(lanes, vectors, dtype):
+def mixer(lanes, vectors, dtype, directly):
     """A helper: totals += powers · values, the values of a plain dtype, `value_pitch` bytes apart."""
-    nbytes, stripe = 4 if dtype == "f32" else 2, lanes * vectors
+    nbytes, stripe = dtypes.get(dtype).nbytes, lanes * vectors
 
     @helper
     def mix(values, value_pitch, scores, rows, cells, totals, pitch, width):
@@ -62,6 +74,9 @@ def mixer(lanes, vectors, dtype):
             x, y = scores + r * FEW_PITCH, totals + r * pitch
             for i in range(0, width, stripe):
                 v, t = values + i * nbytes, y + 4 * i
+                if r == 0 and directly:
+                    for c in range(cells):
+                        prefetch(v + (c + CELLS) * value_pitch)
                 if r + 4 <= rows:
                     multiply_tile(v, value_pitch, x, 4, FEW_PITCH, cells, t, pitch, dtype, lanes, vectors, 4, True)
                 elif r + 2 <= rows:
@@ -112,8 +127,8 @@ def cache_row(args, tensor, kv_head, cell):
 def head_attender(lanes, vectors, key_dtype, value_dtype):
     """A helper: let the rows of one kv head attend to one chunk."""
     fill, cap, update = tile_filler(lanes), score_capper(lanes), updater(lanes)
-    score, mix = scorer(lanes, key_dtype or "f32"), mixer(lanes, vectors, "f32")
-    mix_directly = mixer(lanes, vectors, value_dtype or "f32")
+    score, mix = scorer(lanes, key_dtype or "f32"), mixer(lanes, vectors, "f32", False)
+    mix_directly = mixer(lanes, vectors, value_dtype or "f32", True)
 
     @helper
     def attend_head(args, scratch, result, kv_head, first_cell, cells, answer):
