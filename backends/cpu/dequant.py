@@ -107,7 +107,7 @@ def _q4_1(block, target):
 
 
 @helper
-def _fifth_bits(source, first):
+def fifth_bits(source, first):
     """Bits first … first+15 of the 32 at `source`, each as 0 or 16 in a byte of its own."""
     return bits_to_bytes(load_integer(source + first // 8, "u16")) & 16
 
@@ -116,16 +116,16 @@ def _fifth_bits(source, first):
 def _q5_0(block, target):
     scale = load_one(block, "f16")
     low, high = _nibbles(block + 6)
-    _store16_signed(target, (low | _fifth_bits(block + 2, 0)) - 16, scale)
-    _store16_signed(target + 64, (high | _fifth_bits(block + 2, 16)) - 16, scale)
+    _store16_signed(target, (low | fifth_bits(block + 2, 0)) - 16, scale)
+    _store16_signed(target + 64, (high | fifth_bits(block + 2, 16)) - 16, scale)
 
 
 @helper
 def _q5_1(block, target):
     scale, least = load_one(block, "f16"), load_one(block + 2, "f16")
     low, high = _nibbles(block + 8)
-    _store16(target, low | _fifth_bits(block + 4, 0), scale, least)
-    _store16(target + 64, high | _fifth_bits(block + 4, 16), scale, least)
+    _store16(target, low | fifth_bits(block + 4, 0), scale, least)
+    _store16(target + 64, high | fifth_bits(block + 4, 16), scale, least)
 
 
 @helper
