@@ -1,4 +1,4 @@
-"""Dot products of weights in blocks of 256 with x in int8: a block, and a unit of the prepared form "sums", at a time."""
+"""Dot products of weights in blocks of 256 with x in int8: a block and a unit of the prepared form "sums" at a time."""
 
 from __future__ import annotations
 

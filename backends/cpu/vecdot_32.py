@@ -1,4 +1,4 @@
-"""Dot products of weights in blocks of 32 with x in int8: four blocks, a unit of the prepared form "bytes", at a time."""
+"""Dot products of weights in blocks of 32 with x in int8: four blocks, a unit of the form "bytes", at a time."""
 
 from __future__ import annotations
 
