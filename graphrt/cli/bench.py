@@ -16,7 +16,22 @@ import typer
 
 from graphrt.cli import output
 from graphrt.cli.bench_report import BenchResult, BenchTest, as_csv, as_json, as_markdown
-from graphrt.cli.options import Attention, CacheType, ModelArgument, Overrides, Threads, given
+from graphrt.cli.options import (
+    Attention,
+    CacheType,
+    CpuMoe,
+    CpuMoeLayers,
+    Device,
+    GpuLayers,
+    ModelArgument,
+    OverrideFile,
+    OverrideNode,
+    Overrides,
+    Threads,
+    given,
+    placement,
+    warn_of_unmatched,
+)
 
 if TYPE_CHECKING:
     from graphrt.models.context import Context
@@ -52,6 +67,12 @@ def bench(
     attention: Attention = None,
     cache_type: CacheType = None,
     overrides: Overrides = None,
+    override_file: OverrideFile = None,
+    override_node: OverrideNode = None,
+    cpu_moe: CpuMoe = False,
+    n_cpu_moe: CpuMoeLayers = None,
+    device: Device = None,
+    gpu_layers: GpuLayers = None,
 ) -> None:
     """Measure a model's speed: pp512 is a prompt of 512 tokens, tg128 the decoding of 128, @ d1024 after 1024 others.
 
@@ -64,11 +85,21 @@ def bench(
 
     longest = max(test.n_prompt + test.n_gen + test.n_depth for test in tests)
     options = given(attention=attention, cache_type=cache_type)
-    loaded = load(model, n_ctx=longest, threads=threads, overrides=overrides, **options)
+    where = placement(
+        overrides=overrides,
+        override_file=override_file,
+        override_node=override_node,
+        cpu_moe=cpu_moe,
+        n_cpu_moe=n_cpu_moe,
+        device=device,
+        gpu_layers=gpu_layers,
+    )
+    loaded = load(model, n_ctx=longest, threads=threads, **where, **options)
     results = []
     for test in tests:
         with output.status(f"{test.name}: {repetitions} runs"):
             results.append(_measure(loaded, test, repetitions))
+    warn_of_unmatched(loaded.scheduler)
     print({ReportForm.md: as_markdown, ReportForm.json: as_json, ReportForm.csv: as_csv}[form](results))
 
 

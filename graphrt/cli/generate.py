@@ -10,11 +10,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphrt.cli import output
-from graphrt.cli.options import Attention, CacheType, ContextSize, ModelArgument, Overrides, Threads, Verbose, given
+from graphrt.cli.options import (
+    Attention,
+    CacheType,
+    ContextSize,
+    CpuMoe,
+    CpuMoeLayers,
+    Device,
+    GpuLayers,
+    ModelArgument,
+    OverrideFile,
+    OverrideNode,
+    Overrides,
+    Threads,
+    Verbose,
+    given,
+    placement,
+    warn_of_unmatched,
+)
 
 if TYPE_CHECKING:
     from graphrt.models.generation import Generation
     from graphrt.models.model import Model
+
+INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT
 
 Prompt = str | Sequence[Mapping[str, str]]
 
@@ -48,6 +67,12 @@ def generate(
     attention: Attention = None,
     cache_type: CacheType = None,
     overrides: Overrides = None,
+    override_file: OverrideFile = None,
+    override_node: OverrideNode = None,
+    cpu_moe: CpuMoe = False,
+    n_cpu_moe: CpuMoeLayers = None,
+    device: Device = None,
+    gpu_layers: GpuLayers = None,
     verbose: Verbose = 0,
 ) -> None:
     """Let a model write text, and show how fast it was.
@@ -69,7 +94,16 @@ def generate(
 
     start = time.perf_counter()
     options = given(attention=attention, cache_type=cache_type, sched_debug=verbose or None)
-    loaded = load(model, n_ctx=ctx_size, threads=threads, overrides=overrides, **options)
+    where = placement(
+        overrides=overrides,
+        override_file=override_file,
+        override_node=override_node,
+        cpu_moe=cpu_moe,
+        n_cpu_moe=n_cpu_moe,
+        device=device,
+        gpu_layers=gpu_layers,
+    )
+    loaded = load(model, n_ctx=ctx_size, threads=threads, **where, **options)
     load_seconds = time.perf_counter() - start
     request: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or (), **sampling}
     if chat and prompt is None:
@@ -79,7 +113,10 @@ def generate(
         raise typer.BadParameter("give the text to go on from, or --chat to talk with the model", param_hint="--prompt")
     text = sys.stdin.read() if prompt == "-" else prompt
     generation = _stream(loaded, _conversation(system, text) if chat else text, request, echo="" if chat else text)
+    warn_of_unmatched(loaded.scheduler)
     _show_timings(generation, load_seconds)
+    if generation.finish_reason == "running":
+        raise typer.Exit(INTERRUPTED)
 
 
 def _stream(model: Model, prompt: Prompt, request: Mapping[str, Any], echo: str = "") -> Generation:

@@ -6,6 +6,7 @@ import json
 import re
 from collections import defaultdict
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from graphrt.models.gguf_file import FileTensor, GGUFFile
+    from graphrt.schedule import Schedule
 
 LONGEST_VALUE = 88
 VALUES_SHOWN = 6
@@ -27,9 +29,15 @@ def inspect(
     match: Annotated[
         str, typer.Option("--match", metavar="REGEX", help="Show only the metadata keys and tensors that match.")
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Write metadata and tensors as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write metadata and tensors, or with --graph the schedule, as JSON.")
+    ] = False,
     graph: Annotated[bool, typer.Option("--graph", help="Show the model's graph, node by node, instead.")] = False,
     dot: Annotated[bool, typer.Option("--dot", help="Write the model's graph in Graphviz's DOT instead.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write the model's graph as a page for the browser instead."),
+    ] = None,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens that the graph is built for.")] = 1,
     attention: Attention = None,
     overrides: Overrides = None,
@@ -39,10 +47,15 @@ def inspect(
 
     [bold]graphrt inspect model.gguf --match ffn_.*_exps[/]   the experts' tensors
     [bold]graphrt inspect tiny-mixtral --graph[/]             every node, its backend, and why
+    [bold]graphrt inspect tiny-mixtral --html graph.html[/]   the same to click on, in any browser
     [bold]graphrt inspect tiny-mixtral --dot | dot -Tsvg > graph.svg[/]
     """
-    if graph or dot:
-        _show_graph(model, dot=dot, tokens=tokens, attention=attention, overrides=overrides, n_ctx=ctx_size)
+    if graph or dot or html:
+        schedule = _schedule(model, tokens, attention=attention, overrides=overrides, n_ctx=ctx_size)
+        if html:
+            _write_page(schedule, html, f"{Path(model).name}, {tokens} token{'' if tokens == 1 else 's'}")
+        else:
+            print(_as_text(schedule, dot=dot, as_json=as_json))
         return
     from graphrt.models.gguf_file import GGUFFile
     from graphrt.models.model import locate
@@ -63,19 +76,32 @@ def inspect(
             console.print(table)
 
 
-def _show_graph(model: str, *, dot: bool, tokens: int, **options: Any) -> None:
+def _schedule(model: str, tokens: int, **options: Any) -> Schedule:
+    """The schedule of the model's graph for so many tokens."""
     from graphrt import load
-    from graphrt.dot import dot as as_dot
-    from graphrt.explain import describe
 
     context = load(model, **given(**options)).new_context()
     cells = context.cells.visible_with(context.cells.find(tokens))
-    schedule = context.scheduler.schedule(context.graph(tokens, rows=1, cells=cells))
+    return context.scheduler.schedule(context.graph(tokens, rows=1, cells=cells))
+
+
+def _as_text(schedule: Schedule, *, dot: bool, as_json: bool) -> str:
+    from graphrt.dot import dot as as_dot
+    from graphrt.explain import describe, explain
+
     if dot:
-        backends = {node: placement.backend.name for node, placement in schedule.placements.nodes.items()}
-        print(as_dot(schedule.graph, backends))
-    else:
-        print(describe(schedule, level=2))
+        return as_dot(schedule)
+    return explain(schedule).as_json() if as_json else describe(schedule, level=2)
+
+
+def _write_page(schedule: Schedule, path: Path, title: str) -> None:
+    from graphrt.html import page
+
+    try:
+        path.write_text(page(schedule, title), encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint="--html") from error
+    output.stderr().print(f"wrote {path}; open it in a browser", highlight=False)
 
 
 def _pattern(text: str) -> re.Pattern[str]:

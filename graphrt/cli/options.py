@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from graphrt.cli import output
+
+if TYPE_CHECKING:
+    from graphrt.scheduler import Scheduler
 
 ModelArgument = Annotated[
     str,
@@ -24,7 +31,38 @@ Overrides = Annotated[
         "-ot",
         "--override-tensor",
         metavar="REGEX=BACKEND",
-        help="Put the weights whose names match on a backend; repeatable, the first rule that matches wins.",
+        help="Put the weights whose names match on a backend; REGEX@prompt and REGEX@decode hold in one phase only. "
+        "Repeatable, the first rule that matches wins.",
+    ),
+]
+OverrideFile = Annotated[
+    Path | None,
+    typer.Option("--override-file", metavar="FILE", help="More such rules, one a line, after those of -ot."),
+]
+OverrideNode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override-node",
+        metavar="REGEX=BACKEND",
+        help="Run the nodes whose names, or whose ops' names, match on a backend; repeatable.",
+    ),
+]
+CpuMoe = Annotated[bool, typer.Option("--cpu-moe", help="Keep the weights of all experts on the CPU.")]
+CpuMoeLayers = Annotated[
+    int | None,
+    typer.Option("--n-cpu-moe", min=0, help="Keep the experts' weights of the first so many layers on the CPU."),
+]
+Device = Annotated[
+    list[str] | None,
+    typer.Option("--device", metavar="NAME", help="A backend to use before the CPU; repeatable."),
+]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(
+        "-ngl",
+        "--gpu-layers",
+        min=0,
+        help="Put the output and the last layers on the first device: so many in all, the output counted as one.",
     ),
 ]
 Attention = Annotated[
@@ -49,6 +87,40 @@ Verbose = Annotated[
         show_default=False,
     ),
 ]
+
+
+def placement(
+    *,
+    overrides: Sequence[str] | None,
+    override_file: Path | None,
+    override_node: Sequence[str] | None,
+    cpu_moe: bool,
+    n_cpu_moe: int | None,
+    device: Sequence[str] | None,
+    gpu_layers: int | None,
+) -> dict[str, Any]:
+    """The options about where things run, as keywords of graphrt.load.
+
+    Rules are tried in this order: -ot, the file's, those of the experts, GRAPH_TENSOR_OVERRIDES, -ngl.
+    """
+    from graphrt import Settings
+    from graphrt import overrides as rules
+    from graphrt.scheduler import DEFAULT_BACKENDS
+
+    listed = [*(overrides or ()), *(rules.from_file(override_file) if override_file else ())]
+    if cpu_moe:
+        listed.append(rules.cpu_moe())
+    if n_cpu_moe:
+        listed.append(rules.n_cpu_moe(n_cpu_moe))
+    listed += Settings.from_env().tensor_overrides
+    backends = [*(device or ()), *(name for name in DEFAULT_BACKENDS if name not in (device or ()))]
+    return given(backends=backends, overrides=listed, node_overrides=override_node, gpu_layers=gpu_layers)
+
+
+def warn_of_unmatched(scheduler: Scheduler) -> None:
+    """Tell of each override rule that placed nothing."""
+    for rule in scheduler.unmatched():
+        output.warning(f'the override "{rule}" matched nothing; graphrt inspect shows the names')
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -47,6 +47,11 @@ def error(message: str) -> None:
     stderr().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
 
 
+def warning(message: str) -> None:
+    """Print one warning."""
+    stderr().print(f"[bold yellow]warning:[/] {escape(message)}", soft_wrap=True)
+
+
 def table(*columns: str) -> Table:
     """An empty table; a column named ">size" is "size", aligned to the right."""
     from rich import box
