@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from graphrt.graph import Graph
+from graphrt.layers import layers_of
+from graphrt.schedule import Schedule
+from graphrt.splits import shown_in, value_of
 from graphrt.tensor import Tensor
-
-# "blk.3.ffn_up.weight" (a weight of layer 3) and "ffn_out-3" (a node of layer 3)
-_LAYER = re.compile(r"(?:^|\.)blk\.(\d+)\.|-(\d+)(?:$|[ .(])")
 
 _LEAF_STYLE = {
     "weight": 'shape=box, style=filled, fillcolor="#fff2cc"',
@@ -20,42 +19,60 @@ _LEAF_STYLE = {
 _BACKEND_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 
 
-def dot(graph: Graph, backends: Mapping[Tensor, str] | None = None) -> str:
-    """Write a graph as DOT, nodes and leafs of one layer together in a box.
+def dot(what: Graph | Schedule) -> str:
+    """Write a graph as DOT.
 
     Args:
-        graph: any graph; large ones (a whole model) are for `dot -Tsvg` and a browser rather than for print.
-        backends: the name of each node's backend, as in {node: placement.backend.name}; given, it colours the nodes.
+        what: a graph, whose layers become boxes; or a schedule, whose splits do, with its nodes coloured by backend and
+            the bytes on edges that cross to another memory. A whole model is for a browser rather than for print.
     Returns: the text of one `digraph`.
     """
-    tensors, backends = [*graph.leafs, *graph.nodes], backends or {}
+    if isinstance(what, Graph):
+        layers = layers_of([*what.leafs, *what.nodes])
+        return _digraph(what, {tensor: f"layer {n}" for tensor, n in layers.items() if n is not None}, {}, {})
+    titles = [f"split {number}: {part.backend.name}" for number, part in enumerate(what.splits)]
+    boxes = {tensor: titles[number] for tensor, number in shown_in(what.graph, what.splits).items()}
+    backends = {node: placement.backend.name for node, placement in what.placements.nodes.items()}
+    sizes = {(copy.value, reader): copy.nbytes for copy in what.copies.all() for reader in copy.readers}
+    return _digraph(what.graph, boxes, backends, sizes)
+
+
+def _digraph(
+    graph: Graph,
+    boxes: Mapping[Tensor, str],
+    backends: Mapping[Tensor, str],
+    sizes: Mapping[tuple[Tensor, Tensor], int],
+) -> str:
+    """The text: what belongs to a box inside it, and the bytes of each edge that crosses from one memory to another."""
+    tensors = [*graph.leafs, *graph.nodes]
     identity = {tensor: f"n{number}" for number, tensor in enumerate(tensors)}
     colours = _colours(backends)
+    members: dict[str | None, list[str]] = {}
+    for tensor in tensors:
+        statement = _statement(tensor, identity[tensor], backends.get(tensor, ""), colours, graph)
+        members.setdefault(boxes.get(tensor), []).append(statement)
     lines = ["digraph graphrt {", '  rankdir=TB; node [fontname="monospace", fontsize=10];']
-    for layer, members in _by_layer(tensors).items():
-        nodes = [_statement(tensor, identity[tensor], backends.get(tensor, ""), colours, graph) for tensor in members]
-        lines += _boxed(layer, nodes)
+    for number, (label, statements) in enumerate(members.items()):
+        lines += _boxed(number, label, statements)
     for node in graph.nodes:
         for position, src in enumerate(node.srcs):
             if src is not None:
-                dashed = " [style=dashed]" if position == 0 and node.root is src.root else ""
-                lines.append(f"  {identity[src]} -> {identity[node]}{dashed};")
+                size = sizes.get((value_of(src), node))
+                style = ["style=dashed"] if position == 0 and node.root is src.root else []
+                style += [f'label="{size:,} B", fontsize=9, penwidth=2'] if size is not None else []
+                lines.append(f"  {identity[src]} -> {identity[node]}{_attributes(style)};")
     return "\n".join([*lines, "}", ""])
 
 
-def _by_layer(tensors: list[Tensor]) -> dict[int | None, list[Tensor]]:
-    """Tensors by the layer that their names tell; None for those outside every layer."""
-    layers: dict[int | None, list[Tensor]] = {}
-    for tensor in tensors:
-        match = _LAYER.search(tensor.name)
-        layers.setdefault(int(match[1] or match[2]) if match else None, []).append(tensor)
-    return layers
+def _attributes(items: list[str]) -> str:
+    return f" [{', '.join(items)}]" if items else ""
 
 
-def _boxed(layer: int | None, nodes: list[str]) -> list[str]:
-    if layer is None:
-        return [f"  {node}" for node in nodes]
-    return [f"  subgraph cluster_{layer} {{", f'    label="layer {layer}";', *(f"    {node}" for node in nodes), "  }"]
+def _boxed(number: int, label: str | None, statements: list[str]) -> list[str]:
+    if label is None:
+        return [f"  {statement}" for statement in statements]
+    inside = [f"    {statement}" for statement in statements]
+    return [f"  subgraph cluster_{number} {{", f'    label="{_label([label])}";', *inside, "  }"]
 
 
 def _statement(tensor: Tensor, identity: str, backend: str, colours: Mapping[str, str], graph: Graph) -> str:

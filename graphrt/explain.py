@@ -118,15 +118,18 @@ class Explanation:
 
 def explain(schedule: Schedule) -> Explanation:
     """What a schedule decided, as data."""
-    return _Explainer(schedule).explain()
+    return Explainer(schedule).explain()
 
 
-class _Explainer:
+class Explainer:
+    """Makes the notes of one schedule; each tensor's once."""
+
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.notes: dict[Tensor, TensorNote] = {}
 
     def explain(self) -> Explanation:
+        """Everything that the schedule decided."""
         schedule = self.schedule
         splits = tuple(
             SplitNote(number, part.backend.name, self._copies(number), tuple(self._node(node) for node in part.nodes))
@@ -144,7 +147,8 @@ class _Explainer:
             rules=rules,
         )
 
-    def _tensor(self, tensor: Tensor) -> TensorNote:
+    def tensor(self, tensor: Tensor) -> TensorNote:
+        """The note of any tensor of the graph, views among them."""
         note = self.notes.get(tensor)
         if note is None:
             placements = self.schedule.placements
@@ -172,13 +176,13 @@ class _Explainer:
         placement = self.schedule.placements.nodes[node]
         donor = self.schedule.memory.inplace.get(node)
         return NodeNote(
-            result=self._tensor(node),
+            result=self.tensor(node),
             op=node.op.name if node.op is not None else "",
-            sources=tuple(self._tensor(src) for src in node.srcs if src is not None),
+            sources=tuple(self.tensor(src) for src in node.srcs if src is not None),
             backend=placement.backend.name,
             reason=placement.reason,
             rejected=placement.rejected,
-            in_place_of=None if donor is None else self._tensor(donor).name,
+            in_place_of=None if donor is None else self.tensor(donor).name,
         )
 
     def _copies(self, number: int) -> tuple[CopyNote, ...]:
@@ -189,7 +193,7 @@ class _Explainer:
         )
 
     def _home(self, leaf: Tensor, placement: Placement) -> HomeNote:
-        return HomeNote(self._tensor(leaf), placement.backend.name, placement.reason, placement.rejected)
+        return HomeNote(self.tensor(leaf), placement.backend.name, placement.reason, placement.rejected)
 
     def _memories(self) -> Iterator[MemoryNote]:
         seen = set()

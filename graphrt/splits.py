@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graphrt.backend import Backend
@@ -41,6 +41,19 @@ def split(graph: Graph, placements: Placements) -> list[SplitNodes]:
         splits[-1].nodes.append(node)
         within.add(node)
     return splits
+
+
+def shown_in(graph: Graph, splits: Sequence[SplitNodes]) -> dict[Tensor, int]:
+    """The split beside which each node is shown: where it runs; a view's is its value's, or else its first reader's."""
+    shown = {node: number for number, part in enumerate(splits) for node in part.nodes}
+    for node in graph.nodes:
+        if node not in shown and value_of(node) in shown:
+            shown[node] = shown[value_of(node)]
+    for node in reversed(graph.nodes):
+        for src in node.srcs:
+            if src is not None and not src.is_leaf and src not in shown and node in shown:
+                shown[src] = shown[node]
+    return shown
 
 
 def value_of(tensor: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ def _schedule(model: str, tokens: int, **options: Any) -> Schedule:
 
     context = load(model, **given(**options)).new_context()
     cells = context.cells.visible_with(context.cells.find(tokens))
-    return context.scheduler.schedule(context.graph(tokens, rows=1, cells=cells))
+    made: Schedule = context.scheduler.schedule(context.graph(tokens, rows=1, cells=cells))
+    return made
 
 
 def _as_text(schedule: Schedule, *, dot: bool, as_json: bool) -> str:

@@ -48,9 +48,22 @@ def test_graph_as_dot(graphrt: Command, deepseek2: Path) -> None:
     out = graphrt("inspect", deepseek2, "--dot", "-n", "3").out
     assert out.startswith("digraph graphrt {")
     assert "subgraph cluster_1" in out
+    assert "split 0: cpu" in out
 
 
 def test_a_bad_pattern_is_a_usage_error(graphrt: Command, mixtral: Path) -> None:
     result = graphrt("inspect", mixtral, "--match", "(")
     assert result.code == 2
     assert "not a regular expression" in result.err
+
+
+def test_the_schedule_as_json(graphrt: Command, mixtral: Path) -> None:
+    told = json.loads(graphrt("inspect", mixtral, "--graph", "--json", "-ot", "attn_q=reference").out)
+    assert {part["backend"] for part in told["splits"]} == {"cpu", "reference"}
+
+
+def test_the_schedule_as_a_page(graphrt: Command, mixtral: Path, tmp_path: Path) -> None:
+    page = tmp_path / "graph.html"
+    assert str(page.name) in graphrt("inspect", mixtral, "--html", page).err
+    assert "blk.0.ffn_gate_exps.weight" in page.read_text(encoding="utf-8")
+    assert graphrt("inspect", mixtral, "--html", tmp_path / "no" / "graph.html").code == 2

@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 import graphrt
+from graphrt.backends.sim import SimBackend
 from graphrt.dot import dot
 
 
@@ -30,15 +31,28 @@ def test_names_are_quoted() -> None:
 
 
 def test_weights_and_nodes_of_a_layer_share_a_box() -> None:
-    (box,) = re.findall(r"subgraph cluster_3 \{(.*?)\n  \}", dot(layered_graph()), re.DOTALL)
+    (box,) = re.findall(r'label="layer 3";(.*?)\n  \}', dot(layered_graph()), re.DOTALL)
     assert "blk.3.ffn_up.weight" in box
     assert "ffn_up-3" in box
     assert "x\\ninput" not in box
 
 
-def test_backends_colour_the_nodes() -> None:
+def test_a_schedule_has_its_splits_as_boxes_and_bytes_on_crossing_edges() -> None:
     graph = layered_graph()
-    (silu,) = graph.outputs
-    text = dot(graph, {silu: "cpu"})
-    assert r"silu f32[1, 4]\ncpu" in text
-    assert text.count("penwidth=2") == 1
+    sim = SimBackend("sim")
+    schedule = graphrt.Scheduler([sim, "cpu"], overrides=["ffn_up=sim"], node_overrides=["silu=cpu"]).schedule(graph)
+    text = dot(schedule)
+    assert [part.backend.name for part in schedule.splits] == ["sim", "cpu"]
+    first, second = re.findall(r'label="split \d: \w+";(.*?)\n  \}', text, re.DOTALL)
+    assert "ffn_up-3" in first
+    assert r"silu f32[1, 4]\ncpu" in second
+    assert 'label="32 B"' in text
+    assert text.count(" [label=") - text.count(' B"') == len(graph.nodes) + len(graph.leafs)
+    assert text.count("color=") >= 2
+
+
+def test_backends_are_told_apart_by_colour() -> None:
+    graph = layered_graph()
+    schedule = graphrt.Scheduler([SimBackend("sim"), "cpu"], overrides=["ffn_up=sim"]).schedule(graph)
+    (colour,) = set(re.findall(r', color="(#\w+)", penwidth=2\];', dot(schedule)))
+    assert colour.startswith("#")

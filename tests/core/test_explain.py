@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 import graphrt
-from graphrt import Graph, Scheduler, Tensor, ops, overrides
-from graphrt.backend import YES, Backend, Program, Split, Support
+from graphrt import Graph, Scheduler, ops, overrides
+from graphrt.backend import Backend
+from graphrt.backends.reference import ReferenceBackend
+from graphrt.backends.sim import SimBackend
 from graphrt.explain import describe, explain
 from graphrt.schedule import Schedule
 from tests.shapes import graph
@@ -24,50 +26,40 @@ GOLDEN = Path(__file__).parent / "golden"
 ON_DEVICE = ".=gpu0"
 
 
-class Device(Backend):
-    """A device that places and explains, but never runs."""
+class HostBackend(ReferenceBackend):
+    """Stands in for the CPU backend, whose scratch memory and kernels depend on the machine."""
 
-    def __init__(self, name: str = "gpu0", missing: tuple[str, ...] = ()) -> None:
-        self.name = self.memory = name
-        self.missing = missing
-
-    def supports(self, node: Tensor) -> Support:
-        if node.op is not None and node.op.name in self.missing:
-            return Support(False, f"{self.name} has no {node.op.name}", "use another backend for it")
-        return YES
-
-    def compile(self, split: Split) -> Program:
-        raise NotImplementedError
+    name = "cpu"
 
 
 def mixtral(tokens: int, rules: list[str], *devices: Backend, **settings: object) -> Schedule:
     model = graph("tiny-mixtral", 1, tokens=tokens, rows=tokens, cells=256)
-    return Scheduler([*devices, "cpu"], overrides=rules, **settings).schedule(model)
+    return Scheduler([*devices, HostBackend()], overrides=rules, **settings).schedule(model)
 
 
 def layers_on_device() -> Schedule:
     model = graph("tiny-mixtral", 2, cells=256)
-    return Scheduler([Device(), "cpu"], overrides=overrides.gpu_layers(2, 2, "gpu0")).schedule(model)
+    return Scheduler([SimBackend("gpu0"), HostBackend()], overrides=overrides.gpu_layers(2, 2, "gpu0")).schedule(model)
 
 
 def missing_op() -> Schedule:
-    return mixtral(1, [ON_DEVICE], Device(missing=("soft_max", "attention")))
+    return mixtral(1, [ON_DEVICE], SimBackend("gpu0", missing=("soft_max", "attention")))
 
 
 def rejected_placement() -> Schedule:
     """The user wants the cache on a device that cannot write it, and a product where its op is missing."""
-    return mixtral(1, [r"cache_[kv]-0=gpu0", r"attn_output=gpu0"], Device(missing=("set_rows", "mul_mat")))
+    return mixtral(1, [r"cache_[kv]-0=gpu0", r"attn_output=gpu0"], SimBackend("gpu0", missing=("set_rows", "mul_mat")))
 
 
 CASES: dict[str, tuple[Callable[[], Schedule], int]] = {
     "all_on_cpu": (lambda: mixtral(1, []), 2),
     "all_on_cpu_splits": (lambda: mixtral(1, []), 1),
-    "experts_on_cpu_decode": (lambda: mixtral(1, [overrides.cpu_moe(), ON_DEVICE], Device()), 3),
+    "experts_on_cpu_decode": (lambda: mixtral(1, [overrides.cpu_moe(), ON_DEVICE], SimBackend("gpu0")), 3),
     # 2 of 8 experts: a batch of 64 brings each weight 16 rows, one of 128 brings 32, and only then is it offloaded.
-    "experts_on_cpu_prompt_64": (lambda: mixtral(64, [overrides.cpu_moe(), ON_DEVICE], Device()), 3),
-    "experts_on_cpu_prompt_128": (lambda: mixtral(128, [overrides.cpu_moe(), ON_DEVICE], Device()), 3),
-    "dense_offload_31": (lambda: mixtral(31, [], Device()), 3),
-    "dense_offload_32": (lambda: mixtral(32, [], Device()), 3),
+    "experts_on_cpu_prompt_64": (lambda: mixtral(64, [overrides.cpu_moe(), ON_DEVICE], SimBackend("gpu0")), 3),
+    "experts_on_cpu_prompt_128": (lambda: mixtral(128, [overrides.cpu_moe(), ON_DEVICE], SimBackend("gpu0")), 3),
+    "dense_offload_31": (lambda: mixtral(31, [], SimBackend("gpu0")), 3),
+    "dense_offload_32": (lambda: mixtral(32, [], SimBackend("gpu0")), 3),
     "gpu_layers": (layers_on_device, 2),
     "missing_op": (missing_op, 3),
     "rejected_placement": (rejected_placement, 3),
@@ -113,7 +105,7 @@ def test_a_constant_without_a_name_is_not_blank() -> None:
 
 
 def test_bytes_add_up() -> None:
-    schedule = mixtral(1, [overrides.cpu_moe(), ON_DEVICE], Device())
+    schedule = mixtral(1, [overrides.cpu_moe(), ON_DEVICE], SimBackend("gpu0"))
     told = explain(schedule)
     assert told.compute_bytes == sum(memory.compute_bytes for memory in told.memories)
     leafs = {home.tensor.name: home.tensor.nbytes for home in told.homes}
@@ -122,7 +114,7 @@ def test_bytes_add_up() -> None:
 
 
 def test_json_holds_the_same() -> None:
-    schedule = mixtral(1, [overrides.cpu_moe(), ON_DEVICE], Device())
+    schedule = mixtral(1, [overrides.cpu_moe(), ON_DEVICE], SimBackend("gpu0"))
     told = json.loads(explain(schedule).as_json())
     nodes = [node for part in told["splits"] for node in part["nodes"]]
     assert [node["result"]["name"] for node in nodes] == [n.name for part in schedule.splits for n in part.nodes]
