@@ -130,19 +130,26 @@ class Profile:
             nbytes=sum(step.nbytes for step in steps),
         )
 
-    def trace(self) -> dict[str, Any]:
-        """The last repetition as Chrome's trace events: a row a backend, a box a node; write it with json.dump."""
+    def trace(self, name: str = "plan", process: int = 0) -> list[dict[str, Any]]:
+        """The last repetition as Chrome's trace events: a row a backend, a box a node; json.dump writes the file.
+
+        Args:
+            name, process: of the group of rows; several profiles in one file need numbers of their own.
+        """
         rows = {name: number for number, name in enumerate(dict.fromkeys(step.backend for step in self.steps))}
-        named: list[dict[str, Any]] = [
-            {"name": "thread_name", "ph": "M", "pid": 0, "tid": number, "args": {"name": name}}
-            for name, number in rows.items()
+        titles: list[dict[str, Any]] = [
+            {"name": "process_name", "ph": "M", "pid": process, "args": {"name": name}},
+            *(
+                {"name": "thread_name", "ph": "M", "pid": process, "tid": number, "args": {"name": backend}}
+                for backend, number in rows.items()
+            ),
         ]
         boxes = [
             {
                 "name": step.name,
                 "cat": step.module,
                 "ph": "X",
-                "pid": 0,
+                "pid": process,
                 "tid": rows[step.backend],
                 "ts": step.start * 1e6,
                 "dur": step.seconds * 1e6,
@@ -150,7 +157,7 @@ class Profile:
             }
             for step in self.steps
         ]
-        return {"traceEvents": [*named, *boxes], "displayTimeUnit": "ms"}
+        return [*titles, *boxes]
 
     def __rich__(self) -> RichGroup:
         from rich.console import Group

@@ -64,6 +64,7 @@ class _Step:
     """A compiled plan with its inputs' memory at hand."""
 
     def __init__(self, plan: Plan, cells: int, gives_logits: bool) -> None:
+        self.plan = plan
         self.execute = plan.execute
         self.cells = cells
         self.logits = plan.output() if gives_logits else None
@@ -96,6 +97,7 @@ class Context:
         self.cache = KVCache(len(decoder.layers), size, decoder.cache_layout, cache_type)
         self.cells = self.cache.cells
         self.ubatch = ubatch
+        self.last_plan: Plan | None = None  # of the ubatch that ran last; it can be profiled or observed
         self._arena = SharedArena()
         self._steps: dict[tuple[int, int, int, Phase], _Step] = {}
 
@@ -148,6 +150,7 @@ class Context:
             step.set("inp_cell_seq", cells.sequences[: step.cells])
             step.set("inp_out_ids", batch.wanted.nonzero()[0])
             step.execute()
+            self.last_plan = step.plan
         except BaseException:
             cells.release(taken)
             raise

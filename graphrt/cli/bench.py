@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from math import prod
@@ -34,9 +35,12 @@ from graphrt.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from graphrt.models.context import Context
     from graphrt.models.gguf_file import GGUFFile
     from graphrt.models.model import Model
+    from graphrt.profile import Profile
 
 SEED = 0  # of the tokens: any will do, but a mixture of experts should see varied ones
 
@@ -63,6 +67,13 @@ def bench(
     ] = "0",
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Timed runs of each test.")] = 5,
     form: Annotated[ReportForm, typer.Option("-o", "--output", help="Form of the results.")] = ReportForm.md,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show the time of every op, tensor and module of each test too.")
+    ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE", help="Write the profiles as a trace for ui.perfetto.dev."),
+    ] = None,
     threads: Threads = None,
     attention: Attention = None,
     cache_type: CacheType = None,
@@ -95,12 +106,21 @@ def bench(
         gpu_layers=gpu_layers,
     )
     loaded = load(model, n_ctx=longest, threads=threads, **where, **options)
-    results = []
+    results: list[BenchResult] = []
+    profiles: list[tuple[str, Profile]] = []
     for test in tests:
+        context = loaded.new_context()
         with output.status(f"{test.name}: {repetitions} runs"):
-            results.append(_measure(loaded, test, repetitions))
+            results.append(_measure(loaded, context, test, repetitions))
+            if profile or trace:
+                profiles += _profiles(context, test, repetitions)
     warn_of_unmatched(loaded.scheduler)
     print({ReportForm.md: as_markdown, ReportForm.json: as_json, ReportForm.csv: as_csv}[form](results))
+    if profile:
+        _show_profiles(profiles, output.stdout() if form is ReportForm.md else output.stderr())
+    if trace:
+        events = [event for number, (name, one) in enumerate(profiles) for event in one.trace(name, number)]
+        trace.write_text(json.dumps(events), encoding="utf-8")
 
 
 def _tests(prompts: list[int], gens: list[int], pairs: list[str], depths: list[int]) -> Iterator[BenchTest]:
@@ -122,9 +142,8 @@ def _counts(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _measure(model: Model, test: BenchTest, repetitions: int) -> BenchResult:
+def _measure(model: Model, context: Context, test: BenchTest, repetitions: int) -> BenchResult:
     """Run a test once to compile and warm up, then `repetitions` times by the clock."""
-    context = model.new_context()
     when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     _run(context, test)
     samples = [_run(context, test) for _ in range(repetitions)]
@@ -148,12 +167,9 @@ def _measure(model: Model, test: BenchTest, repetitions: int) -> BenchResult:
 
 def _run(context: Context, test: BenchTest) -> int:
     """Nanoseconds of one run: the prompt at once, then token by token, after the untimed depth."""
-    import numpy as np
-
     from graphrt.models.context import Batch
 
-    count = test.n_depth + test.n_prompt + test.n_gen
-    tokens = np.random.default_rng(SEED).integers(0, context.decoder.vocabulary_size, count).tolist()
+    tokens, count = _tokens(context, test), test.n_depth + test.n_prompt + test.n_gen
     context.clear()
     if test.n_depth:
         context.decode(Batch.of(tokens[: test.n_depth]))
@@ -164,6 +180,34 @@ def _run(context: Context, test: BenchTest) -> int:
     for position in range(prompt_end, count):
         context.decode(Batch.of(tokens[position : position + 1], position))
     return time.perf_counter_ns() - start
+
+
+def _tokens(context: Context, test: BenchTest) -> list[int]:
+    import numpy as np
+
+    count = test.n_depth + test.n_prompt + test.n_gen
+    tokens: list[int] = np.random.default_rng(SEED).integers(0, context.decoder.vocabulary_size, count).tolist()
+    return tokens
+
+
+def _profiles(context: Context, test: BenchTest, repetitions: int) -> Iterator[tuple[str, Profile]]:
+    """The last ubatch of the prompt, and the first token after it, node by node."""
+    from graphrt.models.context import Batch
+
+    tokens, position = _tokens(context, test), 0
+    context.clear()
+    for name, count in (("", test.n_depth), ("prompt", test.n_prompt), ("decode", min(test.n_gen, 1))):
+        if count:
+            context.decode(Batch.of(tokens[position : position + count], position))
+            position += count
+            if name and context.last_plan is not None:
+                yield f"{test.name}: {name}", context.last_plan.profile(repetitions)
+
+
+def _show_profiles(profiles: Sequence[tuple[str, Profile]], console: Console) -> None:
+    for name, profile in profiles:
+        console.print(f"\n{name}", style="bold")
+        console.print(profile)
 
 
 def _model_type(file: GGUFFile) -> str:

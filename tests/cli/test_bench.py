@@ -57,3 +57,20 @@ def test_names(test: BenchTest, name: str) -> None:
 @pytest.mark.parametrize("arguments", [["-p", "many"], ["-pg", "4"], ["-p", 0, "-n", 0]])
 def test_a_wrong_count_is_a_usage_error(graphrt: Command, mixtral: Path, arguments: list[object]) -> None:
     assert graphrt("bench", mixtral, *arguments).code == 2
+
+
+def test_profiles_follow_the_table_and_go_into_a_trace(graphrt: Command, mixtral: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    result = graphrt("bench", mixtral, "-p", 4, "-n", 2, "-r", 1, "--profile", "--trace", trace)
+    for words in ("pp4: prompt", "tg2: decode", "one run: ", "GFLOP/s", "experts", "blk.*.ffn_down_exps.weight"):
+        assert words in result.out
+    events = json.loads(trace.read_text())
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert names == {0: "pp4: prompt", 1: "tg2: decode"}
+    assert {event["name"] for event in events if event["pid"] == 1} >= {"result_output", "kqv-1"}
+
+
+def test_json_stays_json_beside_a_profile(graphrt: Command, mixtral: Path) -> None:
+    result = graphrt("bench", mixtral, "-p", 4, "-n", 0, "-r", 1, "--profile", "-o", "json")
+    assert len(json.loads(result.out)) == 1
+    assert "pp4: prompt" in result.err

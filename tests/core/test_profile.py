@@ -61,10 +61,11 @@ def test_rates_are_work_over_time():
 
 
 def test_the_trace_is_chromes(plan):
-    trace = json.loads(json.dumps(plan.profile(repeats=1).trace()))
-    rows = [event for event in trace["traceEvents"] if event["ph"] == "M"]
-    boxes = [event for event in trace["traceEvents"] if event["ph"] == "X"]
-    assert [row["args"]["name"] for row in rows] == ["reference"]
+    events = json.loads(json.dumps(plan.profile(repeats=1).trace("pp3", process=1)))
+    titles = [event["args"]["name"] for event in events if event["ph"] == "M"]
+    boxes = [event for event in events if event["ph"] == "X"]
+    assert titles == ["pp3", "reference"]
+    assert {event["pid"] for event in events} == {1}
     assert [box["name"] for box in boxes] == [node.name for node in plan.graph.nodes]
     ends = [box["ts"] + box["dur"] for box in boxes]
     assert all(box["ts"] >= 0 and box["dur"] > 0 for box in boxes)
