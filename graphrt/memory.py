@@ -14,7 +14,7 @@ from graphrt.buffer import ALIGNMENT, HOST
 from graphrt.copies import Copies, Copy
 from graphrt.graph import Graph
 from graphrt.placement import Placements
-from graphrt.splits import SplitNodes
+from graphrt.splits import SplitNodes, value_of
 from graphrt.tensor import Tensor
 
 Held = Tensor | Copy
@@ -110,12 +110,14 @@ class _Planner:
                         last[src.root] = time
                 time += 1
         position = {node: i for i, node in enumerate(node for part in self.splits for node in part.nodes)}
+        # A copy that a split on the host needs may serve as an output besides.
+        read_at_the_end = {self.copies.of.get((value_of(output), HOST)) for output in self.graph.outputs}
         for copy in self.copies.all():
             start = starts[copy.split] if copy.split < len(starts) else time + 1
             for source in (copy.value, copy.experts):
                 if source is not None:
                     last[source.root] = max(last.get(source.root, 0), start)
-            last[copy] = max([position[node] for node in copy.readers], default=time + 1)
+            last[copy] = time + 1 if copy in read_at_the_end else max(position[node] for node in copy.readers)
         last.update({output.root: time + 1 for output in self.graph.outputs})
         return last
 

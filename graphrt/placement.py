@@ -160,10 +160,13 @@ class _Placer:
     def _decide(self, node: Tensor) -> bool:
         """Place a node that something decides: the user, what it writes, or the matrix that it multiplies with."""
         told = self._told(node, self.node_rules)
-        if told is not None and self._take(node, [told.backend], told.reason):
+        written = self.result.homes[node.root] if node.is_view else None
+        if told is not None and written is not None and told.backend.memory != written.backend.memory:
+            self._reject(node, f"{told.reason}: it writes {node.root.name}, which is on {written.backend.name}")
+        elif told is not None and self._take(node, [told.backend], told.reason):
             return True
-        if node.is_view:
-            return self._take_in(node, self.result.homes[node.root])
+        if written is not None:
+            return self._take_in(node, written)
         matrix = _matrix(node)
         if matrix is None:
             return False
