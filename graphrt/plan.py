@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
@@ -15,7 +16,7 @@ from graphrt.dtypes import Array
 from graphrt.errors import Cancelled, GraphError
 from graphrt.numerics import execute_watched
 from graphrt.placement import Placement
-from graphrt.profile import Profile, measure
+from graphrt.profile import Profile, execute_timed, measure
 from graphrt.residents import Residents
 from graphrt.schedule import Schedule
 from graphrt.splits import SplitNodes
@@ -34,10 +35,17 @@ class Plan:
 
     Args:
         check_numerics: 1 stops a run at the first result that is not finite, 2 also at one that the reference denies.
+        print_times: run node by node, and print on stderr what each took.
     """
 
     def __init__(
-        self, schedule: Schedule, arenas: Mapping[str, Buffer], residents: Residents, *, check_numerics: int = 0
+        self,
+        schedule: Schedule,
+        arenas: Mapping[str, Buffer],
+        residents: Residents,
+        *,
+        check_numerics: int = 0,
+        print_times: bool = False,
     ) -> None:
         self.schedule = schedule
         self.graph = schedule.graph
@@ -51,6 +59,7 @@ class Plan:
         self._inputs = {name: self._place(leaf, HOST).array(leaf) for name, leaf in self.graph.inputs.items()}
         self._cancelled = False
         self._check_numerics = check_numerics
+        self._print_times = print_times
 
     @property
     def compute_bytes(self) -> int:
@@ -83,6 +92,9 @@ class Plan:
         """
         if self._check_numerics:
             execute_watched(self, compare=self._check_numerics > 1)
+            return
+        if self._print_times:
+            print(execute_timed(self), file=sys.stderr)
             return
         self._cancelled = False
         for step in self._steps:

@@ -211,6 +211,18 @@ def measure(plan: Plan, repeats: int = 5) -> Profile:
     return Profile(tuple(steps), statistics.median(executed), repeats)
 
 
+def execute_timed(plan: Plan) -> str:
+    """Run a plan once, node by node, and say what each took: what GRAPH_SCHED_DEBUG=4 prints after a run."""
+    steps = _run_steps(plan, plan.schedule.backends)
+    describe = _Describer(plan)
+    lines = [f"run: {_milliseconds(sum(seconds for *_, seconds in steps))} in {len(steps)} nodes and copies one by one"]
+    for item, start, seconds in steps:
+        step = describe(item, start, seconds)
+        made = "" if isinstance(item, Copy) else f" = {step.op}"
+        lines.append(f"  {seconds * 1e3:10.3f} ms  {step.name}{made} @{step.backend}")
+    return "\n".join(lines)
+
+
 def _run_steps(plan: Plan, backends: Sequence[Backend]) -> list[tuple[Tensor | Copy, float, float]]:
     """Every step with its start and its seconds."""
     times = []

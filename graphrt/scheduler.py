@@ -132,7 +132,13 @@ class Scheduler:
         arenas = {b.memory: arena.at_least(b, sizes.get(b.memory, 0)) for b in self.backends}
         if self.settings.sched_debug:
             print(describe(schedule, self.settings.sched_debug), file=sys.stderr)
-        return Plan(schedule, arenas, self._residents, check_numerics=self.settings.check_numerics)
+        return Plan(
+            schedule,
+            arenas,
+            self._residents,
+            check_numerics=self.settings.check_numerics,
+            print_times=self.settings.sched_debug >= 4,
+        )
 
 
 def _fresh(rules: Sequence[Rule]) -> list[Rule]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,3 +127,23 @@ def test_a_schedule_of_one_node() -> None:
     told = explain(Scheduler().schedule(Graph(ops.silu(graphrt.input("x", (2, 4))))))
     assert told.nodes == 1
     assert told.splits[0].nodes[0].sources[0].backend == "host"
+
+
+def test_level_4_times_every_node_and_copy_of_each_run(capsys: pytest.CaptureFixture[str]) -> None:
+    w, x = graphrt.weight("w", np.ones((4, 4), np.float32)), graphrt.input("x", (2, 4))
+    product = ops.mul_mat(w, x).named("product")
+    scheduler = Scheduler([SimBackend("sim"), "reference"], overrides=["w=sim"], sched_debug=4)
+    plan = scheduler.plan(ops.silu(product).named("y"), assigned={product: "sim"})
+    assert describe(plan.schedule, 3) in capsys.readouterr().err
+    result = plan.run(x=np.ones((2, 4), np.float32))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("run: ")
+    times = [re.fullmatch(r" +\d+\.\d{3} ms  (.+)", line) for line in lines[1:]]
+    named = [time[1] for time in times if time]
+    assert named == [
+        "copy x @host -> sim",
+        "product = mul_mat @sim",
+        "y = silu @sim",
+        "copy y @sim -> host",
+    ]
+    assert np.allclose(result[0], 4 / (1 + np.exp(-4)))
