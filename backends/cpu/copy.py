@@ -1,4 +1,4 @@
-"""Kernels of cont, dup, cast, cpy, concat and repeat."""
+"""Kernels of cont, dup, cast, cpy, concat and repeat, each one native function for all dtypes (see transfer.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from graphrt.backend import YES, Support
 from graphrt.backends.cpu.args import address, broadcast_row_address, row_address, rows, scalar, share, size, stride
 from graphrt.backends.cpu.elements import PIECE, present
 from graphrt.backends.cpu.jit import native
-from graphrt.backends.cpu.registry import Call, kernel
+from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.transfer import SOURCE_BLOCK, SOURCE_BYTES, TARGET_BLOCK, TARGET_BYTES, put, route
 from graphrt.tensor import Tensor
 
@@ -49,8 +49,12 @@ def copy_call(node: Tensor, source: Tensor) -> list[Call]:
     return [Call(native(copy_elements), [node, source], scalars)]
 
 
+def copy_of_source(node: Tensor) -> list[Call]:
+    return copy_call(node, present(node)[0])
+
+
 for _op in (ops.cont, ops.dup, ops.cast):
-    kernel(_op)(copy_elements).lowering(lambda node: copy_call(node, present(node)[0]))
+    lowering(_op)(copy_of_source)
 
 
 def _rows_of_blocks_match(node: Tensor) -> Support:
@@ -65,10 +69,11 @@ def _rows_of_blocks_match(node: Tensor) -> Support:
     )
 
 
-kernel(ops.cpy, takes=_rows_of_blocks_match)(copy_elements).lowering(lambda node: copy_call(node, present(node)[1]))
+@lowering(ops.cpy, takes=_rows_of_blocks_match)
+def _(node: Tensor) -> list[Call]:
+    return copy_call(node, present(node)[1])
 
 
-@kernel(ops.concat)
 def concat():
     """Row by row, first a's and then b's. Its own scalar: where b begins, in bytes from the output's start."""
 
@@ -87,15 +92,14 @@ def concat():
     return run
 
 
-@concat.lowering
+@lowering(ops.concat)
 def _(node: Tensor) -> list[Call]:
     a, b = present(node)
     axis = node.params["axis"] % node.rank
     scalars = [a.blocks_shape[axis] * node.strides[axis], *route(node.dtype, node.dtype)]
-    return [Call(native(concat.factory), [node, a, b], scalars)]
+    return [Call(native(concat), [node, a, b], scalars)]
 
 
-@kernel(ops.repeat)
 def repeat():
     """Output row by output row: the source's row, as often as it fits. Its own scalar: bytes of a source row, dense."""
 
@@ -117,8 +121,8 @@ def repeat():
     return run
 
 
-@repeat.lowering
+@lowering(ops.repeat)
 def _(node: Tensor) -> list[Call]:
     (x,) = present(node)
     scalars = [x.dtype.row_bytes(x.shape[-1]) if x.rank else x.dtype.nbytes, *route(node.dtype, node.dtype)]
-    return [Call(native(repeat.factory), [node, x], scalars)]
+    return [Call(native(repeat), [node, x], scalars)]

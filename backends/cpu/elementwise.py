@@ -24,8 +24,7 @@ from graphrt.backends.cpu.elements import (
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Native, native
 from graphrt.backends.cpu.memory import store_integer
-from graphrt.backends.cpu.registry import Call, kernel
-from graphrt.backends.cpu.registry import floats as takes_floats
+from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.simd import fma, select
 from graphrt.backends.cpu.vector_math import like
 from graphrt.tensor import Tensor
@@ -129,9 +128,13 @@ def arithmetic(lanes, name):
     return map_two(lanes, _TWO[name])
 
 
+def arithmetic_calls(node: Tensor) -> list[Call]:
+    assert node.op is not None
+    return [call_of(native(arithmetic, host.level().lanes, node.op.name), node)]
+
+
 for _op in (ops.add, ops.sub, ops.mul, ops.div):
-    _record = kernel(_op, takes=takes_floats)(arithmetic)
-    _record.lowering(lambda node: [call_of(native(arithmetic, host.level().lanes, node.op.name), node)])
+    lowering(_op)(arithmetic_calls)
 
 
 # ---- a tensor and numbers --------------------------------------------------------------------------------------------
@@ -149,29 +152,28 @@ def clamp_vector(x, low, high):
     return select(x > high, like(x, high), x)
 
 
-@kernel(ops.scale, takes=takes_floats)
 def scale(lanes):
+    """x · factor + bias."""
     return map_one(lanes, scale_vector)
 
 
-@scale.lowering
+@lowering(ops.scale)
 def _(node: Tensor) -> list[Call]:
     numbers = node.params["factor"], node.params["bias"]
-    return [call_of(native(scale.factory, host.level().lanes), node, numbers)]
+    return [call_of(native(scale, host.level().lanes), node, numbers)]
 
 
-@kernel(ops.clamp, takes=takes_floats)
 def clamp(lanes):
+    """Each element between two numbers."""
     return map_one(lanes, clamp_vector)
 
 
-@clamp.lowering
+@lowering(ops.clamp)
 def _(node: Tensor) -> list[Call]:
     numbers = node.params["min"], node.params["max"]
-    return [call_of(native(clamp.factory, host.level().lanes), node, numbers)]
+    return [call_of(native(clamp, host.level().lanes), node, numbers)]
 
 
-@kernel(ops.fill)
 def fill():
     """The output's bytes: the value's bits over and over in an int64, any dtype."""
 
@@ -189,7 +191,7 @@ def fill():
     return run
 
 
-@fill.lowering
+@lowering(ops.fill)
 def _(node: Tensor) -> list[Call]:
     item = np.full(8 // node.dtype.nbytes, node.params["value"]).astype(node.dtype.numpy)
-    return [Call(native(fill.factory), [node], [node.nbytes, int(item.view(np.int64)[0])])]
+    return [Call(native(fill), [node], [node.nbytes, int(item.view(np.int64)[0])])]

@@ -7,8 +7,9 @@ from graphrt.backends.cpu import host
 from graphrt.backends.cpu.elementwise import call_of, map_two
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import native
-from graphrt.backends.cpu.registry import floats, kernel
+from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.unary import gelu_of, relu_of, silu_of
+from graphrt.tensor import Tensor
 
 _ACTIVATIONS = {"swiglu": silu_of, "geglu": gelu_of, "reglu": relu_of}
 
@@ -24,6 +25,10 @@ def gated(lanes, name):
     return map_two(lanes, gate_times_up)
 
 
+def calls(node: Tensor) -> list[Call]:
+    assert node.op is not None
+    return [call_of(native(gated, host.level().lanes, node.op.name), node)]
+
+
 for _name in _ACTIVATIONS:
-    _record = kernel(getattr(ops, _name), takes=floats)(gated)
-    _record.lowering(lambda node: [call_of(native(gated, host.level().lanes, node.op.name), node)])
+    lowering(getattr(ops, _name))(calls)

@@ -20,7 +20,7 @@ from graphrt.backends.cpu.elements import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import native
-from graphrt.backends.cpu.registry import Call, floats, kernel
+from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.simd import fma, reduce_add, splat
 from graphrt.tensor import Tensor
 
@@ -62,8 +62,8 @@ def scaled_by_weight(x, weight, factor):
     return x * factor * weight
 
 
-@kernel(ops.rms_norm, takes=floats)
 def rms_norm(lanes):
+    """Scalars: the dtypes' numbers of out, x and weight; eps."""
     squares = squares_of(lanes)
     loop, loop_with_weight = loop_one(lanes, scaled), loop_two(lanes, scaled_by_weight)
 
@@ -93,8 +93,8 @@ def rms_norm(lanes):
     return run
 
 
-@rms_norm.lowering
+@lowering(ops.rms_norm)
 def _(node: Tensor) -> list[Call]:
     tensors = [node, *node.srcs]
     scalars = [*kinds(tensors), float(node.params["eps"])]
-    return [Call(native(rms_norm.factory, host.level().lanes), tensors, scalars)]
+    return [Call(native(rms_norm, host.level().lanes), tensors, scalars)]

@@ -29,7 +29,7 @@ from graphrt.backends.cpu.elements import (
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import native
 from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_integer, store_one
-from graphrt.backends.cpu.registry import Call, kernel
+from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.simd import bits_as_f32, bits_as_i32, fma, select, shuffle
 from graphrt.backends.cpu.vector_math import polynomial
 from graphrt.ops.rope import frequencies
@@ -156,8 +156,8 @@ def copy_rest(args, row, dims, out_kind, x_kind):
         store_number(target + i * stride(args, 0, 3), out_kind, load_number(source + i * stride(args, 1, 3), x_kind))
 
 
-@kernel(ops.rope)
 def rope(lanes, mode):
+    """Scalars: the dtypes' numbers of out and x; dims; magnitude; then the angle of each pair at position 1."""
     neighbours = mode == "normal"
     table, turn = table_of(lanes), (turn_neighbours if neighbours else turn_halves)(lanes)
 
@@ -189,11 +189,11 @@ def rope(lanes, mode):
     return run
 
 
-@rope.lowering
+@lowering(ops.rope)
 def _(node: Tensor) -> list[Call]:
     tensors = [node, *node.srcs]
     params = dict(node.params)
     mode, magnitude, dims = params.pop("mode"), params.pop("magnitude"), params.pop("dims") or node.shape[-1]
     speeds = frequencies(dims=dims, **params) if dims else []
     scalars = [*kinds(tensors[:2]), dims, float(magnitude), *map(float, speeds)]
-    return [Call(native(rope.factory, host.level().lanes, mode), tensors, scalars)]
+    return [Call(native(rope, host.level().lanes, mode), tensors, scalars)]

@@ -25,7 +25,7 @@ from graphrt.backends.cpu.elements import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import native
-from graphrt.backends.cpu.registry import Call, kernel
+from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.transfer import load_signed, put, route, store_signed
 from graphrt.tensor import Tensor
 
@@ -38,7 +38,6 @@ def outer_index(i, count):
     return i if count > 1 else 0
 
 
-@kernel(ops.get_rows)
 def get_rows():
     """Scalars: bytes of an id, bytes of an output element, whether it is an integer, then the route from x's dtype."""
 
@@ -69,14 +68,13 @@ def get_rows():
     return run
 
 
-@get_rows.lowering
+@lowering(ops.get_rows)
 def _(node: Tensor) -> list[Call]:
     x, ids = present(node)
     scalars = [ids.dtype.nbytes, node.dtype.nbytes, node.dtype.is_integer, *route(x.dtype, node.dtype)]
-    return [Call(native(get_rows.factory), [node, x, ids], scalars)]
+    return [Call(native(get_rows), [node, x, ids], scalars)]
 
 
-@kernel(ops.set_rows)
 def set_rows():
     """Scalars: bytes of an id, then the route from the rows' dtype to the target's."""
 
@@ -101,10 +99,10 @@ def set_rows():
     return run
 
 
-@set_rows.lowering
+@lowering(ops.set_rows)
 def _(node: Tensor) -> list[Call]:
     _, given, ids = present(node)
-    return [Call(native(set_rows.factory), [node, given, ids], [ids.dtype.nbytes, *route(given.dtype, node.dtype)])]
+    return [Call(native(set_rows), [node, given, ids], [ids.dtype.nbytes, *route(given.dtype, node.dtype)])]
 
 
 @helper
@@ -117,7 +115,6 @@ def plus_nan(x, unused, unused_too):
     return x + NAN
 
 
-@kernel(ops.add_id)
 def add_id(lanes):
     """Scalars: the dtypes' numbers of out, x and bias, and the bytes of an id."""
     add_row, spoil = loop_two(lanes, sum_of), loop_one(lanes, plus_nan)
@@ -151,8 +148,8 @@ def add_id(lanes):
     return run
 
 
-@add_id.lowering
+@lowering(ops.add_id)
 def _(node: Tensor) -> list[Call]:
     tensors = [node, *present(node)]
     scalars = [*kinds(tensors[:3]), tensors[3].dtype.nbytes]
-    return [Call(native(add_id.factory, host.level().lanes), tensors, scalars)]
+    return [Call(native(add_id, host.level().lanes), tensors, scalars)]

@@ -23,7 +23,7 @@ from graphrt.backends.cpu.elements import (
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import native
 from graphrt.backends.cpu.memory import load_f32, store_f32
-from graphrt.backends.cpu.registry import Call, floats, kernel
+from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.simd import fma, maximum, reduce_add, reduce_max, splat
 from graphrt.backends.cpu.vector_math import exp, like
 from graphrt.tensor import Tensor
@@ -58,8 +58,8 @@ def share_of_total(z, highest, factor):
     return exp(z - like(z, highest)) * like(z, factor)
 
 
-@kernel(ops.soft_max, takes=floats)
 def soft_max(lanes):
+    """Scalars: the dtypes' numbers of out, x, mask and sinks; scale."""
     logits, distribute = logits_of(lanes), loop_one(lanes, share_of_total)
 
     @helper
@@ -118,15 +118,16 @@ def soft_max(lanes):
     return run
 
 
-@soft_max.lowering
+@lowering(ops.soft_max)
 def _(node: Tensor) -> list[Call]:
     tensors = [node, *node.srcs]
     scalars = [*kinds(tensors), float(node.params["scale"])]
-    return [Call(native(soft_max.factory, host.level().lanes), tensors, scalars)]
+    return [Call(native(soft_max, host.level().lanes), tensors, scalars)]
 
 
-@kernel(ops.sum_rows, takes=floats)
 def sum_rows(lanes):
+    """Scalars: the dtypes' numbers of out and x."""
+
     def run(args, ith, nth):
         out_kind, x_kind = scalar(args, 2, 0), scalar(args, 2, 1)
         buffer = stack_floats(PIECE)
@@ -147,7 +148,7 @@ def sum_rows(lanes):
     return run
 
 
-@sum_rows.lowering
+@lowering(ops.sum_rows)
 def _(node: Tensor) -> list[Call]:
     tensors = [node, *node.srcs]
-    return [Call(native(sum_rows.factory, host.level().lanes), tensors, kinds(tensors))]
+    return [Call(native(sum_rows, host.level().lanes), tensors, kinds(tensors))]

@@ -9,9 +9,10 @@ from graphrt.backends.cpu import host, simd, vector_math
 from graphrt.backends.cpu.elementwise import call_of, map_one
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import native
-from graphrt.backends.cpu.registry import floats, kernel
+from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.simd import select
 from graphrt.backends.cpu.vector_math import like
+from graphrt.tensor import Tensor
 
 ZERO = np.float32(0.0)
 TWICE_ROOT = np.float32(2.0 * np.sqrt(2.0 / np.pi))
@@ -74,6 +75,10 @@ def unary(lanes, name):
     return map_one(lanes, without_numbers)
 
 
+def calls(node: Tensor) -> list[Call]:
+    assert node.op is not None
+    return [call_of(native(unary, host.level().lanes, node.op.name), node, (0.0, 0.0))]
+
+
 for _name in _FUNCTIONS:
-    _record = kernel(getattr(ops, _name), takes=floats)(unary)
-    _record.lowering(lambda node: [call_of(native(unary, host.level().lanes, node.op.name), node, (0.0, 0.0))])
+    lowering(getattr(ops, _name))(calls)

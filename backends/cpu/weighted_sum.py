@@ -21,7 +21,7 @@ from graphrt.backends.cpu.elements import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import native
-from graphrt.backends.cpu.registry import Call, kernel
+from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.simd import fma, splat
 from graphrt.tensor import Tensor
 
@@ -45,7 +45,6 @@ def add_one_by_one(args, token, target, x, count):
         store_number(target + i * element_bytes(scalar(args, 3, 0)), scalar(args, 3, 0), total)
 
 
-@kernel(ops.weighted_sum)
 def weighted_sum(lanes):
     """Scalars: the dtypes' numbers of out, x and weights; the bytes between tokens and between ranks in weights."""
 
@@ -85,8 +84,8 @@ def weighted_sum(lanes):
     return run
 
 
-@weighted_sum.lowering
+@lowering(ops.weighted_sum)
 def _(node: Tensor) -> list[Call]:
     x, weights = present(node)
     scalars = [*kinds([node, x, weights]), *weights.strides[:2]]
-    return [Call(native(weighted_sum.factory, host.level().lanes), [node, x, weights], scalars)]
+    return [Call(native(weighted_sum, host.level().lanes), [node, x, weights], scalars)]
