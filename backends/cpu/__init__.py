@@ -1,7 +1,8 @@
 """The CPU backend: Numba kernels called as C functions by native programs, on a pool of threads.
 
 Start reading at registry.py (how a kernel is written), args.py (what it is called with), then simd.py and memory.py
-(vectors), program.py and threads.py (how a split runs), jit.py (compilation and the disk cache).
+(vectors), elements.py (rows of any float dtype) and transfer.py (rows from one dtype to another), program.py and
+threads.py (how a split runs), jit.py (compilation and the disk cache). Kernels stand in files named like those of ops/.
 """
 
 from __future__ import annotations
