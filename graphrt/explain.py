@@ -100,6 +100,7 @@ class Explanation:
     """Everything that a schedule decided."""
 
     nodes: int
+    phase: str | None
     compute_bytes: int
     splits: tuple[SplitNote, ...]
     output_copies: tuple[CopyNote, ...]
@@ -139,6 +140,7 @@ class Explainer:
         rules = tuple((rule.text, rule.matches) for rule in (*schedule.rules, *schedule.node_rules))
         return Explanation(
             nodes=len(schedule.graph.nodes),
+            phase=schedule.graph.phase,
             compute_bytes=schedule.compute_bytes,
             splits=splits,
             output_copies=self._copies(len(schedule.splits)),
@@ -218,7 +220,8 @@ def describe(schedule: Schedule, level: int = 2) -> str:
 
 def _lines(told: Explanation, level: int) -> Iterator[str]:
     size = f"{_count(told.nodes, 'node')}, {_count(len(told.splits), 'split')}"
-    yield f"graph: {size}, compute buffers {told.compute_bytes:,} bytes"
+    phase = f", phase {told.phase}" if told.phase else ""
+    yield f"graph: {size}, compute buffers {told.compute_bytes:,} bytes{phase}"
     for memory in told.memories:
         limit = "" if memory.limit is None else f" of {memory.limit:,}"
         held = f"{memory.compute_bytes:,} compute + {memory.resident_bytes:,} resident bytes"

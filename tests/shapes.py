@@ -102,4 +102,4 @@ def graph(
     if adapters:
         made = adapted(made, adapters)
     cache = KVCache(len(made.layers), cells, made.cache_layout)
-    return made.graph(UBatch.make(cache, tokens, rows, cells))
+    return made.graph(UBatch.make(cache, tokens, rows, cells), "decode" if tokens == 1 else "prompt")

@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphrt.cli import output
-from graphrt.cli.options import Attention, ContextSize, ModelArgument, Overrides, given
+from graphrt.cli.options import (
+    Attention,
+    ContextSize,
+    CpuMoe,
+    CpuMoeLayers,
+    Device,
+    GpuLayers,
+    ModelArgument,
+    OverrideFile,
+    OverrideNode,
+    Overrides,
+    given,
+    placement,
+    warn_of_unmatched,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,24 +52,44 @@ def inspect(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write the model's graph as a page for the browser instead."),
     ] = None,
+    verbose: Annotated[
+        int,
+        typer.Option("-v", "--verbose", count=True, help="With --graph, also why other backends were passed over."),
+    ] = 0,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens that the graph is built for.")] = 1,
+    ctx_size: ContextSize = None,
     attention: Attention = None,
     overrides: Overrides = None,
-    ctx_size: ContextSize = None,
+    override_file: OverrideFile = None,
+    override_node: OverrideNode = None,
+    cpu_moe: CpuMoe = False,
+    n_cpu_moe: CpuMoeLayers = None,
+    device: Device = None,
+    gpu_layers: GpuLayers = None,
 ) -> None:
     """Show a model's metadata, tensors and sizes, or the graph that it makes.
 
     [bold]graphrt inspect model.gguf --match ffn_.*_exps[/]   the experts' tensors
     [bold]graphrt inspect tiny-mixtral --graph[/]             every node, its backend, and why
     [bold]graphrt inspect tiny-mixtral --html graph.html[/]   the same to click on, in any browser
+    [bold]graphrt inspect model.gguf --graph -n 512 --device sim -ngl 99 --cpu-moe[/]
     [bold]graphrt inspect tiny-mixtral --dot | dot -Tsvg > graph.svg[/]
     """
     if graph or dot or html:
-        schedule = _schedule(model, tokens, attention=attention, overrides=overrides, n_ctx=ctx_size)
+        where = placement(
+            overrides=overrides,
+            override_file=override_file,
+            override_node=override_node,
+            cpu_moe=cpu_moe,
+            n_cpu_moe=n_cpu_moe,
+            device=device,
+            gpu_layers=gpu_layers,
+        )
+        schedule = _schedule(model, tokens, **where, **given(attention=attention, n_ctx=ctx_size))
         if html:
             _write_page(schedule, html, f"{Path(model).name}, {tokens} token{'' if tokens == 1 else 's'}")
         else:
-            print(_as_text(schedule, dot=dot, as_json=as_json))
+            print(_as_text(schedule, dot=dot, as_json=as_json, level=3 if verbose else 2))
         return
     from graphrt.models.gguf_file import GGUFFile
     from graphrt.models.model import locate
@@ -80,19 +114,20 @@ def _schedule(model: str, tokens: int, **options: Any) -> Schedule:
     """The schedule of the model's graph for so many tokens."""
     from graphrt import load
 
-    context = load(model, **given(**options)).new_context()
+    context = load(model, **options).new_context()
     cells = context.cells.visible_with(context.cells.find(tokens))
     made: Schedule = context.scheduler.schedule(context.graph(tokens, rows=1, cells=cells))
+    warn_of_unmatched(context.scheduler)
     return made
 
 
-def _as_text(schedule: Schedule, *, dot: bool, as_json: bool) -> str:
+def _as_text(schedule: Schedule, *, dot: bool, as_json: bool, level: int) -> str:
     from graphrt.dot import dot as as_dot
     from graphrt.explain import describe, explain
 
     if dot:
         return as_dot(schedule)
-    return explain(schedule).as_json() if as_json else describe(schedule, level=2)
+    return explain(schedule).as_json() if as_json else describe(schedule, level)
 
 
 def _write_page(schedule: Schedule, path: Path, title: str) -> None:

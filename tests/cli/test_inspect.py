@@ -67,3 +67,13 @@ def test_the_schedule_as_a_page(graphrt: Command, mixtral: Path, tmp_path: Path)
     assert str(page.name) in graphrt("inspect", mixtral, "--html", page).err
     assert "blk.0.ffn_gate_exps.weight" in page.read_text(encoding="utf-8")
     assert graphrt("inspect", mixtral, "--html", tmp_path / "no" / "graph.html").code == 2
+
+
+def test_the_schedule_of_a_device_is_shown_without_loading_it(graphrt: Command, mixtral: Path) -> None:
+    options = ("--device", "sim", "-ngl", 99, "--cpu-moe", "-ot", "no_such=cpu")
+    decoding = graphrt("inspect", mixtral, "--graph", "-v", *options)
+    assert "phase decode" in decoding.out
+    assert "split #1: cpu, 4 nodes, 2 inputs copied" in decoding.out
+    assert "not sim: not offloaded: batch 1 x" in decoding.out
+    assert 'the override "no_such=cpu" matched nothing' in " ".join(decoding.err.split())
+    assert "phase prompt" in graphrt("inspect", mixtral, "--graph", "-n", 128, *options).out
