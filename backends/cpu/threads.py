@@ -18,7 +18,6 @@ import numpy as np
 from graphrt.backends.cpu.args import word
 from graphrt.backends.cpu.jit import Kernel, native
 from graphrt.backends.cpu.sync import (
-    YIELDS,
     atomic_add,
     atomic_exchange_if,
     atomic_load,
@@ -36,6 +35,7 @@ WORKER_WORDS = 8  # per worker: its state, and the last generation it saw
 AWAKE, PARKED = 0, 1
 
 SPINS_WITH_CORES, SPINS_WITHOUT = 200, 20
+YIELDS_BEFORE_PARKING = 2000  # about a millisecond: the pause between two tokens
 
 _C_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
@@ -86,7 +86,7 @@ def serve_runs() -> Kernel:
                     return
                 call_native(walk, pool, ith, word(pool, SIZE))
                 tries = 0
-            elif tries < spins + YIELDS:
+            elif tries < spins + YIELDS_BEFORE_PARKING:
                 wait_once(tries, spins)
                 tries += 1
             else:
