@@ -14,10 +14,11 @@ import numpy as np
 
 from graphrt import Graph, Plan, Scheduler, SharedArena
 from graphrt.dtypes import Array
-from graphrt.errors import GraphError
+from graphrt.errors import Cancelled, GraphError
 from graphrt.graph import Phase
 from graphrt.models.blocks import Decoder, UBatch
 from graphrt.models.kv_cache import MAX_SEQUENCES, KVCache
+from graphrt.plan import Watch
 
 MAX_POSITION = 1 << 31
 MAX_PLANS = 64  # compiled plans that a context keeps; prompts of ever other lengths would else fill the memory
@@ -78,7 +79,7 @@ class _Step:
 
 
 class Context:
-    """One KV cache and the plans over it; not to be used by two threads at once.
+    """One KV cache and the plans over it; not to be used by two threads at once, but for `cancel`.
 
     Args:
         decoder: the model.
@@ -86,6 +87,9 @@ class Context:
         size: cells of the cache: n_ctx.
         cache_type: dtype of the cache.
         ubatch: the most tokens in one run of a graph.
+    Attributes:
+        watch: is shown every node's result, watch(node, array), where it is set; a return of False stops the run.
+        last_plan: of the ubatch that ran last; it can be profiled.
     Raises: SettingsError if the cache cannot be of that type.
     """
 
@@ -97,7 +101,9 @@ class Context:
         self.cache = KVCache(len(decoder.layers), size, decoder.cache_layout, cache_type)
         self.cells = self.cache.cells
         self.ubatch = ubatch
-        self.last_plan: Plan | None = None  # of the ubatch that ran last; it can be profiled or observed
+        self.watch: Watch | None = None
+        self.last_plan: Plan | None = None
+        self._cancelled = False
         self._arena = SharedArena()
         self._steps: dict[tuple[int, int, int, Phase], _Step] = {}
 
@@ -114,13 +120,21 @@ class Context:
         """Run a batch: its tokens are added to the cache.
 
         Returns: [R, V] f32, the logits of the R tokens that want them, in order; the next call may overwrite them.
-        Raises: GraphError if a token, position or sequence is out of range, or if the context has too few free cells.
+        Raises: GraphError if a token, position or sequence is out of range, or if the context has too few free cells;
+            Cancelled by `cancel` or `watch`: the cells of the ubatch that ran are then free again.
         """
         self._check(batch)
+        self._cancelled = False
         if len(batch) <= self.ubatch:
             return self._run(batch)
         parts = [self._run(batch[start : start + self.ubatch]).copy() for start in range(0, len(batch), self.ubatch)]
         return np.concatenate(parts)
+
+    def cancel(self) -> None:
+        """Stop the present `decode`, from any thread, at the next split, copy or ubatch."""
+        self._cancelled = True
+        if self.last_plan is not None:
+            self.last_plan.cancel()
 
     def prepare(self, tokens: int) -> None:
         """Compile the plans of a prompt of so many tokens, and of one token after it, ahead of their runs.
@@ -149,8 +163,10 @@ class Context:
             step.set("inp_cell_pos", cells.positions[: step.cells])
             step.set("inp_cell_seq", cells.sequences[: step.cells])
             step.set("inp_out_ids", batch.wanted.nonzero()[0])
-            step.execute()
             self.last_plan = step.plan
+            if self._cancelled:
+                raise Cancelled("[context] the run was cancelled between two ubatches")
+            step.execute() if self.watch is None else step.plan.observe(self.watch)
         except BaseException:
             cells.release(taken)
             raise
