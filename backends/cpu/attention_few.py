@@ -16,11 +16,12 @@ from graphrt.backends.cpu.attention_cells import ALL, NONE, look, prefetch, tile
 from graphrt.backends.cpu.attention_layout import CELLS, FEW_PITCH, groups_of, parts_of, rows_of_head, setting
 from graphrt.backends.cpu.attention_results import clearer, shared_result
 from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO, hide_from, row_loader, score_capper
-from graphrt.backends.cpu.attention_tile import dot_tile, multiply_tile
+from graphrt.backends.cpu.attention_tile import dot_tile
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_one
 from graphrt.backends.cpu.simd import maximum, reduce_add, reduce_max, splat
+from graphrt.backends.cpu.tile import multiply_tile
 from graphrt.backends.cpu.vector_math import exp
 
 GULP = 4  # cells scored together

@@ -11,12 +11,11 @@ import numpy as np
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, float_scalar, size, stride
 from graphrt.backends.cpu.attention_layout import ROWS, setting
-from graphrt.backends.cpu.attention_tile import multiply_up_to
 from graphrt.backends.cpu.elements import FLOAT32, element_bytes, gather, loop_one
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_one
 from graphrt.backends.cpu.simd import maximum, select, splat
-from graphrt.backends.cpu.tile import Tile, transpose_block
+from graphrt.backends.cpu.tile import Tile, multiply_up_to, transpose_block
 from graphrt.backends.cpu.vector_math import exp, like, tanh
 
 HIDDEN = np.float32(-np.inf)

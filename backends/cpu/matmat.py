@@ -30,7 +30,7 @@ from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.memory import load_f32_first, store_f32, store_f32_first
 from graphrt.backends.cpu.simd import splat
-from graphrt.backends.cpu.tile import Tile, multiply_tile, transpose_block
+from graphrt.backends.cpu.tile import Tile, multiply_up_to, transpose_block
 
 DEPTH = 1024  # of a panel
 STRIP = 256  # elements of a row expanded at a time: a whole number of blocks of every dtype
@@ -115,20 +115,11 @@ def _panel_filler(dtype: str, lanes: int, vectors: int):
 
 
 def tile_multiplier(lanes: int, vectors: int, columns: int):
-    """A helper that multiplies a tile of 1 … columns columns, by the least of a few compiled widths that holds them."""
-    half, most = columns // 2, columns // 2 + columns // 4
+    """A helper that multiplies a panel by 1 … columns columns of a tile of x, both packed."""
+    multiply, pitch = multiply_up_to(lanes, vectors, columns, False), 4 * lanes * vectors
 
     @helper
-    def multiply(panel, x, depth, target, count):
-        if count > most:
-            multiply_tile(panel, x, depth, target, lanes, vectors, columns, columns)
-        elif count > half:
-            multiply_tile(panel, x, depth, target, lanes, vectors, most, columns)
-        elif count > 2:
-            multiply_tile(panel, x, depth, target, lanes, vectors, half, columns)
-        elif count == 2:
-            multiply_tile(panel, x, depth, target, lanes, vectors, 2, columns)
-        else:
-            multiply_tile(panel, x, depth, target, lanes, vectors, 1, columns)
+    def multiply_packed(panel, x, depth, target, count):
+        multiply(panel, pitch, x, 4 * columns, 4, depth, target, pitch, count)
 
-    return multiply
+    return multiply_packed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -9,7 +10,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from graphrt.backends.cpu import host
-from graphrt.backends.cpu.memory import load_vector
+from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.memory import load_vector, storage, widen
 from graphrt.backends.cpu.simd import F32, I64, broadcast, call, constant, literal, mangled, shuffle
 
 
@@ -34,59 +36,114 @@ def tile() -> Tile:
     return _TILES[host.level().name]
 
 
-@intrinsic(prefer_literal=True)
-def multiply_tile(typingctx, panel, x, depth, target, lanes, vectors, columns, pitch):
-    """target[c, r] = sum over k < depth of panel[k, r] · x[k, c].
+def loop(builder, depth, step: int, starts: list, body: Callable):
+    """Emit `for k in range(0, depth, step)` around accumulators; `body(k, sums)` gives their next values.
 
-    Args: panel [depth, vectors · lanes] f32;  x [depth, pitch] f32, of which `columns` columns are taken;
-          target [columns, vectors · lanes] f32. The last four arguments are constants.
+    Returns: the accumulators after the loop.
     """
-    constants = [literal(item) for item in (lanes, vectors, columns, pitch)]
+    entry, function = builder.block, builder.function
+    head, inside, done = (function.append_basic_block(f"tile.{part}") for part in ("head", "body", "done"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    k = builder.phi(I64)
+    k.add_incoming(I64(0), entry)
+    sums = [builder.phi(start.type) for start in starts]
+    for each, start in zip(sums, starts, strict=True):
+        each.add_incoming(start, entry)
+    builder.cbranch(builder.icmp_signed("<", k, depth), inside, done)
+    builder.position_at_end(inside)
+    for each, value in zip(sums, body(k, sums), strict=True):
+        each.add_incoming(value, builder.block)
+    k.add_incoming(builder.add(k, I64(step)), builder.block)
+    builder.branch(head)
+    builder.position_at_end(done)
+    return sums
+
+
+def multiply_add(builder, a, b, c):
+    return call(builder, f"llvm.fma.{mangled(c.type)}", c.type, a, b, c)
+
+
+def load_widened(builder, address, dtype: str, lanes: int):
+    """A vector of elements of a plain dtype, as float32."""
+    return widen(builder, load_vector(builder, address, storage(dtype), lanes), dtype)
+
+
+def element_bytes(dtype: str) -> int:
+    return 4 if dtype == "f32" else 2
+
+
+def _float_at(builder, address):
+    return builder.load(builder.inttoptr(address, F32.as_pointer()), align=4)
+
+
+@intrinsic(prefer_literal=True)
+def multiply_tile(
+    typingctx, panel, panel_pitch, x, x_step, x_pitch, depth, target, target_pitch, dtype, lanes, vectors, columns, onto
+):
+    """target[c, r] = sum over k < depth of panel[k, r] · x[k, c], or onto what stands there.
+
+    Args: panel [depth, vectors · lanes] of a plain dtype, rows `panel_pitch` bytes apart; x[k, c] float32 at
+          x + k · x_step + c · x_pitch; target [columns, vectors · lanes] float32, rows `target_pitch` bytes apart.
+          The last five are constants.
+    """
+    constants = [literal(item) for item in (dtype, lanes, vectors, columns, onto)]
     if None in constants:
         return None
-    signature = types.void(types.int64, types.int64, types.int64, types.int64, lanes, vectors, columns, pitch)
+    signature = types.void(*[types.int64] * 8, dtype, lanes, vectors, columns, onto)
 
     def codegen(context, builder, signature, values):
-        _emit_product(builder, *values[:4], *constants)
+        _emit_multiply(builder, values[:8], *constants)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-def _emit_product(builder, panel, x, depth, target, lanes, vectors, columns, pitch):
+def _emit_multiply(builder, places, dtype, lanes, vectors, columns, onto):
+    panel, panel_pitch, x, x_step, x_pitch, depth, target, target_pitch = places
     vector = ir.VectorType(F32, lanes)
-    entry, function = builder.block, builder.function
-    head = function.append_basic_block("product.head")
-    body = function.append_basic_block("product.body")
-    done = function.append_basic_block("product.done")
-    builder.branch(head)
+    shifts = [builder.mul(x_pitch, I64(c)) for c in range(columns)]
+    cells = [
+        builder.add(builder.add(target, builder.mul(target_pitch, I64(c))), I64(4 * lanes * v))
+        for c in range(columns)
+        for v in range(vectors)
+    ]
+    starts = [load_vector(builder, cell, F32, lanes) if onto else constant(vector, 0.0) for cell in cells]
 
-    builder.position_at_end(head)
-    k = builder.phi(I64)
-    k.add_incoming(I64(0), entry)
-    sums = [[builder.phi(vector) for _ in range(vectors)] for _ in range(columns)]
-    for each in (item for row in sums for item in row):
-        each.add_incoming(constant(vector, 0.0), entry)
-    builder.cbranch(builder.icmp_signed("<", k, depth), body, done)
+    def body(k, sums):
+        at = builder.add(panel, builder.mul(k, panel_pitch))
+        steps = [I64(element_bytes(dtype) * lanes * v) for v in range(vectors)]
+        row = [load_widened(builder, builder.add(at, step), dtype, lanes) for step in steps]
+        x_at = builder.add(x, builder.mul(k, x_step))
+        result = []
+        for c in range(columns):
+            one = broadcast(builder, _float_at(builder, builder.add(x_at, shifts[c])), lanes)
+            result += [multiply_add(builder, row[v], one, sums[c * vectors + v]) for v in range(vectors)]
+        return result
 
-    builder.position_at_end(body)
-    at = builder.add(panel, builder.mul(k, I64(4 * lanes * vectors)))
-    weights = [load_vector(builder, builder.add(at, I64(4 * lanes * v)), F32, lanes) for v in range(vectors)]
-    x_at = builder.add(x, builder.mul(k, I64(4 * pitch)))
-    for c in range(columns):
-        one = builder.load(builder.inttoptr(builder.add(x_at, I64(4 * c)), F32.as_pointer()), align=4)
-        value = broadcast(builder, one, lanes)
-        for v in range(vectors):
-            added = call(builder, f"llvm.fma.{mangled(vector)}", vector, weights[v], value, sums[c][v])
-            sums[c][v].add_incoming(added, body)
-    k.add_incoming(builder.add(k, I64(1)), body)
-    builder.branch(head)
+    for cell, total in zip(cells, loop(builder, depth, 1, starts, body), strict=True):
+        builder.store(total, builder.inttoptr(cell, vector.as_pointer()), align=4)
 
-    builder.position_at_end(done)
-    for c in range(columns):
-        for v in range(vectors):
-            place = builder.add(target, I64(4 * lanes * (c * vectors + v)))
-            builder.store(sums[c][v], builder.inttoptr(place, vector.as_pointer()), align=4)
+
+def multiply_up_to(lanes: int, vectors: int, columns: int, onto: bool):
+    """A helper: multiply_tile for 1 … columns columns, by the least of a few compiled widths that holds them.
+
+    Columns beyond `count` are read and written too; x and the target must have room for them.
+    """
+    most, half = 2 * columns // 3, columns // 3
+
+    @helper
+    def multiply(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, count):
+        if count > most:
+            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, "f32", lanes, vectors, columns, onto)
+        elif count > half:
+            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, "f32", lanes, vectors, most, onto)
+        elif count > 1:
+            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, "f32", lanes, vectors, half, onto)
+        else:
+            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, "f32", lanes, vectors, 1, onto)
+
+    return multiply
 
 
 @intrinsic(prefer_literal=True)
