@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from graphrt.buffer import HOST, Buffer, HostBuffer
-from graphrt.errors import PlacementError
+from graphrt.errors import KernelError, PlacementError
 from graphrt.placement import Placement
 from graphrt.tensor import Tensor
 
@@ -22,7 +22,8 @@ class Residents:
     def buffer(self, leaf: Tensor, home: Placement | None) -> Buffer:
         """The buffer of a leaf at its home; a device's is allocated and filled when first asked for.
 
-        Raises: PlacementError if the device has no room, or if a state that lives in one memory is put in another.
+        Raises: PlacementError if the device has no room, or if a state that lives in one memory is put in another;
+            KernelError if the copy fails.
         """
         memory = HOST if home is None else home.backend.memory
         held = self._held.setdefault(leaf, {})
@@ -41,5 +42,10 @@ def _upload(leaf: Tensor, home: Placement) -> Buffer:
     source = HostBuffer.of_leaf(leaf)
     if source.nbytes > buffer.nbytes:
         raise PlacementError(f"[{home.backend.name}] gave {buffer.nbytes:,} bytes for {leaf!r} of {source.nbytes:,}")
-    buffer.write(0, np.asarray(source.read(0, source.nbytes)))
+    try:
+        buffer.write(0, np.asarray(source.read(0, source.nbytes)))
+    except Exception as error:
+        raise KernelError(
+            f"[copy] {leaf.role} {leaf.name} ({source.nbytes:,} bytes) from {HOST} to {buffer.memory} failed: {error}"
+        ) from error
     return buffer
