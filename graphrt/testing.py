@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from graphrt import dtypes
-from graphrt.backend import available
+from graphrt.backend import Backend, available
 from graphrt.dtypes import Array, DType
 from graphrt.graph import Graph
 from graphrt.numerics import normalised_error
@@ -171,7 +171,7 @@ class Report:
 def check(
     op: Op,
     *,
-    backends: Iterable[str] | None = None,
+    backends: Iterable[str | Backend] | None = None,
     mode: Literal["test", "perf", "support"] = "test",
     examples: int = 50,
     **settings: Any,
@@ -179,7 +179,7 @@ def check(
     """Run an op's cases on backends and compare each result with the reference.
 
     Args:
-        backends: names; all that are present where None.
+        backends: names or Backend objects; all that are present where None.
         mode: "test" draws with hypothesis and shrinks a failure to its smallest case; "perf" times longer cases;
             "support" asks each backend what it takes and runs nothing.
         examples: cases to draw.
@@ -190,8 +190,11 @@ def check(
     report = Report(op.name)
     reference = Scheduler(["reference"])
     schedulers = {}
-    for name in backends or available():
-        schedulers[name] = Scheduler([name], **settings)
+    for backend in backends or available():
+        # A device needs a host beside it; every case is told to run on the device all the same.
+        scheduler = Scheduler([backend], **settings)
+        name = scheduler.backends[0].name
+        schedulers[name] = scheduler
         report.ran[name], report.worst[name], report.refused[name], report.seconds[name] = 0, 0.0, {}, []
 
     def one(draw: Draw) -> None:
@@ -254,7 +257,8 @@ def _run(scheduler: Scheduler, case: Tensor, repeats: int = 0) -> tuple[Array, l
     """The case's result from a fresh copy of its states, and the times of further runs."""
     graph = Graph(case)
     states = {leaf: leaf.data.copy() for leaf in graph.leafs if leaf.role == "state" and leaf.data is not None}
-    plan = scheduler.plan(graph)
+    # What a case writes into goes with it.
+    plan = scheduler.plan(graph, assigned=dict.fromkeys((case, case.root), scheduler.backends[0].name))
     plan.execute()
     result = plan.output().copy()
     seconds = []
