@@ -1,4 +1,4 @@
-"""A package from outside, acme/, with an op and a backend: installed beside graphrt in an empty folder and used there."""
+"""A package from outside, acme/, with an op and a backend: installed beside graphrt in an empty folder, and used."""
 
 from __future__ import annotations
 
