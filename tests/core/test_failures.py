@@ -16,6 +16,7 @@ from graphrt import Graph, KernelError, PlacementError, Scheduler, ops
 from graphrt.backends.sim import SimBackend
 from graphrt.errors import Cancelled
 from graphrt.plan import Plan
+from tests.interrupts import HEED
 
 W = np.eye(8, dtype=np.float32)
 X = np.arange(16, dtype=np.float32).reshape(2, 8)
@@ -158,7 +159,7 @@ print("right", right, "busy", time.process_time() - before < 0.1, flush=True)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to a child")
 def test_ctrl_c_stops_decoding_leaves_nothing_spinning_and_the_next_run_works():
-    command = [sys.executable, "-c", DECODE]
+    command = [sys.executable, "-c", f"{HEED}\n{DECODE}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
