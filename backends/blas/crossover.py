@@ -47,18 +47,20 @@ class Crossover:
 
     @cached_property
     def _known(self) -> dict[str, int | None]:
+        kept = self._kept().get(self._machine, {})
+        return {name: least for name, least in kept.items() if least is None or isinstance(least, int)}
+
+    def _kept(self) -> dict[str, dict[str, int | None]]:
+        """What the file holds for each machine; nothing where it is absent or damaged."""
         with suppress(OSError, ValueError):
-            kept = json.loads(self._path.read_text(encoding="utf-8")).get(self._machine, {})
+            kept = json.loads(self._path.read_text(encoding="utf-8"))
             if isinstance(kept, dict):
-                return {str(name): batch for name, batch in kept.items() if batch is None or isinstance(batch, int)}
+                return {machine: known for machine, known in kept.items() if isinstance(known, dict)}
         return {}
 
     def _save(self) -> None:
         """Write what is known beside what other machines and settings left there. No cache is no error."""
-        kept: dict[str, object] = {}
-        with suppress(OSError, ValueError):
-            kept = dict(json.loads(self._path.read_text(encoding="utf-8")))
-        kept[self._machine] = self._known
+        kept = {**self._kept(), self._machine: self._known}
         partial = self._path.with_suffix(f".{os.getpid()}")
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -170,8 +170,6 @@ class Nothing(Backend):
 
 
 def test_a_node_that_nothing_supports_is_an_error_with_every_reason_and_remedy():
-    with pytest.raises(
-        PlacementError, match=r"\[silu\] no backend can run .*reference: it takes nothing \(ask another"
     with pytest.raises(PlacementError, match=r"no backend can run .*: reference: it takes nothing \(ask another\)"):
         Scheduler([Nothing()]).schedule(Graph(ops.silu(x())))
 

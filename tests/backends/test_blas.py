@@ -1,0 +1,165 @@
+"""Products through BLAS: right for every dtype and layout it takes, and taken only where it measured faster."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import graphrt
+from graphrt import Graph, Scheduler, Settings, Tensor, dtypes, ops
+from graphrt.backends.blas import BlasBackend, crossover, program
+from graphrt.backends.blas.crossover import BATCHES, Crossover
+from graphrt.testing import Draw, normalised_error
+
+ONE_THREAD = Settings.from_env({}, threads=1)
+
+
+def leaf(shape: tuple[int, ...], dtype: str = "f32") -> Tensor:
+    return Draw(lambda low, high: low).tensor(shape, dtypes.get(dtype), layout="dense").named("")
+
+
+def run(y: Tensor, backend: BlasBackend) -> np.ndarray:
+    plan = Scheduler([backend, "cpu"], threads=1).plan(Graph(y))
+    assert plan.schedule.splits[-1].backend is backend
+    return plan.run()[0]
+
+
+def is_right(y: Tensor, backend: BlasBackend) -> None:
+    expected = Scheduler(["reference"]).plan(Graph(y)).run()[0]
+    assert normalised_error(run(y, backend), expected) < 1e-11
+
+
+@pytest.fixture
+def blas() -> BlasBackend:
+    return BlasBackend(ONE_THREAD, min_batch=0)
+
+
+@pytest.mark.parametrize("dtype", [dtype.name for dtype in (*dtypes.FLOATS, *dtypes.QUANTIZED)])
+def test_weights_of_every_dtype_in_tiles_of_rows(dtype, blas, monkeypatch):
+    """Tiles of 24 rows and a rest of 4: the same as the reference on the expanded weight."""
+    monkeypatch.setattr(program, "TILE_BYTES", 24 * 512 * 4)
+    is_right(ops.mul_mat(leaf((100, 512), dtype), leaf((5, 512))), blas)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: ops.mul_mat(leaf((7, 12)), leaf((2, 3, 4, 12))),
+        lambda: ops.mul_mat(leaf((1, 1, 7, 12)), leaf((2, 3, 4, 12))),
+        lambda: ops.mul_mat(leaf((7, 24))[:, ::2], leaf((3, 24))[:, ::2]),
+        lambda: ops.mul_mat(ops.transpose(leaf((12, 7))), ops.transpose(leaf((12, 5)))),
+        lambda: ops.mul_mat(leaf((9, 64), "q8_0")[2:, 32:], leaf((3, 64))[1:, 32:]),
+        lambda: ops.mul_mat(leaf((1, 12)), leaf((1, 12))),
+    ],
+    ids=["batch", "batch of one matrix", "steps", "transposed", "slices of blocks", "one by one"],
+)
+def test_layouts(build, blas):
+    is_right(build(), blas)
+
+
+def test_tiles_are_part_of_the_memory_plan(blas):
+    y = ops.mul_mat(leaf((3000, 1024), "q8_0"), leaf((40, 1024)))
+    assert blas.workspace(y) == 4 << 20
+    assert Scheduler([blas, "cpu"]).schedule(Graph(y)).memory.workspaces
+    assert blas.workspace(ops.mul_mat(leaf((3000, 1024)), leaf((40, 1024)))) == 0
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: ops.silu(leaf((4, 8))), "one matrix"),
+        (lambda: ops.mul_mat_id(leaf((2, 4, 8)), leaf((3, 1, 8)), graphrt.input("i", (3, 1), "i32")), "one matrix"),
+        (lambda: ops.mul_mat(leaf((4, 8)), leaf((3, 8), "f16")), "rows of f32 only"),
+        (lambda: ops.mul_mat(leaf((2, 4, 8)), leaf((2, 3, 8))), "a batch of 2"),
+        (lambda: ops.mul_mat(leaf((4, 16), "f16")[:, ::2], leaf((3, 8))), "dense rows"),
+    ],
+    ids=["silu", "mul_mat_id", "f16 rows", "batch of matrices", "f16 columns"],
+)
+def test_what_it_does_not_take_it_says(build, reason, blas):
+    answer = blas.supports(build())
+    assert not answer
+    assert reason in answer.reason
+
+
+def test_below_its_batch_it_says_from_where_on_it_is_faster():
+    answer = BlasBackend(ONE_THREAD, min_batch=64).supports(ops.mul_mat(leaf((4, 8)), leaf((63, 8))))
+    assert (answer.ok, answer.reason) == (False, "batch 63 < 64, from where on blas is faster than the CPU kernels")
+    assert BlasBackend(ONE_THREAD, min_batch=64).supports(ops.mul_mat(leaf((4, 8)), leaf((64, 8))))
+
+
+# -- the measurement -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """A crossover with made-up times: BLAS takes 100 and the batch, the CPU kernels 1.5 times the batch."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+
+    def seconds(self, backend, dtype, batch):
+        asked.append((backend, dtype.name, batch))
+        return 1.5 * batch if backend == "cpu" else 80 + batch
+
+    monkeypatch.setattr(Crossover, "_seconds", seconds)
+    return asked, tmp_path / "graphrt" / "blas.json"
+
+
+def test_the_least_batch_is_where_blas_measures_faster(measured):
+    """80 + 256 < 0.95 · 1.5 · 256, but 80 + 128 > 0.95 · 1.5 · 128."""
+    backend = BlasBackend(ONE_THREAD)
+    w = leaf((4, 8))
+    assert not backend.supports(ops.mul_mat(w, leaf((255, 8))))
+    answer = backend.supports(ops.mul_mat(w, leaf((256, 8))))
+    assert (answer.ok, answer.reason) == (True, "blas measured faster from batch 256 on")
+
+
+def test_small_batches_are_refused_without_a_measurement(measured):
+    asked, _ = measured
+    assert not BlasBackend(ONE_THREAD).supports(ops.mul_mat(leaf((4, 8)), leaf((31, 8))))
+    assert asked == []
+
+
+def test_it_is_measured_once_and_kept_on_disk_for_each_dtype(measured):
+    asked, file = measured
+    first = Crossover(ONE_THREAD, lambda: None)
+    assert first.least_batch(dtypes.f32) == 256
+    count = len(asked)
+    assert Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f32) == 256
+    assert len(asked) == count
+    assert Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f16) == 256
+    assert len(asked) == 2 * count
+    assert [set(kept) for kept in json.loads(file.read_text()).values()] == [{"f32", "f16"}]
+
+
+def test_other_threads_are_measured_anew(measured):
+    _, file = measured
+    Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f32)
+    Crossover(Settings.from_env({}, threads=2), lambda: None).least_batch(dtypes.f32)
+    assert len(json.loads(file.read_text())) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"x": 1}'])
+def test_a_damaged_cache_is_measured_anew(content, measured):
+    _, file = measured
+    file.parent.mkdir()
+    file.write_text(content)
+    assert Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f32) == 256
+
+
+def test_where_blas_is_never_faster_it_takes_nothing(measured, monkeypatch):
+    monkeypatch.setattr(crossover, "MARGIN", 0.1)
+    answer = BlasBackend(ONE_THREAD).supports(ops.mul_mat(leaf((4, 8)), leaf((5000, 8))))
+    assert (answer.ok, answer.reason) == (
+        False,
+        "the CPU kernels measured faster with weights in f32 at every batch",
+    )
+
+
+def test_a_real_measurement_gives_a_batch_or_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(crossover, "ROWS", 64)
+    monkeypatch.setattr(crossover, "WIDTH", 256)
+    least = Crossover(ONE_THREAD, lambda: BlasBackend(ONE_THREAD, min_batch=0)).least_batch(dtypes.get("q8_0"))
+    assert least is None or least in BATCHES
