@@ -103,7 +103,11 @@ class _Grower:
         return x
 
     def weight(self, *shape: int, dtype: str = "f32") -> Tensor:
-        return graphrt.weight(self.name("w"), dtypes.from_f32(self.numbers(*shape), dtypes.get(dtype)))
+        """A weight, or now and then some rows of a larger one."""
+        extra = self.draw.choice([0, 0, 0, 2])
+        array = dtypes.from_f32(self.numbers(shape[0] + extra, *shape[1:]), dtypes.get(dtype))
+        leaf = graphrt.weight(self.name("w"), array)
+        return leaf[1 : 1 + shape[0]] if extra else leaf
 
     def vector(self, length: int) -> Tensor:
         """A weight of positive numbers."""
@@ -333,12 +337,17 @@ class _Grower:
         self.keep(y, 1.1 * k.bound, q, k, coarse=dtype != "f32")
 
     def step_state(self) -> None:
-        """Read a state, then write it with something made of what was read: the next run reads that."""
+        """Read a state, then write some of it with something made of what was read: the next run reads that."""
         memory = graphrt.state(self.name("memory"), (self.tokens, D))
         x = self.pick_rows()
         before = ops.scale(memory, factor=0.5)
         mixed = self.keep(before + ops.tanh(x.tensor), 2, x)
-        self.keep(ops.cpy(memory, mixed.tensor), 2, mixed)
+        first = self.draw.integer(0, self.tokens - 1)
+        written = ops.cpy(memory[first:], mixed.tensor[first:])
+        if self.draw.boolean():
+            ids = self.whole(self.random.permutation(self.tokens - first))
+            written = ops.set_rows(written, ops.neg(written), ids)
+        self.keep(written, 2, mixed)
 
     def step_write_into_result(self) -> None:
         """Overwrite some rows of a fresh copy."""
