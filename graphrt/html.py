@@ -1,6 +1,6 @@
 """A schedule as one page of HTML that needs nothing else: open it in a browser, from a disk as well as from a server.
 
-The page's parts are graphrt/templates/schedule.{html,css,js}; this module fills in what the schedule decided, as JSON.
+The page's parts are in graphrt/templates/; this module fills in what the schedule decided, as JSON.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ def page(schedule: Schedule, title: str) -> str:
     """The page of a schedule; `title` is what was scheduled, in the reader's words."""
     # In a script element only "</" and "<!--" could end or hide the text; without "<" there is neither.
     data = json.dumps(_data(schedule), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    parts = {"title": html.escape(title), "data": data, "style": _template("css"), "script": _template("js")}
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _template("html"))
+    script = "\n".join(map(_template, ("layout.js", "details.js", "schedule.js")))
+    parts = {"title": html.escape(title), "data": data, "style": _template("schedule.css"), "script": script}
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _template("schedule.html"))
 
 
-def _template(suffix: str) -> str:
-    return files("graphrt").joinpath("templates", f"schedule.{suffix}").read_text(encoding="utf-8")
+def _template(name: str) -> str:
+    return files("graphrt").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _data(schedule: Schedule) -> dict[str, Any]:

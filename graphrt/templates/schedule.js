@@ -1,5 +1,7 @@
 "use strict";
 
+// The page itself: the data, what stands in a block, the drawing, and the tools above it.
+
 // The data: tensors in execution order (leafs first); splits and copies name them by number.
 const data = JSON.parse(document.getElementById("data").textContent);
 const tensors = data.tensors;
@@ -72,7 +74,7 @@ let showViews = false;
 let selected = null;
 let matches = [];
 
-// -- layout of a block: ranks by longest path, order by the mean place of neighbours ---------------------------------
+// -- what stands in a block ------------------------------------------------------------------------------------------
 
 const pen = document.createElement("canvas").getContext("2d");
 const style = getComputedStyle(document.documentElement);
@@ -90,13 +92,15 @@ function textWidth(text, font) {
 
 const HEAD_HEIGHT = 32;
 const CANVAS_MARGIN = 18;
-const GAP_X = 22;
-const GAP_Y = 26;
 
 /** A node's sources as drawn: while views are hidden, what they are views of. */
 function sourcesOf(id) {
-  const through = (source) => (!showViews && isView(tensors[source]) ? through(tensors[source].sources[0]) : source);
-  return [...new Set(tensors[id].sources.map(through))];
+  return [...new Set(tensors[id].sources.map((source) => (showViews ? source : valueOf(source))))];
+}
+
+/** What a view is a view of, else the tensor itself. */
+function valueOf(id) {
+  return isView(tensors[id]) ? valueOf(tensors[id].sources[0]) : id;
 }
 
 /** What is drawn in a block: its nodes, and a port for each source from outside; weights are written on their nodes. */
@@ -108,7 +112,7 @@ function itemsOf(block) {
   for (const id of drawn) {
     for (const source of sourcesOf(id)) {
       if (isWeight(source)) continue;
-      if (!items.has(source)) items.set(source, portItem(source, copied.get(source)));
+      if (!items.has(source)) items.set(source, portItem(source, copied.get(valueOf(source))));
       items.get(id).sources.push(items.get(source));
     }
   }
@@ -130,9 +134,10 @@ function nodeItem(id) {
   const lines = view ? [] : [`${tensor.op} → ${shape(tensor)}`];
   const weights = sourcesOf(id).filter(isWeight).map((source) => tensors[source]);
   const weightLines = weights.map((weight) => `${weight.name} ${shape(weight)} ${bytes(weight.nbytes)}`);
+  const weightColours = weights.map((weight) => colour(weight.backend));
   const title = view ? `${tensor.name} [${tensor.shape.join(", ")}]` : tensor.name;
   return {
-    id, kind: view ? "view" : "node", title, lines, weightLines, sources: [], dummy: false,
+    id, kind: view ? "view" : "node", title, lines, weightLines, weightColours, sources: [], dummy: false,
     height: view ? 22 : 26 + 15 * (1 + weightLines.length),
     width: 30 + Math.max(
       textWidth(title, view ? "11px" : "600 12px"),
@@ -148,91 +153,6 @@ function portItem(id, copy) {
     id, kind: "port", copy, title, lines: [], weightLines: [], sources: [], dummy: false, height: 22,
     width: 28 + textWidth(title, "500 11px"),
   };
-}
-
-function rankItems(items) {
-  const inner = items.filter((item) => item.kind !== "port");
-  for (const item of items) item.rank = 0;
-  for (const item of inner) { // in execution order, so sources come first
-    item.rank = 1 + Math.max(0, ...item.sources.map((source) => source.rank));
-  }
-  for (const item of items) {
-    if (item.kind !== "port") continue;
-    item.rank = Math.min(...inner.filter((other) => other.sources.includes(item)).map((other) => other.rank)) - 1;
-  }
-}
-
-/** Rows of items, with a narrow dummy in each row that a long edge crosses. */
-function rowsOf(items) {
-  const rows = [];
-  const put = (item) => { (rows[item.rank] ??= []).push(item); };
-  items.forEach(put);
-  const edges = [];
-  for (const item of items) {
-    for (const source of item.sources) {
-      let from = source;
-      const chain = [source];
-      for (let rank = source.rank + 1; rank < item.rank; rank += 1) {
-        const dummy = { dummy: true, rank, width: 8, height: 0, above: [from], below: [] };
-        put(dummy);
-        (from.below ??= []).push(dummy);
-        from = dummy;
-        chain.push(dummy);
-      }
-      (from.below ??= []).push(item);
-      (item.above ??= []).push(from);
-      edges.push({ source, target: item, chain: [...chain, item] });
-    }
-  }
-  return { rows: rows.filter(Boolean), edges };
-}
-
-function arrange(rows) {
-  const middle = (item) => item.x + item.width / 2;
-  const mean = (others, otherwise) => others?.length ? others.reduce((sum, other) => sum + middle(other), 0) / others.length : otherwise;
-  for (const row of rows) spread(row, row.map((_, i) => i * 10));
-  for (let sweep = 0; sweep < 8; sweep += 1) {
-    const down = sweep % 2 === 0;
-    for (const row of down ? rows : [...rows].reverse()) {
-      const wish = new Map(row.map((item) => [item, mean(down ? item.above : item.below, middle(item))]));
-      if (sweep < 6) row.sort((a, b) => wish.get(a) - wish.get(b));
-      spread(row, row.map((item) => wish.get(item)));
-    }
-  }
-  const left = Math.min(...rows.flat().map((item) => item.x));
-  for (const item of rows.flat()) item.x -= left;
-  let y = 4;
-  for (const row of rows) {
-    const height = Math.max(20, ...row.map((item) => item.height));
-    for (const item of row) item.y = y + (height - item.height) / 2;
-    y += height + GAP_Y;
-  }
-  return { width: Math.max(...rows.flat().map((item) => item.x + item.width)), height: y - GAP_Y + 8 };
-}
-
-/** Place a row's items as near as may be to where their middles wish to be, in order and without overlap. */
-function spread(row, wishes) {
-  const groups = []; // neighbours that touch move as one; each stands at the mean of what its members wish
-  row.forEach((item, i) => {
-    let group = { items: [item], width: item.width, sum: wishes[i] - item.width / 2, count: 1 };
-    for (;;) {
-      const last = groups.at(-1);
-      if (!last || last.sum / last.count + last.width + GAP_X <= group.sum / group.count) break;
-      groups.pop();
-      const shift = last.width + GAP_X;
-      group = {
-        items: [...last.items, ...group.items],
-        width: shift + group.width,
-        sum: last.sum + group.sum - shift * group.count,
-        count: last.count + group.count,
-      };
-    }
-    groups.push(group);
-  });
-  for (const group of groups) {
-    let x = group.sum / group.count;
-    for (const item of group.items) { item.x = x; x += item.width + GAP_X; }
-  }
 }
 
 // -- drawing ---------------------------------------------------------------------------------------------------------
@@ -294,7 +214,7 @@ function drawItem(item) {
     },
     element("b", {}, item.title),
     ...item.lines.map((line) => element("small", {}, line)),
-    ...item.weightLines.map((line) => element("small", { class: "weight" }, line)),
+    ...item.weightLines.map((line, i) => element("small", { class: "weight", colour: item.weightColours[i] }, line)),
   );
   made.style.setProperty("--c", colour(tensor.backend));
   made.dataset.id = item.id;
@@ -370,107 +290,6 @@ function showBlocks(parts) {
     if (!block.open) { block.open = true; drawBlock(block); }
   }
   parts[0].section.scrollIntoView({ block: "start" });
-}
-
-// -- selection and details -------------------------------------------------------------------------------------------
-
-function select(id) {
-  selected = id;
-  history.replaceState(null, "", `#${encodeURIComponent(tensors[id].name)}`);
-  for (const block of blocks) if (block.canvas) mark(block.canvas);
-  showDetails(id);
-}
-
-/** Select a tensor and bring it into view; a leaf has no place of its own. */
-function reveal(id) {
-  if (isView(tensors[id]) && !showViews) toggleViews();
-  const block = blockOf.get(id);
-  if (block && !block.open) { block.open = true; drawBlock(block); }
-  select(id);
-  block?.canvas?.querySelector(`.node:not(.port)[data-id="${id}"]`)?.scrollIntoView({ block: "center", inline: "center" });
-}
-
-function mark(canvas) {
-  for (const node of canvas.querySelectorAll(".node")) {
-    const id = Number(node.dataset.id);
-    node.classList.toggle("selected", id === selected);
-    node.classList.toggle("match", matches.includes(id) && !node.classList.contains("port"));
-  }
-  for (const edge of canvas.querySelectorAll(".edge")) {
-    edge.classList.toggle("source", Number(edge.dataset.target) === selected);
-    edge.classList.toggle("reader", Number(edge.dataset.source) === selected);
-  }
-}
-
-function link(id) {
-  const tensor = tensors[id];
-  return element("li", {}, element(
-    "button", { type: "button", class: "link", colour: colour(tensor.backend), onclick: () => reveal(id) },
-    tensor.name, element("small", {}, `${tensor.op ?? tensor.role} ${shape(tensor)}, ${bytes(tensor.nbytes)}, ${tensor.backend}`),
-  ));
-}
-
-function section(title, items) {
-  return items.length ? [element("h3", {}, title), element("ul", {}, ...items)] : [];
-}
-
-function showDetails(id) {
-  const tensor = tensors[id];
-  const facts = [
-    [tensor.op === null ? "Role" : "Op", tensor.op ?? tensor.role],
-    ["Dtype", tensor.dtype],
-    ["Shape", `[${tensor.shape.join(", ")}]`],
-    ["Size", `${bytes(tensor.nbytes)}${tensor.nbytes >= 1024 ? ` (${tensor.nbytes.toLocaleString("en")} bytes)` : ""}`],
-    ["Backend", element("span", { class: "chip", colour: colour(tensor.backend) }, tensor.backend)],
-    ["Memory", tensor.memory],
-    ["Split", tensor.split === null ? null : String(tensor.split)],
-    ["Layer", tensor.layer === null ? null : String(tensor.layer)],
-    ["View of", tensor.viewOf],
-    ["In place of", tensor.inPlaceOf === null ? null : tensors[tensor.inPlaceOf].name],
-    ...Object.entries(tensor.params),
-  ].filter(([, value]) => value !== null);
-  const copied = data.splits.flatMap((split) => split.copies).concat(data.outputCopies).filter((copy) => copy.tensor === id);
-  $("details").replaceChildren(
-    element("h2", {}, tensor.name),
-    element("dl", {}, ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
-    element("h3", {}, "Why here"),
-    element("p", { class: "reason", colour: colour(tensor.backend) }, tensor.reason ?? whyUnplaced(tensor)),
-    ...section("Passed over", tensor.rejected.map((words) => element("li", {}, words))),
-    ...section("Copied", copied.map((copy) => element("li", {}, `${copy.byExpert ? "at most " : ""}${bytes(copy.nbytes)}, ${copy.from} → ${copy.to}`))),
-    ...section("Sources", tensor.sources.map(link)),
-    ...section("Readers", readers[id].map(link)),
-    element("p", {}, element("button", { type: "button", class: "link", onclick: showOverview }, "Back to the overview")),
-  );
-}
-
-function whyUnplaced(tensor) {
-  if (tensor.op !== null) return "a view: it costs nothing and lies where its value does";
-  return tensor.role === "input" ? "an input: it is given on the host at each run" : "its data is on the host";
-}
-
-function showOverview() {
-  selected = null;
-  history.replaceState(null, "", location.pathname + location.search);
-  for (const block of blocks) if (block.canvas) mark(block.canvas);
-  const memories = data.memories.flatMap((memory) => {
-    const held = memory.compute + memory.resident;
-    const full = memory.limit ?? Math.max(held, 1);
-    const of = data.backends.filter((backend) => backend.memory === memory.name).map((backend) => backend.name);
-    return [
-      element("h3", {}, `Memory ${memory.name} (${of.join(", ")})`),
-      element("div", { class: "meter", colour: colour(of.find((name) => colours.has(name))) },
-        element("i", { style: `width:${(100 * memory.resident) / full}%` }), element("i", { style: `width:${(100 * memory.compute) / full}%` })),
-      element("p", {}, `${bytes(memory.resident)} of weights and states, ${bytes(memory.compute)} of results and copies${memory.limit === null ? "" : `, of ${bytes(memory.limit)}`}`),
-      ...(memory.peak.length ? [element("p", {}, "At its fullest:"), element("ul", {}, ...memory.peak.map(([name, size]) => element("li", {}, `${name}: ${bytes(size)}`)))] : []),
-    ];
-  });
-  const rules = data.rules.map(([text, count]) => element("li", {}, `${text}: ${count ? plural(count, "tensor") : "matches nothing here"}`));
-  $("details").replaceChildren(
-    element("h2", {}, "Overview"),
-    element("p", {}, "Click a node to see why it is where it is. Click a layer to open it."),
-    ...memories,
-    ...section("Override rules", rules),
-  );
 }
 
 // -- tools -----------------------------------------------------------------------------------------------------------
