@@ -33,7 +33,7 @@ class Settings:
         0,
         "GRAPH_SCHED_DEBUG",
         _count,
-        "1 prints splits, 2 every node with its backend and reason, 3 rejected backends, 4 times",
+        "1 prints splits, 2 every node with its backend and reason, 3 rejected backends, 4 times of each node",
     )
     tensor_overrides: tuple[str, ...] = _setting(
         (),
