@@ -5,7 +5,7 @@ Pure functions, in this order; a later step fills only what the ones before left
     homes      weights and states: the user's assignment, an override, else the host, where their data is
     decided    nodes: the user's assignment, a node rule, the memory they write, the matrix they multiply with; a device
                may take a node whose matrix is on the host, if the batch is worth it (op offload)
-    expanded   the others take the backend of their neighbours, devices first, so that few splits are needed
+    expanded   the others take the backend of their neighbours, so that few splits are needed and few bytes cross
     left over  where most of the sources' bytes lie
 
 Within one memory the first backend that supports a node takes it, in the order in which they are listed; so a faster
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from graphrt.backend import Backend
 from graphrt.buffer import HOST
 from graphrt.errors import PlacementError, SettingsError
+from graphrt.expansion import Users, best_cut, users_of
 from graphrt.graph import Graph
 from graphrt.overrides import Rule, first_match
 from graphrt.settings import Settings
@@ -218,21 +219,36 @@ class _Placer:
     # -- the rest --------------------------------------------------------------------------------------------------
 
     def _expand(self, computing: list[Tensor]) -> None:
-        """Carry backends from placed nodes to open neighbours, down and up the order: devices first, then the host."""
-        for on_device in (True, False):
-            for order in (computing, computing[::-1]):
-                carried: Tensor | None = None
-                for node in order:
-                    placement = self.result.nodes.get(node)
-                    if placement is not None:
-                        carried = node if (placement.backend.memory != HOST) == on_device else None
-                    elif carried is not None:
-                        neighbour = self.result.nodes[carried].backend
-                        reason = f"stays with its neighbour {carried.name}"
-                        if on_device:
-                            self._take(node, [neighbour], reason)
-                        else:
-                            self._take(node, self.hosts, reason)
+        """Let each run of open nodes stay with its neighbours; between two memories it is cut where few bytes cross."""
+        users = users_of(computing)
+        run: list[Tensor] = []
+        before: Tensor | None = None
+        for node in [*computing, None]:
+            if node is not None and node not in self.result.nodes:
+                # What writes into a result goes where that is.
+                if not node.is_view:
+                    run.append(node)
+                continue
+            if run:
+                self._join(run, before, node, users)
+            run, before = [], node
+
+    def _join(self, run: list[Tensor], before: Tensor | None, after: Tensor | None, users: Users) -> None:
+        """Give a run of open nodes the backend of the node before it, or after it, or part it between them."""
+        left, right = (None if node is None else self.result.nodes[node].backend for node in (before, after))
+        cut = 0 if left is None else len(run)
+        if left is not None and right is not None and left.memory != right.memory:
+            cut = best_cut(run, left.memory, right.memory, self._memory_now, users)
+        for neighbours, part, backend in ((before, run[:cut], left), (after, run[cut:], right)):
+            if neighbours is not None and backend is not None:
+                candidates = self.hosts if backend.memory == HOST else [backend]
+                for node in part:
+                    self._take(node, candidates, f"stays with its neighbour {neighbours.name}")
+
+    def _memory_now(self, tensor: Tensor) -> str | None:
+        """The memory of a tensor, or None while that is open."""
+        is_open = not tensor.root.is_leaf and tensor.root not in self.result.nodes
+        return None if is_open else self.result.memory_of(tensor)
 
     def _place_by_bytes(self, node: Tensor) -> None:
         """Place a node that has no placed neighbour: where most of its sources' bytes lie, or where it is supported."""
