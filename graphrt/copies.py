@@ -63,7 +63,10 @@ class Copies:
 
 
 def find_copies(graph: Graph, placements: Placements, splits: Sequence[SplitNodes]) -> Copies:
-    """What must be copied where, given the placement and the splits; outputs are brought to the host at the end."""
+    """What must be copied where, given the placement and the splits; outputs are brought to the host at the end.
+
+    A state that is an output stays where it lives, and is read when asked for: it may be large, and outlives the run.
+    """
     copies = Copies()
     for number, part in enumerate(splits):
         memory = part.backend.memory
@@ -73,7 +76,7 @@ def find_copies(graph: Graph, placements: Placements, splits: Sequence[SplitNode
                     experts = copied_by_expert(node, placements) if src is node.srcs[0] else None
                     _need(copies, src, memory, number, experts).readers.append(node)
     for output in graph.outputs:
-        if output.size and placements.memory_of(output) != HOST:
+        if output.size and output.root.role != "state" and placements.memory_of(output) != HOST:
             _need(copies, output, HOST, len(splits), None)
     return copies
 

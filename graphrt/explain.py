@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from graphrt.placement import Placement
 from graphrt.schedule import Schedule
@@ -111,10 +110,6 @@ class Explanation:
     def as_json(self) -> str:
         """The same as JSON."""
         return json.dumps(asdict(self), indent=1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain dicts and tuples."""
-        return asdict(self)
 
 
 def explain(schedule: Schedule) -> Explanation:

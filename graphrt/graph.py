@@ -37,14 +37,6 @@ class Graph:
         """The leafs whose bytes are given at each run, by name."""
         return {leaf.name: leaf for leaf in self.leafs if leaf.role == "input"}
 
-    def consumers(self) -> dict[Tensor, list[Tensor]]:
-        """For each tensor, the nodes that take it as a source."""
-        users: dict[Tensor, list[Tensor]] = {tensor: [] for tensor in [*self.leafs, *self.nodes]}
-        for node in self.nodes:
-            for src in _sources(node):
-                users[src].append(node)
-        return users
-
     def structure(self) -> tuple[object, ...]:
         """A hashable key: equal for graphs that compute the same thing over the same leafs' memory."""
         number = {tensor: i for i, tensor in enumerate([*self.leafs, *self.nodes])}

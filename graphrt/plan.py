@@ -81,8 +81,13 @@ class Plan:
         return self._inputs[name]
 
     def output(self, index: int = 0) -> Array:
-        """The memory of an output, on the host, to be read after `execute` and before the next."""
+        """The memory of an output, on the host, to be read after `execute` and before the next.
+
+        Of a state that lives on a device, a copy of what it holds now.
+        """
         tensor = self.graph.outputs[index]
+        if tensor.root.role == "state" and self.schedule.placements.memory_of(tensor) != HOST:
+            return self.value(tensor)
         return self._place(tensor, HOST).array(tensor)
 
     def execute(self) -> None:

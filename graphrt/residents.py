@@ -39,6 +39,8 @@ class Residents:
 
 def _upload(leaf: Tensor, home: Placement) -> Buffer:
     buffer = home.backend.allocate(leaf.extent)
+    if leaf.role == "state" and not leaf.has_data:
+        return buffer
     source = HostBuffer.of_leaf(leaf)
     if source.nbytes > buffer.nbytes:
         raise PlacementError(f"[{home.backend.name}] gave {buffer.nbytes:,} bytes for {leaf!r} of {source.nbytes:,}")

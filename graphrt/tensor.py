@@ -120,6 +120,11 @@ class Tensor:
         return self.op is None
 
     @property
+    def has_data(self) -> bool:
+        """Whether a leaf has an array on the host; a state has none until it is asked for."""
+        return self._data is not None
+
+    @property
     def data(self) -> Array | None:
         """A leaf's own array; a state's memory is made, zeroed, when first asked for."""
         if self._data is None and self.role == "state":

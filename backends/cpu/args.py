@@ -51,16 +51,6 @@ def word(typingctx, args, index):
 
 
 @intrinsic
-def float_word(typingctx, args, index):
-    """The float64 whose bits stand at `index`."""
-
-    def codegen(context, builder, signature, values):
-        return load_word(builder, *values, _F64)
-
-    return types.float64(types.int64, types.int64), codegen
-
-
-@intrinsic
 def address(typingctx, args, tensor):
     """Address of the tensor's first element; 0 for an absent source."""
 

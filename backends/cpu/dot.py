@@ -110,13 +110,6 @@ def unsigned_to_f32(typingctx, vector):
 
 
 @intrinsic
-def unsigned_to_i32(typingctx, vector):
-    """Unsigned lanes as int32."""
-    result = Vector("i32", vector.lanes)
-    return result(vector), lambda context, builder, signature, values: builder.zext(values[0], result.llvm)
-
-
-@intrinsic
 def signed_to_i32(typingctx, vector):
     """Signed lanes as int32."""
     result = Vector("i32", vector.lanes)

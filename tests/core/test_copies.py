@@ -127,3 +127,16 @@ def test_an_empty_tensor_needs_no_copy():
     made = plan(y, SimBackend(), node_overrides=["relu=sim"])
     assert names(made) == []
     assert made.run(x=np.zeros((0, D), np.float32))[0].shape == (0, D)
+
+
+def test_a_state_on_a_device_is_made_there_and_read_only_when_asked_for():
+    device, cache = SimBackend(), graphrt.state("cache", (100, D))
+    written = ops.set_rows(cache, graphrt.input("rows", (1, D)), graphrt.input("ids", (1,), "i32"))
+    made = plan(written, device, overrides=["cache=sim"])
+    made.set_input("rows", np.ones((1, D), np.float32))
+    made.set_input("ids", np.array([7], np.int32))
+    made.execute()
+    assert not cache.has_data
+    assert device.clock.nbytes["upload"] == ROW + 4
+    assert device.clock.nbytes["download"] == 0
+    assert np.flatnonzero(made.output().sum(1)).tolist() == [7]
