@@ -74,7 +74,7 @@ def test_the_schedule_of_a_device_is_shown_without_loading_it(graphrt: Command, 
     options = ("--device", "sim", "-ngl", 99, "--cpu-moe", "-ot", "no_such=cpu")
     decoding = graphrt("inspect", mixtral, "--graph", "-v", *options)
     assert "phase decode" in decoding.out
-    assert re.search(r"split #\d: cpu, \d+ nodes, 2 inputs copied", decoding.out)
+    assert re.search(r"split #\d: cpu, 11 nodes, 2 inputs copied", decoding.out)
     assert "not sim: not offloaded: batch 1 x" in decoding.out
     assert 'the override "no_such=cpu" matched nothing' in " ".join(decoding.err.split())
     assert "phase prompt" in graphrt("inspect", mixtral, "--graph", "-n", 128, *options).out

@@ -117,7 +117,7 @@ def test_damaged_files_end_in_an_error_or_a_load(tmp_path: Path) -> None:
     assert max(peaks) < PEAK_BYTES
     assert all(message is None or message.startswith("[") for message in refusals)
     assert len(refusals) >= MUTATIONS
-    assert MUTATIONS // 20 < refusals.count(None) < MUTATIONS * 3 // 4
+    assert MUTATIONS // 20 < refusals.count(None) < MUTATIONS // 2
 
 
 @pytest.mark.parametrize("preset", ["tiny-mixtral", "tiny-deepseek-v3"])
