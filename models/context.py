@@ -7,58 +7,19 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 
 from graphrt import Graph, Plan, Scheduler, SharedArena
 from graphrt.dtypes import Array
 from graphrt.errors import Cancelled, GraphError
 from graphrt.graph import Phase
-from graphrt.models.blocks import Decoder, UBatch
-from graphrt.models.kv_cache import MAX_SEQUENCES, KVCache
+from graphrt.models.batch import Batch, extremes
+from graphrt.models.blocks import Decoder
+from graphrt.models.kv_cache import KVCache
+from graphrt.models.ubatch import UBatch
 from graphrt.plan import Watch
 
-MAX_POSITION = 1 << 31
 MAX_PLANS = 64  # compiled plans that a context keeps; prompts of ever other lengths would else fill the memory
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Tokens to run, with where they stand and which of them need logits.
-
-    Args:
-        tokens: [T] ids.
-        positions: [T], of each token in its sequence.
-        sequences: [T], the sequence of each, 0 to 63.
-        wanted: [T] bool, whose logits are asked for.
-    """
-
-    tokens: Array
-    positions: Array
-    sequences: Array
-    wanted: Array
-
-    @classmethod
-    def of(cls, tokens: Sequence[int], start: int = 0, *, sequence: int = 0, all_logits: bool = False) -> Batch:
-        """Tokens that follow each other in one sequence from position `start`; logits for all, or for the last."""
-        count = len(tokens)
-        wanted = np.zeros(count, bool)
-        wanted[0 if all_logits else -1 :] = True
-        positions = np.arange(start, start + count, dtype=np.int32)
-        return cls(_token_ids(tokens), positions, np.full(count, sequence, np.int32), wanted)
-
-    @property
-    def phase(self) -> Phase:
-        """Decoding if every token stands alone in its sequence, else a prompt: which override rules hold."""
-        return "decode" if len(self) == 1 or len(np.unique(self.sequences)) == len(self) else "prompt"
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, part: slice) -> Batch:
-        return Batch(self.tokens[part], self.positions[part], self.sequences[part], self.wanted[part])
 
 
 class _Step:
@@ -151,18 +112,18 @@ class Context:
 
     def _run(self, batch: Batch) -> Array:
         cells = self.cells
-        tokens, count = len(batch), int(np.count_nonzero(batch.wanted))
+        tokens, count = len(batch), int(np.count_nonzero(batch.want_logits))
         taken = cells.find(tokens)
         step = self._step(tokens, count, cells.visible_with(taken), batch.phase)
-        cells.occupy(taken, batch.positions, batch.sequences)
+        cells.occupy(taken, batch.pos, batch.seq_ids)
         try:
             step.set("inp_tokens", batch.tokens)
-            step.set("inp_pos", batch.positions)
-            step.set("inp_seq", batch.sequences)
+            step.set("inp_pos", batch.pos)
+            step.set("inp_seq", batch.seq_ids)
             step.set("inp_cells", taken)
             step.set("inp_cell_pos", cells.positions[: step.cells])
             step.set("inp_cell_seq", cells.sequences[: step.cells])
-            step.set("inp_out_ids", batch.wanted.nonzero()[0])
+            step.set("inp_out_ids", batch.want_logits.nonzero()[0])
             self.last_plan = step.plan
             if self._cancelled:
                 raise Cancelled("[context] the run was cancelled between two ubatches")
@@ -196,34 +157,13 @@ class Context:
         if not len(batch):
             raise GraphError("[context] the batch is empty; give at least one token")
         vocabulary = self.decoder.vocabulary_size
-        for token in _extremes(batch.tokens):
+        for token in extremes(batch.tokens):
             if not 0 <= token < vocabulary:
                 raise GraphError(f"[context] token id {token} is out of range; the model has ids 0 to {vocabulary - 1}")
-        for position in _extremes(batch.positions):
-            if not 0 <= position < MAX_POSITION:
-                raise GraphError(
-                    f"[context] position {position} is out of range; positions are 0 to {MAX_POSITION - 1}"
-                )
-        for sequence in _extremes(batch.sequences):
-            if not 0 <= sequence < MAX_SEQUENCES:
-                raise GraphError(f"[context] sequence {sequence} is out of range; there are 0 to {MAX_SEQUENCES - 1}")
+        batch.require_order(self.cells.last)
         self.cells.require_free(len(batch))
 
 
 def _phase_of(tokens: int) -> Phase:
     """The phase of so many tokens of one sequence."""
     return "decode" if tokens == 1 else "prompt"
-
-
-def _token_ids(tokens: Iterable[int]) -> Array:
-    """Token ids as an array [T] of whole numbers."""
-    found = np.asarray(tokens)
-    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
-        raise GraphError(f"[context] tokens must be a row of whole numbers, got {found.dtype} {list(found.shape)}")
-    return found.astype(np.int64)
-
-
-def _extremes(values: Array) -> tuple[int, int]:
-    """Least and greatest; of the one token of a decoding step, lists find them far sooner than NumPy's reductions."""
-    listed = values.tolist()
-    return min(listed), max(listed)

@@ -19,9 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graphrt import ops
-from graphrt.models.blocks import Attention, Decoder, Experts, FeedForward, Layer, RMSNorm, Rope, UBatch, load_output
+from graphrt.models.blocks import Attention, Decoder, Experts, FeedForward, Layer, RMSNorm, Rope, load_output
 from graphrt.models.hyperparameters import DeepSeek2Hyperparameters
 from graphrt.models.routing import Routing
+from graphrt.models.ubatch import UBatch
 from graphrt.models.weights import Weights
 from graphrt.tensor import Tensor
 

@@ -9,7 +9,8 @@ from time import perf_counter
 from typing import Literal
 
 from graphrt.errors import GraphError
-from graphrt.models.context import Batch, Context
+from graphrt.models.batch import Batch
+from graphrt.models.context import Context
 from graphrt.models.sampling import Sampler
 from graphrt.models.tokenizer import Tokenizer
 

@@ -31,6 +31,7 @@ class Cells:
     def __init__(self, size: int) -> None:
         self.positions = np.full(size, EMPTY, np.int32)  # [N]
         self.sequences = np.zeros(size, np.int64)  # [N], bit s: the cell belongs to sequence s
+        self.last = [EMPTY] * MAX_SEQUENCES  # the highest position of each sequence, EMPTY where it has none
         self.used = 0
         self._end = 0  # all cells from here on are free
         self._first_free = 0  # no cell before this one is free
@@ -67,6 +68,8 @@ class Cells:
         """Give free cells to tokens: their positions, and their one sequence each."""
         self.positions[cells] = positions
         self.sequences[cells] = 1 << sequences.astype(np.int64)
+        for sequence, position in zip(sequences.tolist(), positions.tolist(), strict=True):
+            self.last[sequence] = max(self.last[sequence], position)
         self.used += len(cells)
         self._end = max(self._end, int(cells[-1]) + 1)
         if cells[0] == self._first_free and cells[-1] == self._first_free + len(cells) - 1:
@@ -74,6 +77,7 @@ class Cells:
 
     def release(self, cells: Array) -> None:
         """Make cells free again."""
+        let_go = int(np.bitwise_or.reduce(self.sequences[cells]))
         self.positions[cells] = EMPTY
         self.sequences[cells] = 0
         taken = np.flatnonzero(self.positions != EMPTY)
@@ -81,6 +85,7 @@ class Cells:
         self.used = len(taken)
         self._end = int(taken[-1]) + 1 if len(taken) else 0
         self._first_free = int(free[0]) if len(free) else self.size
+        self._find_last(let_go)
 
     def remove(self, sequence: int, start: int = 0, end: int | None = None) -> None:
         """Take positions start <= p < end out of a sequence; a cell that no sequence needs is freed."""
@@ -89,18 +94,22 @@ class Cells:
             inside &= self.positions < end
         self.sequences[inside] &= ~_bit(sequence)
         self.release(np.flatnonzero(inside & (self.sequences == 0)))
+        self._find_last(1 << sequence)
 
     def copy(self, source: int, target: int) -> None:
         """Let sequence `target` share every cell of `source`; nothing is moved."""
         self.sequences[self._of(source)] |= _bit(target)
+        self.last[target] = max(self.last[target], self.last[source])
 
     def clear(self) -> None:
         """Free every cell."""
         self.release(np.arange(self.size))
 
-    def last_position(self, sequence: int) -> int:
-        """The highest position of a sequence, -1 if it has none."""
-        return int(self.positions[self._of(sequence)].max(initial=EMPTY))
+    def _find_last(self, sequences: int) -> None:
+        """Look up the last position of each of these sequences (a bit set) anew."""
+        for sequence in range(MAX_SEQUENCES):
+            if sequences >> sequence & 1:
+                self.last[sequence] = int(self.positions[self._of(sequence)].max(initial=EMPTY))
 
     def _are_free(self, cells: slice) -> bool:
         return bool((self.positions[cells] == EMPTY).all())

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from math import sqrt
 
 from graphrt import ops
-from graphrt.models.blocks import Attention, Decoder, Experts, FeedForward, Layer, RMSNorm, Rope, UBatch, load_output
+from graphrt.models.blocks import Attention, Decoder, Experts, FeedForward, Layer, RMSNorm, Rope, load_output
 from graphrt.models.hyperparameters import LlamaHyperparameters
 from graphrt.models.routing import Routing
+from graphrt.models.ubatch import UBatch
 from graphrt.models.weights import Weights
 from graphrt.tensor import Tensor
 

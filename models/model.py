@@ -15,9 +15,10 @@ from graphrt.buffer import HOST
 from graphrt.dtypes import Array
 from graphrt.errors import FormatError, SettingsError
 from graphrt.models import deepseek2, llama
+from graphrt.models.batch import Batch
 from graphrt.models.blocks import Decoder
 from graphrt.models.chat import render
-from graphrt.models.context import Batch, Context
+from graphrt.models.context import Context
 from graphrt.models.generation import Generation
 from graphrt.models.gguf_file import GGUFFile
 from graphrt.models.hyperparameters import DeepSeek2Hyperparameters, LlamaHyperparameters

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from graphrt import Graph, dtypes, ops
-from graphrt.models.blocks import Decoder, Layer, UBatch
+from graphrt.models.blocks import Decoder, Layer
 from graphrt.models.convert.folder import MODELS
 from graphrt.models.kv_cache import KVCache
 from graphrt.models.model import ARCHITECTURES
 from graphrt.models.presets import PRESETS
 from graphrt.models.storage_types import storage_type
 from graphrt.models.synth import RandomSource
+from graphrt.models.ubatch import UBatch
 from graphrt.models.weights import Weights
 from graphrt.tensor import Tensor
 

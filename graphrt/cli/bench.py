@@ -167,7 +167,7 @@ def _measure(model: Model, context: Context, test: BenchTest, repetitions: int) 
 
 def _run(context: Context, test: BenchTest) -> int:
     """Nanoseconds of one run: the prompt at once, then token by token, after the untimed depth."""
-    from graphrt.models.context import Batch
+    from graphrt.models.batch import Batch
 
     tokens, count = _tokens(context, test), test.n_depth + test.n_prompt + test.n_gen
     context.clear()
@@ -192,7 +192,7 @@ def _tokens(context: Context, test: BenchTest) -> list[int]:
 
 def _profiles(context: Context, test: BenchTest, repetitions: int) -> Iterator[tuple[str, Profile]]:
     """The last ubatch of the prompt, and the first token after it, node by node."""
-    from graphrt.models.context import Batch
+    from graphrt.models.batch import Batch
 
     tokens, position = _tokens(context, test), 0
     context.clear()

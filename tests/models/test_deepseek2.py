@@ -7,7 +7,7 @@ import pytest
 
 import graphrt
 from graphrt import ops
-from graphrt.models.context import Batch
+from graphrt.models.batch import Batch
 from graphrt.models.deepseek2 import ATTENTION
 
 BACKENDS = ["reference", "cpu"]

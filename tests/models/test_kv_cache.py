@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import graphrt
 from graphrt.errors import GraphError, PlacementError, SettingsError
-from graphrt.models.context import Batch
+from graphrt.models.batch import Batch
 from graphrt.models.kv_cache import EMPTY, Cells, KVCache
 
 
@@ -22,7 +22,7 @@ def test_cells_fill_from_the_first():
     np.testing.assert_array_equal(put(cells, range(3)), [0, 1, 2])
     np.testing.assert_array_equal(put(cells, range(3, 5)), [3, 4])
     assert cells.used == 5
-    assert cells.last_position(0) == 4
+    assert cells.last[0] == 4
 
 
 def test_freed_cells_are_used_again_though_not_contiguous():
@@ -58,8 +58,8 @@ def test_sequences_share_cells_until_the_last_lets_go():
     assert cells.used == 4
     cells.remove(1)
     assert cells.used == 4
-    assert cells.last_position(1) == EMPTY
-    assert cells.last_position(63) == 3
+    assert cells.last[1] == EMPTY
+    assert cells.last[63] == 3
     cells.remove(63, 2)
     assert cells.used == 2
     cells.clear()
@@ -150,9 +150,9 @@ def test_sequences_do_not_see_each_other_and_removed_tokens_are_forgotten(gguf):
     context = model.new_context()
     both = Batch(
         tokens=np.array([5, 9, 6, 9, 7]),
-        positions=np.array([0, 0, 1, 1, 2], np.int32),
-        sequences=np.array([0, 3, 0, 3, 0], np.int32),
-        wanted=np.array([True, False, True, False, True]),
+        pos=np.array([0, 0, 1, 1, 2]),
+        seq_ids=np.array([0, 3, 0, 3, 0]),
+        want_logits=np.array([True, False, True, False, True]),
     )
     np.testing.assert_allclose(context.decode(both), alone, atol=1e-5)
     context.cells.remove(0, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import graphrt
-from graphrt.models.context import Batch
+from graphrt.models.batch import Batch
 
 BACKENDS = ["reference", "cpu"]
 TOLERANCE = 1e-4

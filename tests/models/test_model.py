@@ -6,7 +6,7 @@ import pytest
 
 import graphrt
 from graphrt.errors import FormatError, GraphError, SettingsError
-from graphrt.models.context import Batch
+from graphrt.models.batch import Batch
 from graphrt.models.gguf_file import GGUFFile
 from graphrt.models.model import NAMES
 
@@ -150,12 +150,12 @@ def test_batches_that_cannot_be(gguf):
     with pytest.raises(GraphError, match="tokens must be a row of whole numbers"):
         Batch.of([0.5])
     for field, value, message in [
-        ("positions", np.array([-1]), "position -1 is out of range"),
-        ("sequences", np.array([64]), "sequence 64 is out of range"),
+        ("pos", np.array([-1]), "position -1 is out of range"),
+        ("seq_ids", np.array([64]), "sequence 64 is out of range"),
     ]:
-        fields = {"tokens": np.array([1]), "positions": np.array([0]), "sequences": np.array([0])}
+        fields = {"tokens": np.array([1]), "pos": np.array([0]), "seq_ids": np.array([0])}
         with pytest.raises(GraphError, match=message):
-            context.decode(Batch(**{**fields, field: value}, wanted=np.array([True])))
+            context.decode(Batch(**{**fields, field: value}, want_logits=np.array([True])))
     assert context.cells.used == 0
 
 

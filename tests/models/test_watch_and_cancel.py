@@ -7,7 +7,7 @@ import pytest
 
 import graphrt
 from graphrt import Cancelled
-from graphrt.models.context import Batch
+from graphrt.models.batch import Batch
 
 
 @pytest.fixture

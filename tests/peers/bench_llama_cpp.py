@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 import graphrt
-from graphrt.models.context import Batch, Context
+from graphrt.models.batch import Batch
+from graphrt.models.context import Context
 from graphrt.models.synth import synthesise
 from tests.peers import llama_cpp_peer
 from tests.peers.llama_cpp_peer import Peer

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import graphrt
-from graphrt.models.context import Batch
+from graphrt.models.batch import Batch
 from graphrt.testing import normalised_error
 from tests.peers.conftest import KINDS, MODELS, Files
 
