@@ -47,7 +47,7 @@ class Graph:
                 leaf.dtype.name,
                 leaf.shape,
                 leaf.strides,
-                None if leaf.role == "input" else id(leaf),
+                None if leaf.role == "input" and not leaf.has_data else id(leaf),
             )
             for leaf in self.leafs
         )

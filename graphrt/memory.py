@@ -2,7 +2,7 @@
 
 A result takes over its source's memory (in place) where the op allows it and nothing reads the source later. Views do
 not stand in the way: lifetimes belong to the memory's root, and a root lives as long as any view of it is read. Copies
-from other memories, inputs, outputs and workspaces lie in the same arenas.
+from other memories, inputs without an array of their own, outputs and workspaces lie in the same arenas.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class _Planner:
     def plan(self) -> MemoryPlan:
         forever = sum(len(part.nodes) for part in self.splits) + 1
         for leaf in self.graph.inputs.values():
-            self._take(HOST, leaf, leaf.nbytes, forever)
+            if not leaf.has_data:  # one that has lies in that array
+                self._take(HOST, leaf, leaf.nbytes, forever)
         time = 0
         for number, part in enumerate(self.splits):
             for copy in self.copies.before.get(number, ()):

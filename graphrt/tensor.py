@@ -27,7 +27,7 @@ class Tensor:
     """One value in a graph: the result of an op, or a leaf.
 
     Leafs have a role: a `weight` (read-only data), a `constant` (small data made in Python), an `input` (bytes given at
-    each run) or a `state` (memory that outlives runs and may be written, as a KV cache).
+    each run, or read from an array at each) or a `state` (memory that outlives runs and may be written, as a KV cache).
     """
 
     __slots__ = (
@@ -198,14 +198,40 @@ def constant(name: str, array: Array) -> Tensor:
     return _over(name, array, "constant")
 
 
-def input(name: str, shape: Shape, dtype: DType | str = dtypes.f32) -> Tensor:
-    """A leaf whose bytes are given at each run, under its name."""
-    return Tensor(name, dtypes.get(dtype), tuple(shape), role="input")
+def input(
+    name: str, shape: Shape | None = None, dtype: DType | str = dtypes.f32, *, data: Array | None = None
+) -> Tensor:
+    """A leaf whose bytes are given at each run, under its name; or that lies in an array of yours.
+
+    Args:
+        shape, dtype: of the bytes that a plan keeps for the input.
+        data: in place of these, an array that each run reads where it lies: change it between runs, nothing is copied.
+    Raises: GraphError unless either a shape or data is given.
+    """
+    if (shape is None) == (data is None):
+        raise GraphError(f'[input] "{name}" needs either a shape or data')
+    if data is not None:
+        return _over(name, data, "input")
+    return Tensor(name, dtypes.get(dtype), tuple(shape or ()), role="input")
 
 
-def state(name: str, shape: Shape, dtype: DType | str = dtypes.f32) -> Tensor:
-    """A leaf in zeroed memory that outlives runs and that set_rows and cpy may write, as a KV cache."""
-    return Tensor(name, dtypes.get(dtype), tuple(shape), role="state")
+def state(
+    name: str, shape: Shape | None = None, dtype: DType | str = dtypes.f32, *, data: Array | None = None
+) -> Tensor:
+    """A leaf in memory that outlives runs and that set_rows and cpy may write, as a KV cache.
+
+    Args:
+        shape, dtype: of memory that is made, zeroed, when first asked for.
+        data: in place of these, an array that is the memory.
+    Raises: GraphError unless either a shape or data is given, or if the data cannot be written.
+    """
+    if (shape is None) == (data is None):
+        raise GraphError(f'[state] "{name}" needs either a shape or data')
+    if data is not None:
+        if not data.flags.writeable:
+            raise GraphError(f'[state] "{name}" lies in an array that is read-only; give one that can be written')
+        return _over(name, data, "state")
+    return Tensor(name, dtypes.get(dtype), tuple(shape or ()), role="state")
 
 
 def _over(name: str, array: Array, role: Role) -> Tensor:

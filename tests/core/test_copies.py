@@ -49,6 +49,15 @@ def test_later_splits_read_the_same_copy():
     assert np.array_equal(made.run(x=np.ones((1, D), np.float32))[0], np.full((1, D), D**3 + 1, np.float32))
 
 
+def test_an_input_with_data_is_copied_to_a_device_at_each_run():
+    device, data = SimBackend(), np.ones((1, D), np.float32)
+    made = plan(ops.relu(graphrt.input("x", data=data)), device, node_overrides=["relu=sim"])
+    for value in (1, 2):
+        data[:] = value
+        assert np.array_equal(made.run()[0], data)
+    assert device.clock.nbytes["upload"] == 2 * ROW
+
+
 def test_views_are_copied_as_far_as_they_are_read():
     device, x = SimBackend(), graphrt.input("x", (10, D))
     y = ops.relu(x[2:4]) + ops.neg(x[5:7])

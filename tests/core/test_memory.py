@@ -45,6 +45,32 @@ def test_memory_of_dead_results_is_used_again():
     assert plan_memory(Graph(x)).nbytes == 3 * KIB
 
 
+def test_an_input_with_data_lies_there_and_takes_no_memory():
+    data = np.ones(256, np.float32)
+    y = ops.silu(graphrt.input("x", data=data[:128]))
+    assert plan_memory(Graph(y)).nbytes == 512
+    plan = Scheduler(["reference"]).plan(Graph(y + 0))
+    for value in (1.0, 2.0):
+        data[:] = value
+        np.testing.assert_allclose(plan.run()[0], value / (1 + np.exp(-value)), rtol=1e-6)
+    np.testing.assert_array_equal(data, 2)
+    assert np.shares_memory(plan.input("x"), data)
+
+
+def test_inputs_with_other_data_are_other_graphs():
+    scheduler, one, two = Scheduler(["reference"]), np.zeros(4, np.float32), np.ones(4, np.float32)
+    plans = [scheduler.plan(Graph(ops.silu(graphrt.input("x", data=data)))) for data in (one, two)]
+    assert plans[0].run()[0].tolist() == [0] * 4
+    assert plans[1].run()[0][0] > 0.7
+
+
+def test_a_state_lies_in_the_array_that_it_was_given():
+    data = np.zeros((2, 4), np.float32)
+    memory, rows = graphrt.state("memory", data=data), graphrt.input("rows", (2, 4))
+    Scheduler(["reference"]).plan(Graph(ops.cpy(memory, rows))).run(rows=np.ones((2, 4), np.float32))
+    np.testing.assert_array_equal(data, 1)
+
+
 def test_workspace_is_part_of_the_plan():
     class Roomy(ReferenceBackend):
         def workspace(self, node):

@@ -77,3 +77,17 @@ def test_a_view_is_bounded_by_its_true_extent():
     ops.view(t, shape=(2, 2), strides=(56, 4))
     with pytest.raises(GraphError, match=r"ends at byte 208; .* ends at 64"):
         ops.view(t, shape=(2, 2), strides=(200, 4))
+
+
+@pytest.mark.parametrize("leaf", [graphrt.input, graphrt.state])
+def test_a_leaf_has_either_a_shape_or_data(leaf):
+    for arguments in ({}, {"shape": (4,), "data": np.zeros(4, np.float32)}):
+        with pytest.raises(GraphError, match=r'"x" needs either a shape or data'):
+            leaf("x", **arguments)
+
+
+def test_a_state_must_be_writable():
+    data = np.zeros(4, np.float32)
+    data.flags.writeable = False
+    with pytest.raises(GraphError, match=r'\[state\] "x" lies in an array that is read-only'):
+        graphrt.state("x", data=data)
