@@ -19,6 +19,7 @@ from graphrt import dtypes
 from graphrt.dtypes import Array, DType
 from graphrt.errors import FormatError
 from graphrt.models.gguf_header import Header, TensorInfo, read_header
+from graphrt.tensor import Tensor, weight
 
 PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
@@ -35,7 +36,7 @@ class FileTensor:
         path: the file that holds it.
         offset: first byte in that file.
         nbytes: its size there.
-        mapping: the mapped file.
+        mapping: the mapped file; None where there is no file and the tensor is only described.
     """
 
     name: str
@@ -45,14 +46,16 @@ class FileTensor:
     path: Path
     offset: int
     nbytes: int
-    mapping: mmap.mmap
+    mapping: mmap.mmap | None
 
     @cached_property
     def array(self) -> Array:
         """The tensor as a read-only view of the file, in graphrt's array convention (blocks on the last axis).
 
-        Raises: FormatError if graphrt cannot read its type.
+        Raises: FormatError if graphrt cannot read its type, or if there are no bytes to read.
         """
+        if self.mapping is None:
+            raise FormatError(f'[{self.path.name}] tensor "{self.name}" is described only; synthesise the file')
         if self.dtype is None:
             raise FormatError(
                 f'[{self.path.name}] tensor "{self.name}" is of type {self.type_name}, which graphrt cannot read; '
@@ -61,6 +64,15 @@ class FileTensor:
         count = self.nbytes // self.dtype.nbytes
         shape = (*self.shape[:-1], self.shape[-1] // self.dtype.block)
         return np.frombuffer(self.mapping, self.dtype.numpy, count, self.offset).reshape(shape)
+
+    def leaf(self, shape: tuple[int, ...]) -> Tensor:
+        """The tensor as a weight of a graph, in a shape that keeps its rows; without data where it is only described.
+
+        Raises: FormatError if graphrt cannot read its type.
+        """
+        if self.mapping is None and self.dtype is not None:
+            return Tensor(self.name, self.dtype, shape, role="weight")
+        return weight(self.name, self.array.reshape(*shape[:-1], self.array.shape[-1]))
 
 
 class GGUFFile:

@@ -212,7 +212,7 @@ class Model:
 
 
 def load(
-    path_or_name: str | Path,
+    path_or_name: str | Path | GGUFFile,
     *,
     backends: Sequence[str | Backend] | str | None = None,
     overrides: Iterable[str] | str | None = None,
@@ -225,7 +225,7 @@ def load(
     """Load a model from a GGUF file.
 
     Args:
-        path_or_name: a file, or "tiny-deepseek2" or "tiny-mixtral", which come with the package.
+        path_or_name: a file, opened or not, or "tiny-deepseek2" or "tiny-mixtral", which come with the package.
         backends: names or Backend objects, the preferred first; None: cpu, then reference.
         overrides: rules `regex=backend` over weights' names, the first match wins; `regex@prompt=backend` and
             `regex@decode=backend` hold in one phase only; None: GRAPH_TENSOR_OVERRIDES.
@@ -247,7 +247,7 @@ def load(
             f"and the settings {', '.join(item.name for item in fields(Settings))}"
         )
     return Model(
-        GGUFFile.open(locate(path_or_name)),
+        path_or_name if isinstance(path_or_name, GGUFFile) else GGUFFile.open(locate(path_or_name)),
         backends=[backends] if isinstance(backends, str) else backends or DEFAULT_BACKENDS,
         overrides=[overrides] if isinstance(overrides, str) else overrides,
         node_overrides=[node_overrides] if isinstance(node_overrides, str) else node_overrides,

@@ -1,4 +1,5 @@
 """Make a GGUF model of a known shape with random weights: for benchmarks and tests of models too large to download.
+Or describe one, for plans of models too large to make.
 
 The tensors and metadata are those that the converter would write for such a model, so llama.cpp loads the file too.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from graphrt.dtypes import Array, DType
 from graphrt.errors import FormatError, GraphError
 from graphrt.models.convert.folder import DIALECTS, MODELS, QUANTIZATION_VERSION
 from graphrt.models.convert.weights import Weight
+from graphrt.models.gguf_file import FileTensor, GGUFFile
+from graphrt.models.gguf_header import DEFAULT_ALIGNMENT, VERSIONS, Header
 from graphrt.models.gguf_write import Progress, TensorToWrite, save
 from graphrt.models.presets import PRESETS
 from graphrt.models.random_weights import RandomWeights
@@ -71,15 +75,7 @@ def synthesise(
     Returns: the file.
     Raises: FormatError if the preset or dialect is unknown, GraphError if a dtype is, or a regex is not one.
     """
-    if preset not in PRESETS:
-        raise FormatError(f'[synth] unknown preset "{preset}"; known: {", ".join(PRESETS)}')
-    if dialect not in DIALECTS:
-        raise FormatError(f'[synth] unknown dialect "{dialect}"; known: {", ".join(DIALECTS)}')
-    config = dict(PRESETS[preset])
-    if layers is not None:
-        if layers < 1:
-            raise FormatError(f"[synth] {layers} layers; give at least 1")
-        config["num_hidden_layers"] = layers
+    config = _config(preset, layers, dialect)
     chosen = _type_chooser(dtype, tensor_types)
     model, random = MODELS[config["model_type"]], RandomWeights(seed)
     metadata = {
@@ -94,6 +90,45 @@ def synthesise(
     ]
     save(out, model.ARCHITECTURE, metadata, tensors, progress)
     return Path(out)
+
+
+def describe(
+    preset: str,
+    layers: int | None = None,
+    dtype: str = "q8_0",
+    tensor_types: Sequence[tuple[str, str]] = (),
+    dialect: str = "mla",
+) -> GGUFFile:
+    """The file that `synthesise` would write, without vocabulary and data: to plan a model that is not there.
+
+    Args, Raises: as for `synthesise`.
+    """
+    config = _config(preset, layers, dialect)
+    chosen = _type_chooser(dtype, tensor_types)
+    model, path = MODELS[config["model_type"]], Path(preset)
+    tensors = {}
+    for weight in model.weights(RandomSource(config), dialect):
+        stored = storage_type(weight.name, weight.shape, chosen(weight.name))
+        nbytes = prod(weight.shape) // stored.block * stored.nbytes
+        tensors[weight.name] = FileTensor(
+            weight.name, stored, stored.name, weight.shape, path=path, offset=0, nbytes=nbytes, mapping=None
+        )
+    metadata = {"general.architecture": model.ARCHITECTURE, **model.metadata(config, dialect)}
+    header = Header(VERSIONS[-1], DEFAULT_ALIGNMENT, metadata, tensors=[], data_at=0)
+    return GGUFFile(path, header, tensors, size=sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def _config(preset: str, layers: int | None, dialect: str) -> dict[str, Any]:
+    """A preset's config.json, with as many layers as asked for."""
+    if preset not in PRESETS:
+        raise FormatError(f'[synth] unknown preset "{preset}"; known: {", ".join(PRESETS)}')
+    if dialect not in DIALECTS:
+        raise FormatError(f'[synth] unknown dialect "{dialect}"; known: {", ".join(DIALECTS)}')
+    if layers is None:
+        return PRESETS[preset]
+    if layers < 1:
+        raise FormatError(f"[synth] {layers} layers; give at least 1")
+    return PRESETS[preset] | {"num_hidden_layers": layers}
 
 
 def _type_chooser(default: str, rules: Iterable[tuple[str, str]]) -> Callable[[str], DType]:

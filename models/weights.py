@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphrt.errors import FormatError
 from graphrt.models.gguf_file import GGUFFile
-from graphrt.tensor import Tensor, weight
+from graphrt.tensor import Tensor
 
 
 class Weights:
@@ -49,8 +49,7 @@ class Weights:
                 f"convert the model again"
             )
         if name not in self._taken:
-            array = stored.array
-            self._taken[name] = weight(name, array.reshape(*shape[:-1], array.shape[-1]))
+            self._taken[name] = stored.leaf(shape)
         return self._taken[name]
 
     def ignore(self, *names: str) -> None:

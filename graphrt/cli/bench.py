@@ -29,6 +29,7 @@ from graphrt.cli.options import (
     OverrideNode,
     Overrides,
     Threads,
+    counts,
     given,
     placement,
     warn_of_unmatched,
@@ -89,7 +90,7 @@ def bench(
 
     [bold]graphrt bench model.gguf -p 512 -n 128 -d 0,4096 -r 3 -o json[/]
     """
-    tests = list(_tests(_counts("-p", n_prompt), _counts("-n", n_gen), pair or [], _counts("-d", n_depth)))
+    tests = list(_tests(counts("-p", n_prompt), counts("-n", n_gen), pair or [], counts("-d", n_depth)))
     if not tests:
         raise typer.BadParameter("nothing to measure: give -p, -n or -pg above 0")
     from graphrt import load
@@ -129,17 +130,10 @@ def _tests(prompts: list[int], gens: list[int], pairs: list[str], depths: list[i
         yield from (BenchTest(count, 0, depth) for count in prompts if count)
         yield from (BenchTest(0, count, depth) for count in gens if count)
         for text in pairs:
-            counts = _counts("-pg", text)
-            if len(counts) != 2:
+            both = counts("-pg", text)
+            if len(both) != 2:
                 raise typer.BadParameter(f"{text!r} is not of the form PP,TG", param_hint="-pg")
-            yield BenchTest(counts[0], counts[1], depth)
-
-
-def _counts(option: str, text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 128,512", param_hint=option)
-    return [int(part) for part in parts]
+            yield BenchTest(both[0], both[1], depth)
 
 
 def _measure(model: Model, context: Context, test: BenchTest, repetitions: int) -> BenchResult:

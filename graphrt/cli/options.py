@@ -77,6 +77,10 @@ CacheType = Annotated[
         "--cache-type", metavar="DTYPE", help="Element type of the KV cache: f32, f16, bf16, q8_0 …", show_default="f16"
     ),
 ]
+UBatchSize = Annotated[
+    int | None,
+    typer.Option("-ub", "--ubatch", min=1, help="Tokens of a prompt in one run of the graph.", show_default="512"),
+]
 Verbose = Annotated[
     int,
     typer.Option(
@@ -115,6 +119,14 @@ def placement(
     listed += Settings.from_env().tensor_overrides
     backends = [*(device or ()), *(name for name in DEFAULT_BACKENDS if name not in (device or ()))]
     return given(backends=backends, overrides=listed, node_overrides=override_node, gpu_layers=gpu_layers)
+
+
+def counts(option: str, text: str) -> list[int]:
+    """The whole numbers of a list such as 128,512."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 128,512", param_hint=option)
+    return [int(part) for part in parts]
 
 
 def warn_of_unmatched(scheduler: Scheduler) -> None:
