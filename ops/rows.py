@@ -72,12 +72,13 @@ def _(draw: Draw) -> Tensor:
 
 
 @op(kind="write")
-def set_rows(target: Tensor, rows: Tensor, ids: Tensor) -> Meta:
+def set_rows(target: Tensor, rows: Tensor, ids: Tensor, *, first: int | None = None) -> Meta:
     """Write rows by number: target[..., ids[..., k], :] = rows[..., k, :], cast or quantized to target's dtype.
 
     Args:    target [B..., R, D] floats or quantized, writable memory (a state or a node), any strides without repeats;
              rows [B..., K, D] f32|f16|bf16;  ids [B..., K] i32|i64, in 0..R-1, no number twice (of two rows with one
-             number either may stay); the batch axes of rows and ids broadcast to target's
+             number either may stay); the batch axes of rows and ids broadcast to target's;
+             first: the column of target where rows [B..., K, W] go, narrower than target's; the others stay
     Returns: target, as later nodes must read it
     Raises:  GraphError if shapes do not fit or target's dtype cannot be written; at run time if an id is outside target
     """
@@ -86,8 +87,16 @@ def set_rows(target: Tensor, rows: Tensor, ids: Tensor) -> Meta:
     require_values("set_rows", target=target)
     require_writable("set_rows", target)
     require_rank("set_rows", "target", target, 2, "[B..., R, D]")
+    width = target.shape[-1] if first is None or not rows.rank else rows.shape[-1]
+    if first is not None:
+        block = target.dtype.block
+        require(
+            first >= 0 and first + width <= target.shape[-1] and first % block == 0 and width % block == 0,
+            f"[set_rows] columns {first} to {first + width} of target {describe(target)} must lie in it and be whole "
+            f"blocks of {block}",
+        )
     require(
-        rows.rank >= 2 and ids.rank >= 1 and rows.shape[-1] == target.shape[-1] and rows.shape[-2] == ids.shape[-1],
+        rows.rank >= 2 and ids.rank >= 1 and rows.shape[-1] == width and rows.shape[-2] == ids.shape[-1],
         f"[set_rows] target {describe(target)} is [B..., R, D], rows {describe(rows)} must be [B..., K, D] "
         f"and ids {describe(ids)} [B..., K]; reshape them",
     )
@@ -101,13 +110,14 @@ def set_rows(target: Tensor, rows: Tensor, ids: Tensor) -> Meta:
 
 
 @set_rows.reference
-def _(target: Array, rows: Array, ids: Array) -> Array:
-    batch, count = target.shape[:-2], ids.shape[-1]
-    blocks = dtypes.from_f32(dtypes.to_f32(rows), dtypes.of(target))
-    blocks = np.broadcast_to(blocks, (*batch, count, target.shape[-1]))
+def _(target: Array, rows: Array, ids: Array, *, first: int | None) -> Array:
+    batch, count, dtype = target.shape[:-2], ids.shape[-1], dtypes.of(target)
+    blocks = dtypes.from_f32(dtypes.to_f32(rows), dtype)
+    blocks = np.broadcast_to(blocks, (*batch, count, blocks.shape[-1]))
     at = np.broadcast_to(checked_ids("set_rows", ids, target.shape[-2]), (*batch, count))
     result = target.copy()
-    np.put_along_axis(result, at[..., None], blocks, axis=-2)
+    start = (first or 0) // dtype.block
+    np.put_along_axis(result[..., start : start + blocks.shape[-1]], at[..., None], blocks, axis=-2)
     return result
 
 
@@ -115,7 +125,7 @@ def _(target: Array, rows: Array, ids: Array) -> Array:
 def _(node: Tensor) -> Cost:
     target, rows, ids = present(node)
     count = ids.size
-    written = count * target.dtype.row_bytes(target.shape[-1])
+    written = count * target.dtype.row_bytes(rows.shape[-1])
     return Cost(flops=rows.size, nbytes=rows.nbytes + ids.nbytes + written, batch=count)
 
 
@@ -124,10 +134,14 @@ def _(draw: Draw) -> Tensor:
     target = draw.tensor(draw.shape(min_rank=2), FLOAT_TARGETS, role="state")
     batch, (total, width) = target.shape[:-2], target.shape[-2:]
     count = draw.integer(0, total)
-    whole = draw.boolean()
+    whole, first = draw.boolean(), None
+    if draw.boolean():
+        block = target.dtype.block
+        first = draw.integer(0, width // block) * block
+        width = draw.integer(0, (width - first) // block) * block
     rows = draw.tensor((*(batch if whole else (1,) * len(batch)), count, width))
     ids = draw.ids((*batch[draw.integer(0, len(batch)) :], count), total, draw.choice(IDS), unique=True)
-    return set_rows(target, rows, ids)
+    return set_rows(target, rows, ids, first=first)
 
 
 @op(inplace=["x"])

@@ -76,11 +76,11 @@ def _(node: Tensor) -> list[Call]:
 
 
 def set_rows():
-    """Scalars: bytes of an id, then the route from the rows' dtype to the target's."""
+    """Scalars: bytes of an id, bytes of a row before the first column, then the route to the target's dtype."""
 
     def run(args, ith, nth):
-        way, id_bytes = args + 8 * (3 * 9 + 1), scalar(args, 3, 0)
-        n, count = size(args, 0, 3), size(args, 1, 2)
+        way, id_bytes, before = args + 8 * (3 * 9 + 2), scalar(args, 3, 0), scalar(args, 3, 1)
+        n, count = size(args, 1, 3), size(args, 1, 2)
         middle = size(args, 0, 1)
         first, last = share(size(args, 0, 0) * middle * count, ith, nth)
         for row in range(first, last):
@@ -90,7 +90,7 @@ def set_rows():
             at += outer_index(i1, size(args, 2, 2)) * stride(args, 2, 2)
             chosen = load_signed(at, id_bytes)
             if 0 <= chosen < size(args, 0, 2):
-                target = address(args, 0) + i0 * stride(args, 0, 0) + i1 * stride(args, 0, 1)
+                target = address(args, 0) + before + i0 * stride(args, 0, 0) + i1 * stride(args, 0, 1)
                 source = address(args, 1) + k * stride(args, 1, 2)
                 source += outer_index(i0, size(args, 1, 0)) * stride(args, 1, 0)
                 source += outer_index(i1, size(args, 1, 1)) * stride(args, 1, 1)
@@ -102,7 +102,8 @@ def set_rows():
 @lowering(ops.set_rows)
 def _(node: Tensor) -> list[Call]:
     _, given, ids = present(node)
-    return [Call(native(set_rows), [node, given, ids], [ids.dtype.nbytes, *route(given.dtype, node.dtype)])]
+    before = (node.params["first"] or 0) // node.dtype.block * node.strides[-1]
+    return [Call(native(set_rows), [node, given, ids], [ids.dtype.nbytes, before, *route(given.dtype, node.dtype)])]
 
 
 @helper

@@ -64,6 +64,21 @@ def test_set_rows_quantizes(dtype):
     assert not target.data[[0, 1, 3]].view(np.uint8).any()
 
 
+def test_set_rows_in_parts_keeps_the_other_columns():
+    target = state(TABLE)
+    written = ops.set_rows(target, leaf([[7], [8]]), leaf([3, 1], "i64"), first=2)
+    run(ops.set_rows(written, leaf([[1, 2]]), leaf([1], "i64"), first=0))
+    expected = TABLE.copy()
+    expected[[3, 1], 2], expected[1, :2] = [7, 8], [1, 2]
+    np.testing.assert_array_equal(target.data, expected)
+
+
+@pytest.mark.parametrize(("dtype", "width", "first"), [("f32", 2, 2), ("f32", 4, 0), ("q8_0", 32, 16), ("q8_0", 16, 0)])
+def test_set_rows_refuses_columns_outside_target(dtype, width, first):
+    target = graphrt.state("target", (4, 3 if dtype == "f32" else 64), dtype)
+    refuses(r"\[set_rows\] columns", lambda: ops.set_rows(target, drawn(2, width), leaf([1, 0], "i32"), first=first))
+
+
 def test_set_rows_into_a_view_of_a_cache():
     target = state(np.zeros((2, 3, 4)))
     run(ops.set_rows(target[1, :, 1:3], leaf([[1, 2]]), leaf([2], "i32")))
