@@ -15,16 +15,25 @@ import numpy as np
 
 import graphrt
 from graphrt.backend import Backend
+from graphrt.backends.blas.rounds import LOSSES, Round, blas_pays, take_turns
 from graphrt.backends.cpu.jit import cache_folder
 from graphrt.dtypes import DType
+from graphrt.plan import Plan
 from graphrt.scheduler import Scheduler
 from graphrt.settings import Settings
+from graphrt.tensor import Tensor
 from graphrt.testing import Draw
 
 ROWS, WIDTH = 1024, 2048  # of the weight that is measured; a multiple of every block
 BATCHES = (512, 256, 128, 64, 32)
-REPEATS = 3
-MARGIN = 0.95  # of the CPU kernels' time; below it BLAS counts as faster
+SECONDS = 2.0  # for one dtype, about
+BLAS_VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "OPENBLAS_THREAD_TIMEOUT",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "KMP_BLOCKTIME",
+)
 
 
 class Crossover:
@@ -73,27 +82,28 @@ class Crossover:
 
     @cached_property
     def _machine(self) -> str:
-        threads = [os.environ.get(f"{name}_NUM_THREADS", "") for name in ("OPENBLAS", "MKL", "OMP")]
+        blas = " ".join(f"{name}={os.environ[name]}" for name in BLAS_VARIABLES if os.environ.get(name))
         versions = f"graphrt {graphrt.__version__} numpy {np.__version__}"
-        return f"{platform.node()} {platform.machine()} {versions} cpu {self._settings.thread_count} blas {threads}"
+        return f"{platform.node()} {platform.machine()} {versions} cpu {self._settings.thread_count} blas {blas}"
 
     def _measure(self, dtype: DType) -> int | None:
         """Go down from the largest batch for as long as BLAS is faster."""
-        least = None
+        least, until = None, time.perf_counter() + SECONDS
         for batch in BATCHES:
-            if self._seconds(self._blas(), dtype, batch) > MARGIN * self._seconds("cpu", dtype, batch):
+            if not blas_pays(self.rounds(dtype, batch, until)):
                 break
             least = batch
         return least
 
-    def _seconds(self, backend: Backend | str, dtype: DType, batch: int) -> float:
+    def rounds(self, dtype: DType, batch: int, until: float, losses: int = LOSSES) -> list[Round]:
+        """Both ways of multiplying ROWS x WIDTH weights with so many rows, timed as take_turns does."""
         weight = Draw(lambda low, high: low).tensor((ROWS, WIDTH), dtype, layout="dense")
+        mixed, kernels = (self._two_products(backend, weight, batch) for backend in (self._blas(), "cpu"))
+        return take_turns(mixed.execute, kernels.execute, until=until, losses=losses)
+
+    def _two_products(self, backend: Backend | str, weight: Tensor, batch: int) -> Plan:
+        """A product on a backend, then the same by the CPU kernels."""
         x = graphrt.input("x", (batch, WIDTH))
+        first, second = graphrt.ops.mul_mat(weight, x), graphrt.ops.mul_mat(weight, x)
         scheduler = Scheduler([backend, "cpu"], overrides=(), threads=self._settings.threads, sched_debug=0)
-        plan = scheduler.plan(graphrt.ops.mul_mat(weight, x))
-        times = []
-        for _ in range(1 + REPEATS):
-            start = time.perf_counter()
-            plan.execute()
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
+        return scheduler.plan(graphrt.Graph((first, second)), assigned={second: "cpu"})

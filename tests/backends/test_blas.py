@@ -9,8 +9,9 @@ import pytest
 
 import graphrt
 from graphrt import Graph, Scheduler, Settings, Tensor, dtypes, ops
-from graphrt.backends.blas import BlasBackend, crossover, program
+from graphrt.backends.blas import BlasBackend, crossover, program, rounds
 from graphrt.backends.blas.crossover import BATCHES, Crossover
+from graphrt.backends.blas.rounds import LEAST_ROUNDS, LOSSES, ROUNDS, Round, blas_pays, take_turns
 from graphrt.testing import Draw, normalised_error
 
 ONE_THREAD = Settings.from_env({}, threads=1)
@@ -94,15 +95,15 @@ def test_below_its_batch_it_says_from_where_on_it_is_faster():
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
-    """A crossover with made-up times: BLAS takes 100 and the batch, the CPU kernels 1.5 times the batch."""
+    """A crossover with made-up times: BLAS takes 80 and the batch, the CPU kernels 1.5 times the batch."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = []
 
-    def seconds(self, backend, dtype, batch):
-        asked.append((backend, dtype.name, batch))
-        return 1.5 * batch if backend == "cpu" else 80 + batch
+    def made_up(self, dtype, batch, until):
+        asked.append((dtype.name, batch))
+        return [Round(mixed=80 + batch + 1.5 * batch, kernels=3 * batch)] * ROUNDS
 
-    monkeypatch.setattr(Crossover, "_seconds", seconds)
+    monkeypatch.setattr(Crossover, "rounds", made_up)
     return asked, tmp_path / "graphrt" / "blas.json"
 
 
@@ -140,6 +141,15 @@ def test_other_threads_are_measured_anew(measured):
     assert len(json.loads(file.read_text())) == 2
 
 
+@pytest.mark.parametrize("variable", ["OPENBLAS_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT", "MKL_NUM_THREADS"])
+def test_other_settings_of_blas_are_measured_anew(variable, measured, monkeypatch):
+    _, file = measured
+    Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f32)
+    monkeypatch.setenv(variable, "14")
+    Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f32)
+    assert len(json.loads(file.read_text())) == 2
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"x": 1}'])
 def test_a_damaged_cache_is_measured_anew(content, measured):
     _, file = measured
@@ -149,7 +159,7 @@ def test_a_damaged_cache_is_measured_anew(content, measured):
 
 
 def test_where_blas_is_never_faster_it_takes_nothing(measured, monkeypatch):
-    monkeypatch.setattr(crossover, "MARGIN", 0.1)
+    monkeypatch.setattr(rounds, "MARGIN", 0.1)
     answer = BlasBackend(ONE_THREAD).supports(ops.mul_mat(leaf((4, 8)), leaf((5000, 8))))
     assert (answer.ok, answer.reason) == (
         False,
@@ -163,3 +173,94 @@ def test_a_real_measurement_gives_a_batch_or_none(monkeypatch, tmp_path):
     monkeypatch.setattr(crossover, "WIDTH", 256)
     least = Crossover(ONE_THREAD, lambda: BlasBackend(ONE_THREAD, min_batch=0)).least_batch(dtypes.get("q8_0"))
     assert least is None or least in BATCHES
+
+
+# -- rounds ----------------------------------------------------------------------------------------------------------
+
+
+class FakeMachine:
+    """A clock that only runs move: by what they take, times what another process makes of that turn.
+
+    Args:
+        mixed, kernels: seconds of a run of each.
+        slow: what each timed turn is multiplied by, in order; 1 after the last.
+    """
+
+    def __init__(self, mixed, kernels, slow=()):
+        self.now, self.turns, self.slow = 0.0, [], list(slow)
+        self.mixed, self.kernels = self.run("mixed", mixed), self.run("kernels", kernels)
+
+    def run(self, name, seconds):
+        def work():
+            self.turns.append(name)
+            warm = len(self.turns) % 2  # the first run of a turn warms up
+            self.now += seconds * (1 if warm or not self.slow else self.slow.pop(0))
+
+        return work
+
+    def clock(self):
+        return self.now
+
+    def rounds(self, until=1e9, losses=LOSSES):
+        return take_turns(self.mixed, self.kernels, until=until, losses=losses, clock=self.clock)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(rounds, "wait_until_quiet", lambda: None)
+
+
+def test_a_clear_win_pays_after_all_rounds_in_changing_order():
+    machine = FakeMachine(mixed=1.8, kernels=2.0)
+    found = machine.rounds()
+    assert len(found) == ROUNDS
+    assert [each.ratio for each in found] == pytest.approx([0.8] * ROUNDS)
+    assert machine.turns[:8:2] == ["mixed", "kernels", "kernels", "mixed"]
+    assert blas_pays(found)
+
+
+def test_a_win_within_the_margin_does_not_pay():
+    assert not blas_pays(FakeMachine(mixed=1.96, kernels=2.0).rounds())
+
+
+def test_one_disturbed_round_does_not_change_the_decision():
+    disturbed = FakeMachine(1.8, 2.0, slow=[1, 1, 1, 5])
+    assert blas_pays(disturbed.rounds())
+    lucky = FakeMachine(2.1, 2.0, slow=[1, 5])
+    assert not blas_pays(lucky.rounds())
+
+
+def test_two_disturbed_rounds_end_it_and_leave_the_product_to_the_kernels():
+    machine = FakeMachine(1.8, 2.0, slow=[5, 1, 1, 5])
+    found = machine.rounds()
+    assert len(found) == LOSSES + 1
+    assert not blas_pays(found)
+    assert len(FakeMachine(1.8, 2.0, slow=[5, 1, 1, 5]).rounds(losses=ROUNDS)) == ROUNDS
+
+
+def test_wins_by_disturbed_kernels_alone_do_not_pay():
+    """The kernels are slowed in every round but one, which BLAS loses: by the fastest turns it is no faster."""
+    found = [Round(2.0, 6.0)] * (ROUNDS - 1) + [Round(2.0, 2.0)]
+    assert not blas_pays(found)
+    assert blas_pays([Round(2.0, 6.0)] * (ROUNDS - 1) + [Round(9.0, 6.0)])
+
+
+def test_when_time_is_up_few_rounds_decide_only_if_all_were_won():
+    assert len(FakeMachine(1.8, 2.0).rounds(until=0.0)) == LEAST_ROUNDS
+    assert blas_pays(FakeMachine(1.8, 2.0).rounds(until=0.0))
+    assert not blas_pays(FakeMachine(1.8, 2.0, slow=[5]).rounds(until=0.0))
+
+
+def test_what_follows_a_product_of_blas_counts_as_its_cost():
+    """BLAS takes half the time, and its spinning threads make the next product take thrice its time."""
+    assert Round(mixed=0.5 + 3.0, kernels=2.0).ratio == pytest.approx(2.5)
+
+
+def test_waiting_ends_when_the_process_is_quiet(monkeypatch):
+    monkeypatch.undo()
+    used = iter([0.0, 0.004, 0.004, 0.008, 0.008, 0.008])
+    slept = []
+    monkeypatch.setattr(rounds.time, "process_time", lambda: next(used))
+    monkeypatch.setattr(rounds.time, "sleep", slept.append)
+    rounds.wait_until_quiet()
+    assert len(slept) == 3
