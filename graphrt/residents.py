@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 
@@ -18,6 +18,7 @@ class Residents:
     def __init__(self) -> None:
         # Weakly, so that a state (a KV cache) is given back with the plans that use it.
         self._held: WeakKeyDictionary[Tensor, dict[str, Buffer]] = WeakKeyDictionary()
+        self._first: WeakValueDictionary[object, Tensor] = WeakValueDictionary()  # by origin
 
     def buffer(self, leaf: Tensor, home: Placement | None) -> Buffer:
         """The buffer of a leaf at its home; a device's is allocated and filled when first asked for.
@@ -26,7 +27,7 @@ class Residents:
             KernelError if the copy fails.
         """
         memory = HOST if home is None else home.backend.memory
-        held = self._held.setdefault(leaf, {})
+        held = self._held.setdefault(self._first.setdefault(leaf.origin, leaf), {})
         if memory not in held:
             if leaf.role == "state" and held:
                 raise PlacementError(

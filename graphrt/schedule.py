@@ -44,8 +44,12 @@ class Schedule:
         return self.memory.nbytes
 
     def resident(self, memory: str) -> list[Tensor]:
-        """The weights and states that live in a memory."""
-        return [leaf for leaf, home in self.placements.homes.items() if home.backend.memory == memory]
+        """The weights and states that live in a memory; of leafs over the same bytes, the first."""
+        there: dict[object, Tensor] = {}
+        for leaf, home in self.placements.homes.items():
+            if home.backend.memory == memory:
+                there.setdefault(leaf.origin, leaf)
+        return list(there.values())
 
 
 def make_schedule(

@@ -137,6 +137,17 @@ class Tensor:
                 ) from error
         return self._data
 
+    @property
+    def origin(self) -> tuple[object, ...]:
+        """The same for weights over the same bytes, which each memory holds only once."""
+        if self.role != "weight" or self._data is None:
+            return (id(self),)
+        return self._data.__array_interface__["data"][0], self.dtype.name, self.shape, self.strides
+
+    def alias(self, name: str) -> Tensor:
+        """A leaf over the same bytes, to be placed by a name of its own."""
+        return Tensor(name, self.dtype, self.shape, strides=self.strides, data=self._data, role=self.role)
+
     def array_over(self, memory: Array, offset: int = 0) -> Array:
         """This tensor's elements as an array over `memory` (u8), where `offset` is the byte of its first element."""
         return np.ndarray(self.blocks_shape, self.dtype.numpy, memory, offset, self.strides)

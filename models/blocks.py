@@ -169,7 +169,7 @@ class Decoder:
     embedding: Tensor  # [V, D]
     layers: Sequence[Layer]
     output_norm: RMSNorm
-    output: Tensor  # [V, D]; the embedding again where the two are tied
+    output: Tensor  # [V, D]; over the embedding's bytes where the two are tied
     cache_layout: Mapping[str, tuple[int, int]]  # the parts of a cell: name -> (heads, width)
 
     @property
@@ -188,5 +188,8 @@ class Decoder:
 
 
 def load_output(weights: Weights, embedding: Tensor) -> Tensor:
-    """The output weight [V, D]: its own, or the embedding's where the file has none."""
-    return weights.find("output.weight", embedding.shape) or embedding
+    """The output weight [V, D]: its own, or, where the file has none, the embedding's bytes under the output's name.
+
+    A leaf of its own lets the output go to a device by its name while the embedding stays on the host.
+    """
+    return weights.find("output.weight", embedding.shape) or embedding.alias("output.weight")
