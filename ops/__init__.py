@@ -8,6 +8,7 @@ from graphrt.ops.copy import cast, concat, cont, cpy, dup, repeat
 from graphrt.ops.elementwise import add, clamp, div, fill, mul, scale, sub
 from graphrt.ops.glu import geglu, reglu, swiglu
 from graphrt.ops.matmul import mul_mat, mul_mat_transposed
+from graphrt.ops.mla_attention import mla_attention
 from graphrt.ops.moe import mul_mat_id, weighted_sum
 from graphrt.ops.norm import rms_norm
 from graphrt.ops.rope import rope
@@ -34,6 +35,7 @@ __all__ = [
     "geglu",
     "gelu",
     "get_rows",
+    "mla_attention",
     "mul",
     "mul_mat",
     "mul_mat_id",

@@ -56,15 +56,15 @@ def sink_of(args, head):
     return HIDDEN
 
 
-def finisher(lanes):
+def finisher(lanes, with_sinks=True):
     """A helper: row `row` of a kv head's output from the parts of its block, in which it is number r."""
 
     @helper
     def finish_row(args, result, parts, kv_head, row, r):
-        group, width = setting(args, at.GROUP), size(args, at.V, 3)
+        group, width = setting(args, at.GROUP), size(args, at.Y, 3)
         token, head = row // group, kv_head * group + row % group
         step, sums, totals = setting(args, at.RESULT_BYTES), setting(args, at.SUMS), setting(args, at.TOTALS)
-        sink = sink_of(args, head)
+        sink = sink_of(args, head) if with_sinks else HIDDEN
         highest = sink
         for part in range(parts):
             highest = max(highest, load_one(result + part * step + 4 * r, "f32"))

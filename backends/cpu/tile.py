@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from graphrt.backends.cpu import host
+from graphrt.backends.cpu import bf16, host
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_vector, storage, widen
 from graphrt.backends.cpu.simd import F32, I64, broadcast, call, constant, literal, mangled, shuffle
@@ -85,6 +85,7 @@ def multiply_tile(
 
     Args: panel [depth, vectors · lanes] of a plain dtype, rows `panel_pitch` bytes apart; x[k, c] float32 at
           x + k · x_step + c · x_pitch; target [columns, vectors · lanes] float32, rows `target_pitch` bytes apart.
+          With dtype "pairs" both panel and x hold words of two bfloat16 instead (see bf16.py), and depth counts words.
           The last five are constants.
     """
     constants = [literal(item) for item in (dtype, lanes, vectors, columns, onto)]
@@ -102,6 +103,7 @@ def multiply_tile(
 def _emit_multiply(builder, places, dtype, lanes, vectors, columns, onto):
     panel, panel_pitch, x, x_step, x_pitch, depth, target, target_pitch = places
     vector = ir.VectorType(F32, lanes)
+    add, stored = (bf16.add_products, "f32") if dtype == "pairs" else (multiply_add, dtype)
     shifts = [builder.mul(x_pitch, I64(c)) for c in range(columns)]
     cells = [
         builder.add(builder.add(target, builder.mul(target_pitch, I64(c))), I64(4 * lanes * v))
@@ -112,20 +114,20 @@ def _emit_multiply(builder, places, dtype, lanes, vectors, columns, onto):
 
     def body(k, sums):
         at = builder.add(panel, builder.mul(k, panel_pitch))
-        steps = [I64(element_bytes(dtype) * lanes * v) for v in range(vectors)]
-        row = [load_widened(builder, builder.add(at, step), dtype, lanes) for step in steps]
+        steps = [I64(element_bytes(stored) * lanes * v) for v in range(vectors)]
+        row = [load_widened(builder, builder.add(at, step), stored, lanes) for step in steps]
         x_at = builder.add(x, builder.mul(k, x_step))
         result = []
         for c in range(columns):
             one = broadcast(builder, _float_at(builder, builder.add(x_at, shifts[c])), lanes)
-            result += [multiply_add(builder, row[v], one, sums[c * vectors + v]) for v in range(vectors)]
+            result += [add(builder, row[v], one, sums[c * vectors + v]) for v in range(vectors)]
         return result
 
     for cell, total in zip(cells, loop(builder, depth, 1, starts, body), strict=True):
         builder.store(total, builder.inttoptr(cell, vector.as_pointer()), align=4)
 
 
-def multiply_up_to(lanes: int, vectors: int, columns: int, onto: bool):
+def multiply_up_to(lanes: int, vectors: int, columns: int, onto: bool, dtype: str = "f32"):
     """A helper: multiply_tile for 1 … columns columns, by the least of a few compiled widths that holds them.
 
     Columns beyond `count` are read and written too; x and the target must have room for them.
@@ -135,13 +137,13 @@ def multiply_up_to(lanes: int, vectors: int, columns: int, onto: bool):
     @helper
     def multiply(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, count):
         if count > most:
-            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, "f32", lanes, vectors, columns, onto)
+            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, dtype, lanes, vectors, columns, onto)
         elif count > half:
-            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, "f32", lanes, vectors, most, onto)
+            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, dtype, lanes, vectors, most, onto)
         elif count > 1:
-            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, "f32", lanes, vectors, half, onto)
+            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, dtype, lanes, vectors, half, onto)
         else:
-            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, "f32", lanes, vectors, 1, onto)
+            multiply_tile(panel, panel_pitch, x, step, pitch, depth, y, y_pitch, dtype, lanes, vectors, 1, onto)
 
     return multiply
 

@@ -1,0 +1,187 @@
+"""Attention by expansion: a chunk of cells becomes a tile of latents, and these the keys and values of one head."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphrt.backends.cpu import attention_layout as at
+from graphrt.backends.cpu.args import address, size, stride
+from graphrt.backends.cpu.attention_cells import NONE, SOME, position_of, seen_at_a_glance, sequences_of
+from graphrt.backends.cpu.attention_layout import setting
+from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO
+from graphrt.backends.cpu.bf16 import interleave, pack
+from graphrt.backends.cpu.dot import load_i32
+from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.memory import load_f32, load_integer, store_f32, store_integer
+from graphrt.backends.cpu.mla_layout import (
+    EXPANDED,
+    KEY_PANELS,
+    LATENT,
+    LATENT_DEPTH,
+    LATENT_PITCH,
+    LATENT_WORDS,
+    LATENTS,
+    LINE_PITCH,
+    POSITIONS,
+    ROPE_AT,
+    ROPE_WORDS,
+    VALUE_PANELS,
+    VALUES,
+    WEIGHT_BYTES,
+    WEIGHTS,
+    padded_rows,
+)
+from graphrt.backends.cpu.mla_panels import line_clearer, row_expander, row_packer
+from graphrt.backends.cpu.simd import maximum, reduce_max, select, splat
+from graphrt.backends.cpu.tile import multiply_up_to
+
+# ---- who sees what ---------------------------------------------------------------------------------------------------
+
+
+def viewer(lanes):
+    """A helper: of two vectors with a lane for each query from `token` on, one where it sees a cell, else the other."""
+
+    @helper
+    def where_seen(args, scratch, token, cell, seen, unseen):
+        place, rows = scratch + setting(args, POSITIONS) + 4 * token, 4 * padded_rows(args)
+        position, sequences = position_of(args, at.CELL_POS, cell), sequences_of(args, cell)
+        if position < 0:
+            return unseen
+        low, high = splat(np.int32(sequences), lanes), splat(np.int32(sequences >> 32), lanes)
+        shared = load_i32(place + rows, lanes) & low | load_i32(place + 2 * rows, lanes) & high
+        earlier = select(load_i32(place, lanes) >= splat(np.int32(position), lanes), seen, unseen)
+        return select(shared == splat(np.int32(0), lanes), unseen, earlier)
+
+    return where_seen
+
+
+def cells_marker(lanes):
+    """A helper: whether queries see NONE, SOME or ALL cells of a chunk; unless NONE, which cells, in bytes at SEEN."""
+    where_seen = viewer(lanes)
+
+    @helper
+    def mark_cells(args, scratch, first_cell, cells):
+        flags, tokens = scratch + setting(args, at.SEEN), size(args, at.Q, 1)
+        answer = seen_at_a_glance(args, 0, tokens, first_cell, cells)
+        if answer != SOME:
+            for c in range(cells):
+                store_integer(flags + c, "i8", 1)
+            return answer
+        found = NONE
+        for c in range(cells):
+            by_any = splat(ZERO, lanes)
+            for token in range(0, tokens, lanes):
+                seen = where_seen(args, scratch, token, first_cell + c, splat(ONE, lanes), splat(ZERO, lanes))
+                by_any = maximum(by_any, seen)
+            flag = 1 if reduce_max(by_any) > ZERO else 0
+            store_integer(flags + c, "i8", flag)
+            found |= flag
+        return found
+
+    return mark_cells
+
+
+def score_hider(lanes, vectors):
+    """A helper: set scores of cells that the queries of a panel, from `token` on, do not see to -inf."""
+    where_seen, width = viewer(lanes), lanes * vectors
+
+    @helper
+    def hide(args, scratch, token, first_cell, cells):
+        for c in range(cells):
+            for i in range(0, width, lanes):
+                place = scratch + setting(args, at.SCORES) + 4 * (width * c + i)
+                scores, hidden = load_f32(place, "f32", lanes), splat(HIDDEN, lanes)
+                store_f32(place, "f32", where_seen(args, scratch, token + i, first_cell + c, scores, hidden))
+
+    return hide
+
+
+# ---- expansion -------------------------------------------------------------------------------------------------------
+
+
+def latents_loader(lanes, pairs):
+    """A helper: bring a chunk's latents to LATENTS and their rotated parts to KEYS; cells nobody sees become zeros.
+
+    A cell that is seen by nobody may hold anything, NaN too, and 0 · NaN would spoil the sums.
+    """
+    expand_row, clear, pack_row = row_expander(lanes), line_clearer(lanes), row_packer(lanes, pairs)
+
+    @helper
+    def load_latents(args, scratch, first_cell, cells):
+        line, rank = scratch + setting(args, at.LINES), size(args, VALUES, 3)
+        zeros = line + setting(args, LINE_PITCH)
+        clear(args, line)
+        clear(args, zeros)
+        for c in range(cells + cells % 2):
+            row = zeros
+            if c < cells and load_integer(scratch + setting(args, at.SEEN) + c, "i8"):
+                source = address(args, LATENT) + (first_cell + c) * stride(args, LATENT, 1)
+                kind, expand, count = setting(args, at.K_KIND), setting(args, at.K_EXPAND), size(args, LATENT, 3)
+                expand_row(source, stride(args, LATENT, 3), kind, expand, count, line)
+                row = line
+            latent = scratch + setting(args, LATENTS) + c * setting(args, LATENT_PITCH)
+            pack_row(row, setting(args, LATENT_WORDS), latent)
+            key = scratch + setting(args, at.KEYS) + c * setting(args, at.KEY_PITCH)
+            pack_row(row + 4 * rank, setting(args, ROPE_WORDS), key + 4 * setting(args, ROPE_AT))
+
+    return load_latents
+
+
+def keys_packer(lanes, vectors):
+    """A helper: a panel of keys from EXPANDED, as pairs, to their place in KEYS."""
+    width = lanes * vectors
+
+    @helper
+    def pack_keys(args, scratch, panel, cells):
+        for c in range(cells):
+            source = scratch + setting(args, EXPANDED) + 4 * width * c
+            target = scratch + setting(args, at.KEYS) + c * setting(args, at.KEY_PITCH) + 2 * width * panel
+            for i in range(0, width, 2 * lanes):
+                first = load_f32(source + 4 * i, "f32", lanes)
+                second = load_f32(source + 4 * (i + lanes), "f32", lanes)
+                store_f32(target + 2 * i, "f32", pack(first, second))
+
+    return pack_keys
+
+
+def values_packer(lanes, vectors):
+    """A helper: a panel of values from EXPANDED, as pairs of cells, to VALUES."""
+    width = lanes * vectors
+
+    @helper
+    def pack_values(args, scratch, panel, cells):
+        for c in range(0, cells, 2):
+            source = scratch + setting(args, EXPANDED) + 4 * width * c
+            target = scratch + setting(args, at.VALUES) + panel * setting(args, at.PANEL_BYTES) + 2 * width * c
+            for i in range(0, 4 * width, 4 * lanes):
+                first, second = load_f32(source + i, "f32", lanes), load_f32(source + 4 * width + i, "f32", lanes)
+                store_f32(target + i, "f32", interleave(first, second))
+
+    return pack_values
+
+
+def latents_expander(lanes, vectors, columns, pairs):
+    """A helper: the keys and values of a head for a chunk, by products of the latents with the head's weights."""
+    multiply, width = multiply_up_to(lanes, vectors, columns, False, "pairs" if pairs else "f32"), lanes * vectors
+    pack_keys, pack_values = keys_packer(lanes, vectors), values_packer(lanes, vectors)
+
+    @helper
+    def expand(args, scratch, cells):
+        key_panels, latents = setting(args, KEY_PANELS), scratch + setting(args, LATENTS)
+        x_pitch, depth = setting(args, LATENT_PITCH), setting(args, LATENT_DEPTH)
+        for panel in range(key_panels + setting(args, VALUE_PANELS)):
+            weights = scratch + setting(args, WEIGHTS) + panel * setting(args, WEIGHT_BYTES)
+            target, pitch = scratch + setting(args, EXPANDED), 4 * width
+            if not pairs and panel < key_panels:
+                target, pitch = scratch + setting(args, at.KEYS) + 4 * width * panel, setting(args, at.KEY_PITCH)
+            elif not pairs:
+                target = scratch + setting(args, at.VALUES) + (panel - key_panels) * setting(args, at.PANEL_BYTES)
+            for c in range(0, cells, columns):
+                x = latents + c * x_pitch
+                multiply(weights, 4 * width, x, 4, x_pitch, depth, target + c * pitch, pitch, cells - c)
+            if pairs and panel < key_panels:
+                pack_keys(args, scratch, panel, cells)
+            elif pairs:
+                pack_values(args, scratch, panel - key_panels, cells)
+
+    return expand

@@ -1,0 +1,219 @@
+"""What a task of attention by expansion prepares once: its head's weights and queries, as panels of words."""
+
+from __future__ import annotations
+
+from graphrt.backends.cpu import attention_layout as at
+from graphrt.backends.cpu.args import address, size, stride
+from graphrt.backends.cpu.attention_cells import LEAST, position_of, same, sequence_bit
+from graphrt.backends.cpu.attention_layout import setting
+from graphrt.backends.cpu.attention_steps import ZERO, float_setting, scaled
+from graphrt.backends.cpu.bf16 import interleave, pack
+from graphrt.backends.cpu.elements import FLOAT32, element_bytes, gather, loop_one
+from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.memory import load_f32, store_f32, store_integer
+from graphrt.backends.cpu.mla_layout import (
+    KEY_PANELS,
+    KEYS,
+    KEYS_EXPAND,
+    KEYS_TRANSPOSED,
+    LATENT_WORDS,
+    LINE_PITCH,
+    POSITIONS,
+    QUERY_BYTES,
+    VALUE_PANELS,
+    VALUES,
+    WEIGHT_BYTES,
+    WEIGHTS,
+    nope_width,
+    padded_rows,
+    rope_width,
+)
+from graphrt.backends.cpu.simd import splat
+from graphrt.backends.cpu.tile import transpose_block
+from graphrt.backends.cpu.transfer import call_with
+
+
+def line_clearer(lanes):
+    """A helper: fill a row of float32 with zeros."""
+
+    @helper
+    def clear(args, line):
+        for i in range(0, setting(args, LINE_PITCH), 4 * lanes):
+            store_f32(line + i, "f32", splat(ZERO, lanes))
+
+    return clear
+
+
+def row_expander(lanes):
+    """A helper: a row of elements that lie side by side, as float32."""
+    copy = loop_one(lanes, same)
+
+    @helper
+    def expand_row(source, step, kind, expand, count, line):
+        if expand:
+            call_with(expand, source, step, count, line)
+        else:
+            copy(line, FLOAT32, source, kind, count, ZERO, ZERO)
+
+    return expand_row
+
+
+def row_packer(lanes, pairs):
+    """A helper: a row of float32 as so many words at `target`, which may be the row itself."""
+
+    @helper
+    def pack_row(line, words, target):
+        if pairs:
+            for i in range(0, words, lanes):
+                first, second = load_f32(line + 8 * i, "f32", lanes), load_f32(line + 8 * i + 4 * lanes, "f32", lanes)
+                store_f32(target + 4 * i, "f32", pack(first, second))
+        elif target != line:
+            for i in range(0, words, lanes):
+                store_f32(target + 4 * i, "f32", load_f32(line + 4 * i, "f32", lanes))
+
+    return pack_row
+
+
+def lines_transposer(lanes, vectors, pairs):
+    """A helper: pack as many rows of float32 as a vector has lanes, and bring them to a panel from `panel` on."""
+    pack_row, width = row_packer(lanes, pairs), lanes * vectors
+
+    @helper
+    def transpose_lines(args, lines, words, panel):
+        pitch = setting(args, LINE_PITCH)
+        for i in range(lanes):
+            pack_row(lines + i * pitch, words, lines + i * pitch)
+        for k in range(0, words, lanes):
+            transpose_block(lines + 4 * k, pitch, panel + 4 * width * k, 4 * width, lanes)
+
+    return transpose_lines
+
+
+# ---- queries ---------------------------------------------------------------------------------------------------------
+
+
+def query_loader(lanes, vectors):
+    """A helper: a query, times scale: the part without rotation, filled up to whole panels, then the rotated part."""
+    scale_row, clear, width = loop_one(lanes, scaled), line_clearer(lanes), lanes * vectors
+
+    @helper
+    def load_part(args, source, count, line):
+        kind, step = setting(args, at.Q_KIND), stride(args, at.Q, 3)
+        if step != element_bytes(kind):
+            gather(line, source, kind, step, count)
+            source, kind = line, FLOAT32
+        scale_row(line, FLOAT32, source, kind, count, float_setting(args, at.SCALE), ZERO)
+
+    @helper
+    def load_query(args, head, token, line):
+        clear(args, line)
+        if token < size(args, at.Q, 1):
+            source, nope = address(args, at.Q) + token * stride(args, at.Q, 1), nope_width(args)
+            source += head * stride(args, at.Q, 2)
+            load_part(args, source, nope, line)
+            rotated = line + 4 * width * setting(args, KEY_PANELS)
+            load_part(args, source + nope * stride(args, at.Q, 3), rope_width(args), rotated)
+
+    return load_query
+
+
+@helper
+def load_position(args, scratch, token):
+    """A query's position, and its sequence's bit in two words; rows past the last query see nothing."""
+    rows, position, bit = 4 * padded_rows(args), LEAST, 0
+    if token < size(args, at.Q, 1):
+        position, bit = position_of(args, at.Q_POS, token), sequence_bit(args, token)
+    place = scratch + setting(args, POSITIONS) + 4 * token
+    store_integer(place, "i32", position)
+    store_integer(place + rows, "i32", bit)
+    store_integer(place + 2 * rows, "i32", bit >> 32)
+
+
+def queries_loader(lanes, vectors, pairs):
+    """A helper: bring a head's queries to panels [words, queries], and positions and sequences to POSITIONS."""
+    load_query, transpose = query_loader(lanes, vectors), lines_transposer(lanes, vectors, pairs)
+    width = lanes * vectors
+
+    @helper
+    def load_queries(args, scratch, head):
+        lines, nbytes = scratch + setting(args, at.LINES), setting(args, QUERY_BYTES)
+        for token in range(0, padded_rows(args), lanes):
+            for i in range(lanes):
+                load_query(args, head, token + i, lines + i * setting(args, LINE_PITCH))
+                load_position(args, scratch, token + i)
+            panel = scratch + setting(args, at.PANELS) + token // width * nbytes
+            transpose(args, lines, nbytes // (4 * width), panel + token % width * 4)
+
+    return load_queries
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def matrix_loader(lanes, vectors, pairs):
+    """A helper: bring a head's matrix [outputs, r] to panels [words, outputs], from panel `first` on."""
+    expand_row, clear = row_expander(lanes), line_clearer(lanes)
+    transpose, width = lines_transposer(lanes, vectors, pairs), lanes * vectors
+
+    @helper
+    def load_matrix(args, scratch, tensor, kind, expand, head, first, panels):
+        lines, rank = scratch + setting(args, at.LINES), size(args, VALUES, 3)
+        matrix = address(args, tensor) + head * stride(args, tensor, 1)
+        for output in range(0, panels * width, lanes):
+            for i in range(lanes):
+                line = lines + i * setting(args, LINE_PITCH)
+                clear(args, line)
+                if output + i < size(args, tensor, 2):
+                    row = matrix + (output + i) * stride(args, tensor, 2)
+                    expand_row(row, stride(args, tensor, 3), kind, expand, rank, line)
+            panel = scratch + setting(args, WEIGHTS) + (first + output // width) * setting(args, WEIGHT_BYTES)
+            transpose(args, lines, setting(args, LATENT_WORDS), panel + output % width * 4)
+
+    return load_matrix
+
+
+def transposed_loader(lanes, vectors, pairs):
+    """A helper: bring a head's keys [r, outputs] to panels [words, outputs]."""
+    expand_row, clear, width = row_expander(lanes), line_clearer(lanes), lanes * vectors
+    elements = 2 if pairs else 1
+
+    @helper
+    def load_row(args, head, k, line):
+        clear(args, line)
+        if k < size(args, KEYS, 2):
+            row = address(args, KEYS) + head * stride(args, KEYS, 1) + k * stride(args, KEYS, 2)
+            kind, expand = setting(args, at.SINK_KIND), setting(args, KEYS_EXPAND)
+            expand_row(row, stride(args, KEYS, 3), kind, expand, size(args, KEYS, 3), line)
+
+    @helper
+    def load_transposed(args, scratch, head):
+        first = scratch + setting(args, at.LINES)
+        second = first + setting(args, LINE_PITCH)
+        for k in range(0, size(args, KEYS, 2), elements):
+            load_row(args, head, k, first)
+            if pairs:
+                load_row(args, head, k + 1, second)
+            for output in range(0, setting(args, KEY_PANELS) * width, lanes):
+                v = load_f32(first + 4 * output, "f32", lanes)
+                if pairs:
+                    v = interleave(v, load_f32(second + 4 * output, "f32", lanes))
+                panel = scratch + setting(args, WEIGHTS) + output // width * setting(args, WEIGHT_BYTES)
+                store_f32(panel + 4 * (k // elements * width + output % width), "f32", v)
+
+    return load_transposed
+
+
+def weights_loader(lanes, vectors, pairs):
+    """A helper: bring a head's weights to panels: those of keys, then those of values."""
+    load_matrix, load_transposed = matrix_loader(lanes, vectors, pairs), transposed_loader(lanes, vectors, pairs)
+
+    @helper
+    def load_weights(args, scratch, head):
+        keys, values = setting(args, KEY_PANELS), setting(args, VALUE_PANELS)
+        if setting(args, KEYS_TRANSPOSED):
+            load_transposed(args, scratch, head)
+        else:
+            load_matrix(args, scratch, KEYS, setting(args, at.SINK_KIND), setting(args, KEYS_EXPAND), head, 0, keys)
+        load_matrix(args, scratch, VALUES, setting(args, at.V_KIND), setting(args, at.V_EXPAND), head, keys, values)
+
+    return load_weights
