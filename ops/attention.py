@@ -11,8 +11,9 @@ from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
 from graphrt.ops.checks import VALUES, describe, present, require_dtype, require_float, require_values
 from graphrt.ops.matmul import product_tolerance
+from graphrt.ops.rope import Rotation, drawn_rotation, require_rotation, turned
 from graphrt.ops.softmax import softmax_of
-from graphrt.tensor import Tensor
+from graphrt.tensor import Tensor, constant
 
 if TYPE_CHECKING:
     from graphrt.testing import Draw
@@ -28,23 +29,32 @@ def attention(
     cell_pos: Tensor,
     cell_seq: Tensor,
     sinks: Tensor | None = None,
+    cell_rotation: Tensor | None = None,
+    freq_factors: Tensor | None = None,
     *,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    rope: Rotation | None = None,
 ) -> Meta:
     """Mix the values of the cells that each query sees: y = softmax(scale · q · kᵀ) · v, head h with h // (H/Hkv).
 
     Query t sees cell n if the cell is taken (cell_pos[n] >= 0), belongs to its sequence (bit q_seq[t] of cell_seq[n]),
     is not later (cell_pos[n] <= q_pos[t]) and, with a window, is near (q_pos[t] - cell_pos[n] < window).
 
+    With a rotation, the key of cell n counts as if `rope` had turned it by cell_rotation[n] positions: the cell's
+    position where keys are kept as they were before rope, or how far a cell moved since its key was turned.
+
     Args:    q [T, H, Dk] f32|f16|bf16, any strides;  k [N, Hkv, Dk], v [N, Hkv, Dv] floats or quantized, dense rows;
              v may be a view of k's memory;  q_pos [T] i32;  q_seq [T] i32, in 0..63;  cell_pos [N] i32, -1: empty;
              cell_seq [N] i64, one bit for each sequence;  sinks [H] floats: logits that join the denominator;
+             cell_rotation [N] i32, in positions, may be negative;  freq_factors [dims/2] f32, as those of rope;
              scale of the logits, usually 1/sqrt(Dk);  window in positions, 0: none;
-             softcap c > 0: logits become c · tanh(logits / c), 0: none
+             softcap c > 0: logits become c · tanh(logits / c), 0: none;
+             rope: how keys turn (never v, not even where it is a view of k's memory), given with cell_rotation
     Returns: [T, H, Dv] f32; a query that sees nothing gives zeros
-    Raises:  GraphError if shapes or dtypes do not fit, or window or softcap is negative
+    Raises:  GraphError if shapes or dtypes do not fit, window or softcap is negative, or rope or cell_rotation is
+             given without the other
     Source:  Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245
     """
     require_float("attention", q=q, sinks=sinks)
@@ -77,9 +87,28 @@ def attention(
     )
     if sinks is not None:
         require(sinks.shape == (heads,), f"[attention] sinks {describe(sinks)} must be [H], with H = {heads} of q")
+    _require_turns(k, cell_rotation, freq_factors, rope)
     require(window >= 0, f"[attention] window must not be negative, got {window}; 0 means none")
     require(softcap >= 0, f"[attention] softcap must not be negative, got {softcap}; 0 means none")
     return Meta(dtypes.f32, (tokens, heads, v.shape[2]))
+
+
+def _require_turns(k: Tensor, cell_rotation: Tensor | None, freq_factors: Tensor | None, rope: Rotation | None) -> None:
+    """Raise GraphError unless the keys can turn so."""
+    given = (rope is not None, cell_rotation is not None)
+    require(
+        given[0] == given[1] and (given[0] or freq_factors is None),
+        f"[attention] cell_rotation ({'given' if given[1] else 'absent'}), rope ({'given' if given[0] else 'absent'}) "
+        f"and freq_factors ({'absent' if freq_factors is None else 'given'}): give the first two together, the third "
+        f"only with them",
+    )
+    if rope is not None and cell_rotation is not None:
+        require_dtype("attention", "cell_rotation", cell_rotation, (dtypes.i32,))
+        require(
+            cell_rotation.shape == k.shape[:1],
+            f"[attention] cell_rotation {describe(cell_rotation)} must be [N], with N = {k.shape[0]} of k",
+        )
+        require_rotation("attention", "k", k, freq_factors, rope)
 
 
 @attention.reference
@@ -92,16 +121,21 @@ def _(
     cell_pos: Array,
     cell_seq: Array,
     sinks: Array | None,
+    cell_rotation: Array | None,
+    freq_factors: Array | None,
     *,
     scale: float,
     window: int,
     softcap: float,
+    rope: Rotation | None,
 ) -> Array:
     tokens, heads, _ = q.shape
     q32, k32, v32 = dtypes.to_f32(q), dtypes.to_f32(k), dtypes.to_f32(v)
     y = np.zeros((tokens, heads, v32.shape[2]), np.float32)
     if y.size == 0 or len(k32) == 0:
         return y
+    if rope is not None and cell_rotation is not None:
+        k32 = turned(k32, cell_rotation, freq_factors, rope).astype(np.float32)
     seen = visible(q_pos, q_seq, cell_pos, cell_seq, window)  # [T, N]
     v32[~seen.any(axis=0)] = 0.0  # zero weights must hide whatever empty cells hold, infinities too
     group = heads // k32.shape[1]
@@ -131,7 +165,9 @@ def _(node: Tensor) -> Cost:
     tokens, heads, width = q.shape
     products = tokens * heads * k.shape[0] * (width + v.shape[2])
     cache = k.nbytes if v.root is k.root else k.nbytes + v.nbytes
-    return Cost(flops=2 * products, nbytes=q.nbytes + cache + node.nbytes, batch=tokens)
+    rope = node.params["rope"]
+    turns = 3 * k.shape[0] * k.shape[1] * rope.width(width) if rope else 0
+    return Cost(flops=2 * products + turns, nbytes=q.nbytes + cache + node.nbytes, batch=tokens)
 
 
 @attention.cases
@@ -146,6 +182,8 @@ def _(draw: Draw) -> Tensor:
         v = k[..., : draw.integer(1, width // block) * block]
     else:
         v = draw.tensor((cells, kv_heads, draw.choice([5, 32, 64])), VALUES, layout="rows")
+    rope = draw.choice([None, drawn_rotation(draw, width)])
+    pairs = rope.width(width) // 2 if rope else 0
     return attention(
         draw.tensor((tokens, heads, width), low=-2.0, high=2.0),
         k,
@@ -155,7 +193,24 @@ def _(draw: Draw) -> Tensor:
         draw.tensor((cells,), dtypes.i32, layout="dense", low=-1, high=30),
         draw.tensor((cells,), dtypes.i64, layout="dense", low=0, high=7),
         draw.tensor((heads,), dtypes.f32, low=-2.0, high=2.0) if draw.boolean() else None,
+        _drawn_turns(draw, cells) if rope else None,
+        draw.tensor((pairs,), dtypes.f32, low=1.0, high=8.0) if rope and draw.boolean() else None,
         scale=width**-0.5,
         window=draw.choice([0, 1, 12]),
         softcap=draw.choice([0.0, 20.0]),
+        rope=rope,
     )
+
+
+def _drawn_turns(draw: Draw, cells: int) -> Tensor:
+    """Rotations of cells: none, one for all, positions in runs of cells, runs of shifts, or anything."""
+    start, cell = draw.choice([0, -7, 100_000]), np.arange(cells)
+    kind = draw.choice(["none", "one", "positions", "shifts", "any"])
+    if kind == "any":
+        return draw.tensor((cells,), dtypes.i32, layout="rows", low=-9, high=1_000_000)
+    turns = {"none": 0 * cell, "one": 0 * cell + start, "positions": start + cell, "shifts": start + cell // 50 % 3}[
+        kind
+    ]
+    gap = draw.choice([cells, draw.integer(0, cells)])
+    turns[gap:] += draw.integer(-5, 5)
+    return constant("cell_rotation", turns.astype(np.int32))

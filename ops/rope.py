@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil, floor, log, pi
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,40 @@ if TYPE_CHECKING:
     from graphrt.testing import Draw
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """How elements first … first + dims of a row turn: every field as the keyword of `rope` that has its name."""
+
+    mode: str = "normal"
+    first: int = 0
+    dims: int = 0
+    base: float = 1e4
+    freq_scale: float = 1.0
+    ext_factor: float = 0.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    original_context: int = 0
+    magnitude: float = 1.0
+
+    def width(self, row: int) -> int:
+        """How many elements turn in a row of so many."""
+        return self.dims or row - self.first
+
+    def speeds(self, row: int) -> Array:
+        """The angle of each pair at position 1, [width/2] f64, in radians."""
+        if self.width(row) == 0:
+            return np.zeros(0)
+        return frequencies(
+            dims=self.width(row),
+            base=self.base,
+            freq_scale=self.freq_scale,
+            ext_factor=self.ext_factor,
+            beta_fast=self.beta_fast,
+            beta_slow=self.beta_slow,
+            original_context=self.original_context,
+        )
+
+
 @op(inplace=["x"])
 def rope(
     x: Tensor,
@@ -24,6 +59,7 @@ def rope(
     freq_factors: Tensor | None = None,
     *,
     mode: str = "normal",
+    first: int = 0,
     dims: int = 0,
     base: float = 1e4,
     freq_scale: float = 1.0,
@@ -38,12 +74,13 @@ def rope(
     Pair i of token t turns by positions[t] · frequencies(...)[i] / freq_factors[i]; see `frequencies` for the formula.
 
     Args:    x [..., T, H, D] f32|f16|bf16, any strides;  positions [T] i32;  freq_factors [dims/2] f32, 1 where absent;
-             mode "normal": pairs (2i, 2i+1), "neox": pairs (i, i + dims/2);  dims rotated ones of D, 0: all;
-             base of the frequencies;  freq_scale on positions, 1/factor of the longer context;
+             mode "normal": pairs (2i, 2i+1), "neox": pairs (i, i + dims/2), both counted from element `first`;
+             dims elements turn, 0: all from `first` on, the others are copied;  base of the frequencies;
+             freq_scale on positions, 1/factor of the longer context;
              ext_factor of YaRN's ramp, 0: none;  beta_fast, beta_slow where the ramp ends, in turns over
              original_context tokens;  magnitude on cosine and sine (YaRN's factor is given here: none is hidden)
     Returns: [..., T, H, D] in x's dtype; angles are exact to f32 at any position
-    Raises:  GraphError if shapes do not fit, dims is odd or exceeds D, or a parameter is out of range
+    Raises:  GraphError if shapes do not fit, dims is odd or leads beyond D, or a parameter is out of range
     Source:  Su et al. 2021, arXiv:2104.09864; Peng et al. 2023 (YaRN), arXiv:2309.00071
     """
     require_float("rope", x=x)
@@ -53,25 +90,36 @@ def rope(
         positions.shape == x.shape[-3:-2],
         f"[rope] positions {describe(positions)} must be [T], with T = {x.shape[-3]} of x {describe(x)}",
     )
-    rotated = dims or x.shape[-1]
+    spectrum = (base, freq_scale, ext_factor, beta_fast, beta_slow, original_context)
+    require_rotation("rope", "x", x, freq_factors, Rotation(mode, first, dims, *spectrum, magnitude))
+    return like(x)
+
+
+def require_rotation(op: str, argument: str, x: Tensor, freq_factors: Tensor | None, rotation: Rotation) -> None:
+    """Raise GraphError unless x's rows can turn so."""
+    first, dims = rotation.first, rotation.width(x.shape[-1])
+    require(first >= 0, f"[{op}] first must not be negative, got {first}; it is the first element that turns")
     require(
-        0 <= rotated <= x.shape[-1] and rotated % 2 == 0,
-        f"[rope] dims {rotated} must be even and at most the last axis of x {describe(x)}; pass dims=",
+        0 <= dims <= x.shape[-1] - first and dims % 2 == 0,
+        f"[{op}] dims {dims} must be even and at most the last axis of {argument} {describe(x)}, from element {first} "
+        f"on; pass dims=",
     )
     if freq_factors is not None:
-        require_dtype("rope", "freq_factors", freq_factors, (dtypes.f32,))
+        require_dtype(op, "freq_factors", freq_factors, (dtypes.f32,))
         require(
-            freq_factors.shape == (rotated // 2,),
-            f"[rope] freq_factors {describe(freq_factors)} must be [{rotated // 2}]: one for each pair of {rotated}",
+            freq_factors.shape == (dims // 2,),
+            f"[{op}] freq_factors {describe(freq_factors)} must be [{dims // 2}]: one for each pair of {dims}",
         )
-    require(mode in ("normal", "neox"), f'[rope] mode must be "normal" or "neox", got {mode!r}')
-    require(base > 0 and freq_scale > 0, f"[rope] base and freq_scale must be positive, got {base} and {freq_scale}")
+    mode, base, scale = rotation.mode, rotation.base, rotation.freq_scale
+    require(mode in ("normal", "neox"), f'[{op}] mode must be "normal" or "neox", got {mode!r}')
+    require(base > 0 and scale > 0, f"[{op}] base and freq_scale must be positive, got {base} and {scale}")
+    ramp, context = rotation.ext_factor, rotation.original_context
+    fast, slow = rotation.beta_fast, rotation.beta_slow
     require(
-        ext_factor == 0 or (original_context > 0 and base > 1 and beta_fast >= beta_slow > 0),
-        f"[rope] YaRN (ext_factor {ext_factor}) needs original_context > 0, base > 1 and beta_fast >= beta_slow > 0, "
-        f"got {original_context}, {base}, {beta_fast} and {beta_slow}",
+        ramp == 0 or (context > 0 and base > 1 and fast >= slow > 0),
+        f"[{op}] YaRN (ext_factor {ramp}) needs original_context > 0, base > 1 and beta_fast >= beta_slow > 0, "
+        f"got {context}, {base}, {fast} and {slow}",
     )
-    return like(x)
 
 
 def frequencies(
@@ -108,36 +156,30 @@ def _pair_with_turns(turns: float, dims: int, base: float, original_context: int
 
 
 @rope.reference
-def _(
-    x: Array,
-    positions: Array,
-    freq_factors: Array | None,
-    *,
-    mode: str,
-    dims: int,
-    magnitude: float,
-    **spectrum: Any,
-) -> Array:
-    dims = dims or x.shape[-1]
-    if dims == 0 or x.size == 0:
-        return x.copy()
-    speed = frequencies(dims=dims, **spectrum)  # [dims/2]
+def _(x: Array, positions: Array, freq_factors: Array | None, **params: Any) -> Array:
+    return rounded(turned(x, positions, freq_factors, Rotation(**params)), dtypes.of(x))
+
+
+def turned(x: Array, positions: Array, freq_factors: Array | None, rotation: Rotation) -> Array:
+    """Rows of x [..., T, H, D] turned by positions [T], in f64."""
+    y = x.astype(np.float64)
+    speed = rotation.speeds(x.shape[-1])  # [dims/2]
     if freq_factors is not None:
         speed = speed / freq_factors.astype(np.float64)
     angle = (positions.astype(np.float64)[:, None] * speed)[:, None, :]  # [T, 1, dims/2]
-    cos, sin = magnitude * np.cos(angle), magnitude * np.sin(angle)
-    first, second = _pairs(mode, dims)
-    y = x.astype(np.float64)
+    cos, sin = rotation.magnitude * np.cos(angle), rotation.magnitude * np.sin(angle)
+    first, second = _pairs(rotation, x.shape[-1])
     a, b = y[..., first], y[..., second]
     y[..., first], y[..., second] = a * cos - b * sin, a * sin + b * cos
-    return rounded(y, dtypes.of(x))
+    return y
 
 
-def _pairs(mode: str, dims: int) -> tuple[slice, slice]:
-    """Where the first and the second elements of all pairs lie."""
-    if mode == "neox":
-        return slice(0, dims // 2), slice(dims // 2, dims)
-    return slice(0, dims, 2), slice(1, dims, 2)
+def _pairs(rotation: Rotation, row: int) -> tuple[slice, slice]:
+    """Where the first and the second elements of all pairs lie in a row."""
+    first, dims = rotation.first, rotation.width(row)
+    if rotation.mode == "neox":
+        return slice(first, first + dims // 2), slice(first + dims // 2, first + dims)
+    return slice(first, first + dims, 2), slice(first + 1, first + dims, 2)
 
 
 @rope.cost
@@ -149,15 +191,20 @@ def _(node: Tensor) -> Cost:
 @rope.cases
 def _(draw: Draw) -> Tensor:
     x = draw.tensor(draw.shape(min_rank=3, last=2 * draw.integer(0, 20)))
-    width = x.shape[-1]
-    dims = 2 * draw.integer(0, width // 2)
     positions = draw.ids((x.shape[-3],), draw.choice([1, 100, 100_000]))
-    factors = draw.tensor(((dims or width) // 2,), dtypes.f32, low=1.0, high=8.0) if draw.boolean() else None
-    return rope(
-        x,
-        positions,
-        factors,
+    rotation = drawn_rotation(draw, x.shape[-1])
+    pairs = rotation.width(x.shape[-1]) // 2
+    factors = draw.tensor((pairs,), dtypes.f32, low=1.0, high=8.0) if draw.boolean() else None
+    return rope(x, positions, factors, **vars(rotation))
+
+
+def drawn_rotation(draw: Draw, row: int) -> Rotation:
+    """A rotation of rows of so many elements."""
+    first = draw.choice([0, draw.integer(0, row)])
+    dims = 2 * draw.integer(0, (row - first) // 2)
+    return Rotation(
         mode=draw.choice(["normal", "neox"]),
+        first=first if dims or (row - first) % 2 == 0 else row,
         dims=dims,
         base=draw.choice([1e4, 5e5]),
         freq_scale=draw.choice([1.0, 0.25, 0.025]),

@@ -23,6 +23,7 @@ from graphrt.backends.cpu.attention_steps import (
     softmax_updater,
     value_mixer,
 )
+from graphrt.backends.cpu.attention_turns import aim_of, begin_turning, block_aimer, set_aim, tile_turner
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel, native
 from graphrt.backends.cpu.registry import Call, lowering
@@ -30,9 +31,10 @@ from graphrt.backends.cpu.tile import Tile, tile
 from graphrt.tensor import Tensor
 
 
-def chunk_attender(lanes: int, vectors: int, shape: Tile):
+def chunk_attender(lanes: int, vectors: int, shape: Tile, mode: str):
     """A helper: let the rows of a block attend to one chunk of cells."""
     fill, cap, width = tile_filler(lanes), score_capper(lanes), lanes * vectors
+    aim, turn = block_aimer(lanes, vectors, mode), tile_turner(lanes, mode)
     score, update = panel_scorer(lanes, vectors, shape.columns), softmax_updater(lanes, vectors)
     mix = value_mixer(lanes, vectors, shape)
 
@@ -45,6 +47,8 @@ def chunk_attender(lanes: int, vectors: int, shape: Tile):
         if answer == NONE:
             return
         fill(args, at.K, kv_head, first_cell, cells, scratch)
+        if mode and aim(args, scratch, kv_head, first_row, rows, first_cell, cells):
+            turn(args, scratch, first_cell, cells, aim_of(args, scratch))
         score(args, scratch, rows, cells)
         if setting(args, at.SOFTCAP) != 0:
             for panel in range((rows + width - 1) // width):
@@ -60,16 +64,18 @@ def chunk_attender(lanes: int, vectors: int, shape: Tile):
     return attend_chunk
 
 
-def attend(lanes: int, vectors: int, value_vectors: int, columns: int) -> Kernel:
-    """Native: every block of rows, part by part; those of one part to the end."""
-    attend_chunk = chunk_attender(lanes, vectors, Tile(lanes, value_vectors, columns))
-    load_rows, clear, finish_row = rows_loader(lanes, vectors), clearer(lanes), finisher(lanes)
+def attend(lanes: int, vectors: int, value_vectors: int, columns: int, mode: str) -> Kernel:
+    """Native: every block of rows, part by part; those of one part to the end. mode of the keys' rotation, or ""."""
+    attend_chunk = chunk_attender(lanes, vectors, Tile(lanes, value_vectors, columns), mode)
+    load_rows, clear, finish_row = rows_loader(lanes, vectors, mode), clearer(lanes), finisher(lanes)
 
     def run(args, ith, nth):
         total, block, blocks = rows_of_head(args), setting(args, at.BLOCK), blocks_of_head(args)
         tasks, cells = size(args, at.K, 2) * blocks, size(args, at.K, 1)
         parts = parts_of(tasks, cells, nth)
         scratch = setting(args, at.WORKSPACE) + ith * setting(args, at.SCRATCH_BYTES)
+        if mode:
+            begin_turning(args, scratch)
         item = claim(setting(args, at.COUNTER), 1)
         while item < tasks * parts:
             task, part = item // parts, item % parts
@@ -79,7 +85,9 @@ def attend(lanes: int, vectors: int, value_vectors: int, columns: int) -> Kernel
             if parts > 1:
                 result = shared_result(args, task, part, parts, nth)
             clear(args, result)
-            load_rows(args, scratch, kv_head, first_row, rows)
+            load_rows(args, scratch, kv_head, first_row, rows, 0)
+            if mode:
+                set_aim(args, scratch, 0)
             first, last = share((cells + CELLS - 1) // CELLS, part, parts)
             for chunk in range(first, last):
                 attend_chunk(args, scratch, result, kv_head, first_row, rows, chunk * CELLS)
@@ -96,7 +104,8 @@ def _(node: Tensor) -> list[Call]:
     layout, shape, lanes = Layout(node), tile(), host.level().lanes
     tensors, scalars = [node, *node.srcs], layout.scalars
     if layout.few:
-        attending = native(attend_few, lanes, shape.vectors, *layout.direct)
+        attending = native(attend_few, lanes, shape.vectors, *layout.direct, *layout.turning)
     else:
-        attending = native(attend, lanes, layout.vectors, shape.vectors, shape.columns)
-    return [Call(attending, tensors, scalars), Call(native(merge, lanes, layout.few), tensors, scalars)]
+        attending = native(attend, lanes, layout.vectors, shape.vectors, shape.columns, layout.turning[0])
+    merging = native(merge, lanes, layout.few)
+    return [Call(attending, tensors, scalars, layout.extras), Call(merging, tensors, scalars)]

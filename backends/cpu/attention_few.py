@@ -17,6 +17,15 @@ from graphrt.backends.cpu.attention_layout import CELLS, FEW_PITCH, groups_of, p
 from graphrt.backends.cpu.attention_results import clearer, shared_result
 from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO, hide_from, row_loader, score_capper
 from graphrt.backends.cpu.attention_tile import dot_tile
+from graphrt.backends.cpu.attention_turns import (
+    AS_THEY_LIE,
+    KEYS_TURN,
+    QUERIES_TURNED,
+    begin_turning,
+    lines_aimer,
+    set_aim,
+    tile_turner,
+)
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_one
@@ -125,22 +134,25 @@ def cache_row(args, tensor, kv_head, cell):
     return address(args, tensor) + cell * stride(args, tensor, 1) + kv_head * stride(args, tensor, 2)
 
 
-def head_attender(lanes, vectors, key_dtype, value_dtype):
-    """A helper: let the rows of one kv head attend to one chunk."""
+def head_attender(lanes, vectors, key_dtype, value_dtype, mode):
+    """A helper: let the rows of one kv head, turned back or not, attend to one chunk, whose keys must turn or not."""
+    turn = tile_turner(lanes, mode)
     fill, cap, update = tile_filler(lanes), score_capper(lanes), updater(lanes)
     score, mix = scorer(lanes, key_dtype or "f32"), mixer(lanes, vectors, "f32", False)
     mix_directly = mixer(lanes, vectors, value_dtype or "f32", True)
 
     @helper
-    def attend_head(args, scratch, result, kv_head, first_cell, cells, answer):
+    def attend_head(args, scratch, result, kv_head, first_cell, cells, answer, aim):
         rows, group, scores = rows_of_head(args), setting(args, at.GROUP), scratch + setting(args, at.SCORES)
         pitch = setting(args, at.KEY_PITCH)
-        lines = scratch + setting(args, at.LINES) + kv_head * rows * pitch
+        lines = scratch + setting(args, at.TURNED if aim == QUERIES_TURNED else at.LINES) + kv_head * rows * pitch
         if key_dtype:
             keys, key_pitch = cache_row(args, at.K, kv_head, first_cell), stride(args, at.K, 1)
             score(lines, pitch, rows, keys, key_pitch, size(args, at.K, 3), cells, scores)
         else:
             fill(args, at.K, kv_head, first_cell, cells, scratch)
+            if mode and aim == KEYS_TURN:
+                turn(args, scratch, first_cell, cells, 0)
             score(lines, pitch, rows, scratch + setting(args, at.KEYS), pitch, pitch // 4, cells, scores)
         for r in range(rows):
             row = scores + r * FEW_PITCH
@@ -162,10 +174,10 @@ def head_attender(lanes, vectors, key_dtype, value_dtype):
     return attend_head
 
 
-def attend_few(lanes: int, vectors: int, key_dtype: str, value_dtype: str) -> Kernel:
+def attend_few(lanes: int, vectors: int, key_dtype: str, value_dtype: str, mode: str, whole: bool) -> Kernel:
     """Native: every run of kv heads, part by part; dtypes where rows are read directly, else ""."""
-    attend_head, load_row = head_attender(lanes, vectors, key_dtype, value_dtype), row_loader(lanes)
-    clear = clearer(lanes)
+    attend_head, load_row = head_attender(lanes, vectors, key_dtype, value_dtype, mode), row_loader(lanes)
+    clear, aim_lines = clearer(lanes), lines_aimer(lanes, mode)
 
     def run(args, ith, nth):
         rows, kv_heads, cells = rows_of_head(args), size(args, at.K, 2), size(args, at.K, 1)
@@ -174,6 +186,8 @@ def attend_few(lanes: int, vectors: int, key_dtype: str, value_dtype: str) -> Ke
         parts = parts_of(groups, cells, nth)
         scratch = setting(args, at.WORKSPACE) + ith * setting(args, at.SCRATCH_BYTES)
         lines, seen = scratch + setting(args, at.LINES), scratch + setting(args, at.SEEN)
+        if mode:
+            begin_turning(args, scratch)
         item = claim(setting(args, at.COUNTER), 1)
         while item < groups * parts and rows > 0:
             part = item % parts
@@ -182,14 +196,19 @@ def attend_few(lanes: int, vectors: int, key_dtype: str, value_dtype: str) -> Ke
                 clear(args, shared_result(args, head, part, parts, nth))
                 for r in range(rows):
                     load_row(args, head, r, rows, lines + (head * rows + r) * pitch)
+            if mode:
+                set_aim(args, scratch, 0)
             first, last = share((cells + CELLS - 1) // CELLS, part, parts)
             for chunk in range(first, last):
                 count = min(CELLS, cells - chunk * CELLS)
-                answer = look(args, 0, tokens, chunk * CELLS, count, seen)
+                answer, aim = look(args, 0, tokens, chunk * CELLS, count, seen), AS_THEY_LIE
                 if answer != NONE:
+                    if mode:
+                        lines_of_task = (last_head - first_head) * rows
+                        aim = aim_lines(args, scratch, first_head * rows, lines_of_task, chunk * CELLS, count)
                     for head in range(first_head, last_head):
                         result = shared_result(args, head, part, parts, nth)
-                        attend_head(args, scratch, result, head, chunk * CELLS, count, answer)
+                        attend_head(args, scratch, result, head, chunk * CELLS, count, answer, aim)
             item = claim(setting(args, at.COUNTER), 1)
 
     return run

@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from graphrt.backends.cpu import host
 from graphrt.backends.cpu.args import TENSOR_WORDS, load_word, size
+from graphrt.backends.cpu.attention_rotation import turn_bytes, turner_bytes
 from graphrt.backends.cpu.elements import kinds
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.tile import tile
 from graphrt.backends.cpu.transfer import expand_address
+from graphrt.ops.rope import Rotation
 from graphrt.tensor import Tensor
 
 CELLS = 64  # in a chunk
@@ -28,13 +31,16 @@ ROWS = 64  # in a block, at most
 FEW = 8  # fewer rows than this for each kv head are multiplied row by row (attention_few.py)
 FEW_PITCH = 4 * (CELLS + 16)  # of such a row's scores
 
-TENSORS = 9
-Y, Q, K, V, Q_POS, Q_SEQ, CELL_POS, CELL_SEQ, SINKS = range(TENSORS)
+TENSORS = 11
+Y, Q, K, V, Q_POS, Q_SEQ, CELL_POS, CELL_SEQ, SINKS, CELL_ROTATION, FREQ_FACTORS = range(TENSORS)
 
 # The scalars of the kernels' calls. Pitches, places in a thread's scratch memory, and its size are in bytes.
 SCALE, SOFTCAP, WINDOW, Q_KIND, K_KIND, V_KIND, SINK_KIND, K_EXPAND, V_EXPAND, K_BYTES, V_BYTES, SHARED = range(12)
 GROUP, BLOCK, KEY_PITCH, TILE_PITCH, VALUE_PITCH, PANEL_BYTES, SUMS, TOTALS, RESULT_BYTES = range(12, 21)
-LINES, PANELS, KEYS, VALUES, SCORES, FACTORS, SEEN, RESULT, SCRATCH_BYTES, WORKSPACE, COUNTER = range(21, 32)
+FIRST, PAIRS, MAGNITUDE = range(21, 24)  # of the rotation of keys: its first element, its pairs
+LINES, PANELS, KEYS, VALUES, SCORES, FACTORS, SEEN, TURNER, TURNED, SPLIT, TURNS, RESULT = range(24, 36)
+SCRATCH_BYTES, WORKSPACE, COUNTER = range(36, 39)
+SPEEDS = COUNTER + 1  # one for each pair, in float64
 
 
 @intrinsic
@@ -82,6 +88,27 @@ class Layout:
         return q, k, v
 
     @property
+    def rope(self) -> Rotation | None:
+        found = self.node.params["rope"]
+        assert found is None or isinstance(found, Rotation)
+        return found if found and found.width(self.sources[1].shape[2]) else None
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of elements that turn in each key."""
+        return self.rope.width(self.sources[1].shape[2]) // 2 if self.rope else 0
+
+    @property
+    def turning(self) -> tuple[str, bool]:
+        """The rotation's mode, "" where there is none; whether whole vectors turn, so that keys can on their way."""
+        if self.rope is None:
+            return "", False
+        first, width = self.rope.first, self.sources[1].shape[2]
+        whole = width % tile().rows == 0
+        parts = (first, self.pairs, width - first - 2 * self.pairs)
+        return self.rope.mode, whole and all(part % host.level().lanes == 0 for part in parts)
+
+    @property
     def group(self) -> int:
         q, k, _ = self.sources
         return q.shape[1] // k.shape[1]
@@ -112,8 +139,10 @@ class Layout:
 
     @property
     def shared(self) -> bool:
-        """Whether v is the first elements of k's rows, so that one tile serves both."""
+        """Whether v is the first elements of k's rows, none of which turn, so that one tile serves both."""
         _, k, v = self.sources
+        if self.rope and self.rope.first < v.shape[2]:
+            return False
         same_rows = v.strides == k.strides and v.shape[2] <= k.shape[2]
         return v.root is k.root and v.offset == k.offset and v.dtype is k.dtype and same_rows
 
@@ -126,7 +155,7 @@ class Layout:
     def direct(self) -> tuple[str, str]:
         """The dtypes of k and v where rows can be read as they lie, in whole vectors; "" where not."""
         found = [x.dtype.name if x.dtype.is_float and x.shape[2] % tile().rows == 0 else "" for x in self.sources[1:]]
-        return found[0], found[1]
+        return "" if self.rope else found[0], found[1]
 
     @cached_property
     def pitches(self) -> list[int]:
@@ -155,14 +184,20 @@ class Layout:
         keys, values, _ = self.pitches
         lanes, kv_heads = host.level().lanes, self.sources[1].shape[1]
         panels = self.padded // (lanes * self.vectors)
+        lines = (kv_heads * self.rows if self.few else lanes) * keys
+        by_few = self.few and self.rope is not None
         sizes = [
-            (kv_heads * self.rows if self.few else lanes) * keys,
+            lines,
             0 if self.few else self.padded * keys,
             self._room(CELLS) * keys,
             0 if self.shared else self._room(CELLS) * values,
             FEW * FEW_PITCH if self.few else panels * self.panel_bytes + 4 * self._room(0),
             4 * self.padded,
             CELLS * (ROWS + 1),
+            turner_bytes(self.pairs) if self.rope else 0,
+            lines if by_few else 0,
+            self.rows * keys if by_few else 0,
+            CELLS * turn_bytes(self.pairs) if by_few else 0,
             0 if self.few else self.result[-1],
         ]
         places = [0, *accumulate(_up(size, 64) for size in sizes)]
@@ -174,7 +209,7 @@ class Layout:
     def scalars(self) -> list[float]:
         """What the kernels are called with, in the order of the names above."""
         q, k, v = self.sources
-        params, sinks = self.node.params, self.node.srcs[-1]
+        params, sinks, rope = self.node.params, self.node.srcs[SINKS - 1], self.rope or Rotation()
         return [
             float(params["scale"]),
             float(params["softcap"]),
@@ -189,8 +224,17 @@ class Layout:
             *self.pitches,
             self.panel_bytes,
             *self.result,
+            rope.first,
+            self.pairs,
+            float(rope.magnitude),
             *self.places,
         ]
+
+    @property
+    def extras(self) -> list[int]:
+        """The speeds of the pairs, as the bits of float64."""
+        rope, row = self.rope, self.sources[1].shape[2]
+        return [] if rope is None else [int(bits) for bits in rope.speeds(row).view(np.int64)]
 
     def workspace(self, threads: int) -> int:
         """Bytes of every thread's scratch memory and of the results that threads share."""

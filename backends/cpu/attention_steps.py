@@ -11,6 +11,7 @@ import numpy as np
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, float_scalar, size, stride
 from graphrt.backends.cpu.attention_layout import ROWS, setting
+from graphrt.backends.cpu.attention_rotation import row_turner
 from graphrt.backends.cpu.elements import FLOAT32, element_bytes, gather, loop_one
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_one
@@ -54,16 +55,20 @@ def row_loader(lanes):
     return load_row
 
 
-def rows_loader(lanes, vectors):
-    """A helper: bring a block's rows to the scratch memory, transposed into panels [width of q, rows]."""
+def rows_loader(lanes, vectors, mode):
+    """A helper: bring a block's rows, turned back by a rotation, to panels [width of q, rows] in the scratch memory."""
     load_row, width = row_loader(lanes), lanes * vectors
+    turn_row = row_turner(lanes, mode)
 
     @helper
-    def load_rows(args, scratch, kv_head, first_row, rows):
+    def load_rows(args, scratch, kv_head, first_row, rows, rotation):
         lines, pitch = scratch + setting(args, at.LINES), setting(args, at.KEY_PITCH)
         for r in range(0, rows, lanes):
             for i in range(lanes):
-                load_row(args, kv_head, first_row + r + i, first_row + rows, lines + i * pitch)
+                line = lines + i * pitch
+                load_row(args, kv_head, first_row + r + i, first_row + rows, line)
+                if mode and rotation != 0:
+                    turn_row(scratch + setting(args, at.TURNER), line + 4 * setting(args, at.FIRST), -rotation)
             panel = scratch + setting(args, at.PANELS) + r // width * width * pitch + r % width * 4
             for k in range(0, pitch // 4, lanes):
                 transpose_block(lines + 4 * k, pitch, panel + 4 * width * k, 4 * width, lanes)

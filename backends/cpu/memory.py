@@ -237,3 +237,14 @@ def store_integer(typingctx, address, kind, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, kind, types.int64), codegen
+
+
+@intrinsic
+def store_double(typingctx, address, value):
+    """Store one float64."""
+
+    def codegen(context, builder, signature, values):
+        builder.store(values[1], builder.inttoptr(values[0], values[1].type.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float64), codegen

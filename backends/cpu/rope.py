@@ -7,11 +7,13 @@ position. Rows are handled in chunks of PAIRS pairs, for which there is room on 
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
+from numba import types
 from numba.extending import intrinsic
 
 from graphrt import ops
 from graphrt.backends.cpu import host
-from graphrt.backends.cpu.args import address, float_scalar, row_address, scalar, share, size, stride
+from graphrt.backends.cpu.args import TENSOR_WORDS, address, float_scalar, row_address, scalar, share, size, stride
 from graphrt.backends.cpu.elements import (
     FLOAT32,
     PIECE,
@@ -28,11 +30,25 @@ from graphrt.backends.cpu.elements import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import native
-from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_integer, store_one
+from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, load_vector, store_double, store_f32
 from graphrt.backends.cpu.registry import Call, lowering
-from graphrt.backends.cpu.simd import bits_as_f32, bits_as_i32, fma, select, shuffle
+from graphrt.backends.cpu.simd import (
+    F32,
+    F64,
+    I32,
+    I64,
+    Vector,
+    bits_as_f32,
+    bits_as_i32,
+    broadcast,
+    constant,
+    fma,
+    literal,
+    select,
+    shuffle,
+)
 from graphrt.backends.cpu.vector_math import polynomial
-from graphrt.ops.rope import frequencies
+from graphrt.ops.rope import Rotation
 from graphrt.tensor import Tensor
 
 PAIRS = PIECE // 2
@@ -56,25 +72,44 @@ def cosine_and_sine(r, quadrant):
     return c, s
 
 
+@intrinsic(prefer_literal=True)
+def reduced_angles(typingctx, position, speeds, lanes):
+    """Angles position · speeds[i] as (r, quadrant), r + quadrant · π/2 each, r in [-π/4, π/4]; `lanes` of them."""
+    if literal(lanes) is None:
+        return None
+    count = literal(lanes)
+    pair = types.Tuple([Vector("f32", count), Vector("i32", count)])
+
+    def codegen(context, builder, signature, values):
+        doubles = ir.VectorType(F64, count)
+        factor = broadcast(builder, values[0], count)
+        angle = builder.fmul(factor, load_vector(builder, values[1], F64, count))
+        shifted = builder.fadd(builder.fmul(angle, constant(doubles, TWO_OVER_PI)), constant(doubles, SHIFTER))
+        turns = builder.fsub(shifted, constant(doubles, SHIFTER))
+        r = builder.fsub(angle, builder.fmul(turns, constant(doubles, HALF_PI)))
+        whole = builder.trunc(builder.bitcast(shifted, ir.VectorType(I64, count)), ir.VectorType(I32, count))
+        return context.make_tuple(builder, pair, [builder.fptrunc(r, ir.VectorType(F32, count)), whole])
+
+    return pair(types.float64, types.int64, lanes), codegen
+
+
+@helper
+def load_speeds(target, scalars, factors, step, count):
+    """Angles at position 1, float64: a call's scalars, divided by factors, `step` bytes apart, if there are any."""
+    for i in range(count):
+        speed = float_scalar(scalars, 0, i)
+        if factors:
+            speed /= np.float64(load_one(factors + i * step, "f32"))
+        store_double(target + 8 * i, speed)
+
+
 def table_of(lanes):
-    """A helper: cosine and sine, times magnitude, of `count` pairs of one token, at `cosines` and `sines`."""
+    """A helper: cosine and sine, times magnitude, of `count` pairs (and up to a whole vector) at one position."""
 
     @helper
-    def table(args, token, first_pair, count, cosines, sines):
-        position = np.float64(load_integer(address(args, 2) + token * stride(args, 2, 3), "i32"))
-        magnitude = np.float32(float_scalar(args, 4, 3))
-        factors = address(args, 3)
-        for i in range(count):
-            speed = float_scalar(args, 4, 4 + first_pair + i)
-            if factors:
-                speed /= np.float64(load_one(factors + (first_pair + i) * stride(args, 3, 3), "f32"))
-            angle = position * speed
-            turns = (angle * TWO_OVER_PI + SHIFTER) - SHIFTER
-            store_one(cosines + 4 * i, "f32", np.float32(angle - turns * HALF_PI))
-            store_integer(sines + 4 * i, "i32", np.int64(turns) & 3)
+    def table(position, speeds, count, magnitude, cosines, sines):
         for i in range(0, count, lanes):
-            r, quadrant = load_f32(cosines + 4 * i, "f32", lanes), load_f32(sines + 4 * i, "f32", lanes)
-            c, s = cosine_and_sine(r, bits_as_i32(quadrant))
+            c, s = cosine_and_sine(*reduced_angles(np.float64(position), speeds + 8 * i, lanes))
             store_f32(cosines + 4 * i, "f32", c * magnitude)
             store_f32(sines + 4 * i, "f32", s * magnitude)
 
@@ -149,32 +184,45 @@ def turn_halves(lanes):
 
 
 @helper
-def copy_rest(args, row, dims, out_kind, x_kind):
-    """The elements of a row that are not rotated."""
+def copy_elements(args, row, start, end, out_kind, x_kind):
+    """Elements of a row that are not rotated; nothing is to do where the output is the input."""
     target, source = row_address(args, 0, row), row_address(args, 1, row)
-    for i in range(dims, size(args, 0, 3)):
+    if target == source:
+        return
+    for i in range(start, end):
         store_number(target + i * stride(args, 0, 3), out_kind, load_number(source + i * stride(args, 1, 3), x_kind))
 
 
 def rope(lanes, mode):
-    """Scalars: the dtypes' numbers of out and x; dims; magnitude; then the angle of each pair at position 1."""
+    """Scalars: the dtypes' numbers of out and x; first; dims; magnitude; then the angle of each pair at position 1."""
     neighbours = mode == "normal"
     table, turn = table_of(lanes), (turn_neighbours if neighbours else turn_halves)(lanes)
 
     def run(args, ith, nth):
-        out_kind, x_kind, dims = scalar(args, 4, 0), scalar(args, 4, 1), scalar(args, 4, 2)
+        out_kind, x_kind, start, dims = scalar(args, 4, 0), scalar(args, 4, 1), scalar(args, 4, 2), scalar(args, 4, 3)
         x_step = stride(args, 1, 3)
-        cosines, sines, buffer = stack_floats(PAIRS), stack_floats(PAIRS), stack_floats(PIECE)
+        cosines, sines, speeds, buffer = (
+            stack_floats(PAIRS),
+            stack_floats(PAIRS),
+            stack_floats(PIECE),
+            stack_floats(PIECE),
+        )
+        magnitude = np.float32(float_scalar(args, 4, 4))
         tokens, heads = size(args, 0, 1), size(args, 0, 2)
         first, last = share(size(args, 0, 0) * tokens * heads, ith, nth)
         for first_pair in range(0, dims // 2, PAIRS):
             count = min(PAIRS, dims // 2 - first_pair)
-            at = 2 * first_pair if neighbours else first_pair
+            at = start + (2 * first_pair if neighbours else first_pair)
+            factors = address(args, 3)
+            if factors:
+                factors += first_pair * stride(args, 3, 3)
+            load_speeds(speeds, args + 8 * (4 * TENSOR_WORDS + 5 + first_pair), factors, stride(args, 3, 3), count)
             token = -1
             for row in range(first, last):
                 if row // heads != token:
                     token = row // heads
-                    table(args, token % tokens, first_pair, count, cosines, sines)
+                    position = load_integer(address(args, 2) + token % tokens * stride(args, 2, 3), "i32")
+                    table(position, speeds, count, magnitude, cosines, sines)
                 y, x = row_address(args, 0, row) + at * element_bytes(out_kind), row_address(args, 1, row) + at * x_step
                 x_upper, kind = x + dims // 2 * x_step, x_kind
                 if x_step != element_bytes(x_kind):
@@ -184,16 +232,15 @@ def rope(lanes, mode):
                     x, x_upper, kind = buffer, buffer + 4 * PAIRS, FLOAT32
                 turn(y, y + dims // 2 * element_bytes(out_kind), out_kind, x, x_upper, kind, cosines, sines, count)
         for row in range(first, last):
-            copy_rest(args, row, dims, out_kind, x_kind)
+            copy_elements(args, row, 0, start, out_kind, x_kind)
+            copy_elements(args, row, start + dims, size(args, 0, 3), out_kind, x_kind)
 
     return run
 
 
 @lowering(ops.rope)
 def _(node: Tensor) -> list[Call]:
-    tensors = [node, *node.srcs]
-    params = dict(node.params)
-    mode, magnitude, dims = params.pop("mode"), params.pop("magnitude"), params.pop("dims") or node.shape[-1]
-    speeds = frequencies(dims=dims, **params) if dims else []
-    scalars = [*kinds(tensors[:2]), dims, float(magnitude), *map(float, speeds)]
-    return [Call(native(rope, host.level().lanes, mode), tensors, scalars)]
+    tensors, rotation, row = [node, *node.srcs], Rotation(**node.params), node.shape[-1]
+    speeds = map(float, rotation.speeds(row))
+    scalars = [*kinds(tensors[:2]), rotation.first, rotation.width(row), float(rotation.magnitude), *speeds]
+    return [Call(native(rope, host.level().lanes, rotation.mode), tensors, scalars)]

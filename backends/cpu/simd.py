@@ -25,6 +25,7 @@ from numba.extending import intrinsic, lower_builtin, register_model
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()
+F64 = ir.DoubleType()
 F16 = ir.HalfType()
 ELEMENTS = {"f32": F32, "f16": F16, "i1": I1, "i8": I8, "i16": I16, "i32": I32, "i64": I64}
 

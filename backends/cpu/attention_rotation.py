@@ -1,0 +1,152 @@
+"""Turning rows of keys by any number of positions: cosines and sines made from few, without trigonometry for each row.
+
+A turn is a row of cosines and then one of sines, one for each pair. The turn of a rotation is the product of two: that
+of a multiple of OFFSETS positions, of which the last used are kept, and that of the rest, from a table. Angles come
+from float64, so they are exact at any position.
+
+A turner is a thread's memory for this: `turner_bytes(pairs)` bytes, which `start_turner` makes ready.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphrt.backends.cpu.elements import FLOAT32
+from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_integer, store_one
+from graphrt.backends.cpu.rope import load_speeds, table_of, turn_halves, turn_neighbours
+
+OFFSETS = 64  # turns in the table; a power of two
+STEP = 8  # OFFSETS = STEP²: the table is made of the products of STEP turns by STEP others
+SLOTS = 16  # turns of multiples of OFFSETS that are kept
+WIDEST = 16  # lanes; a turn's rows are filled up to so many
+
+ONE = np.float32(1)
+NEVER = -(2**62)  # what no rotation is
+
+# Where a turner holds what, in bytes. The aim is a word for whoever uses the turner.
+PAIRS, SPEEDS, FACTORS, FACTOR_STEP, MAGNITUDE, IS_READY, CURRENT, AIM, TAGS = range(0, 72, 8)
+FLOATS = 192
+
+
+def turn_bytes(pairs: int) -> int:
+    """Size of a turn."""
+    return 8 * (-(-pairs // WIDEST) * WIDEST)
+
+
+def turner_bytes(pairs: int) -> int:
+    """Size of a turner: its words, the speeds, the table, the kept turns, and the current one."""
+    return FLOATS + turn_bytes(pairs) * (1 + OFFSETS + SLOTS + 1)
+
+
+@helper
+def start_turner(turner, pairs, speeds, factors, factor_step, magnitude):
+    """Make a turner ready; nothing is computed before the first row turns.
+
+    Args: pairs in a row; at `speeds` their angles at position 1, float64; at `factors` (0: none) float32 numbers,
+          `factor_step` bytes apart, that divide them; magnitude float32, on cosines and sines.
+    """
+    store_integer(turner + PAIRS, "i64", pairs)
+    store_integer(turner + SPEEDS, "i64", speeds)
+    store_integer(turner + FACTORS, "i64", factors)
+    store_integer(turner + FACTOR_STEP, "i64", factor_step)
+    store_one(turner + MAGNITUDE, "f32", magnitude)
+    store_integer(turner + IS_READY, "i64", 0)
+    store_integer(turner + CURRENT, "i64", NEVER)
+    for slot in range(SLOTS):
+        store_integer(turner + TAGS + 8 * slot, "i64", NEVER)
+
+
+@helper
+def sines_at(turner):
+    """Bytes from a turn's cosines to its sines."""
+    return (load_integer(turner + PAIRS, "i64") + WIDEST - 1) // WIDEST * WIDEST * 4
+
+
+@helper
+def offset_turn(turner, offset):
+    """Address of the turn of 0 … OFFSETS - 1 positions, without magnitude."""
+    return turner + FLOATS + 2 * sines_at(turner) * (1 + offset)
+
+
+@helper
+def magnitude_of(turner):
+    return load_one(turner + MAGNITUDE, "f32")
+
+
+def turn_multiplier(lanes):
+    """A helper: the turn at `target` becomes the product of the turns at `x` and `y`."""
+
+    @helper
+    def multiply(x, y, sines, target):
+        for i in range(0, sines, 4 * lanes):
+            a, b = load_f32(x + i, "f32", lanes), load_f32(x + sines + i, "f32", lanes)
+            c, s = load_f32(y + i, "f32", lanes), load_f32(y + sines + i, "f32", lanes)
+            store_f32(target + i, "f32", a * c - b * s)
+            store_f32(target + sines + i, "f32", a * s + b * c)
+
+    return multiply
+
+
+def turn_maker(lanes):
+    """A helper: write the turn of a rotation to `target`."""
+    table, multiply = table_of(lanes), turn_multiplier(lanes)
+
+    @helper
+    def prepare(turner, pairs, sines, speeds):
+        factors, factor_step = load_integer(turner + FACTORS, "i64"), load_integer(turner + FACTOR_STEP, "i64")
+        load_speeds(speeds, load_integer(turner + SPEEDS, "i64"), factors, factor_step, pairs)
+        for i in range(2 * STEP - 1):
+            offset = i if i < STEP else (i - STEP + 1) * STEP
+            place = offset_turn(turner, offset)
+            table(offset, speeds, pairs, ONE, place, place + sines)
+        for offset in range(STEP, OFFSETS):
+            if offset % STEP:
+                low, high = offset_turn(turner, offset % STEP), offset_turn(turner, offset - offset % STEP)
+                multiply(high, low, sines, offset_turn(turner, offset))
+
+    @helper
+    def make_turn(turner, rotation, target):
+        pairs, sines = load_integer(turner + PAIRS, "i64"), sines_at(turner)
+        speeds = turner + FLOATS
+        if load_integer(turner + IS_READY, "i64") == 0:
+            prepare(turner, pairs, sines, speeds)
+            store_integer(turner + IS_READY, "i64", 1)
+        block, offset = rotation // OFFSETS, rotation % OFFSETS
+        tag, kept = turner + TAGS + 8 * (block % SLOTS), offset_turn(turner, OFFSETS + block % SLOTS)
+        if load_integer(tag, "i64") != block:
+            table(block * OFFSETS, speeds, pairs, magnitude_of(turner), kept, kept + sines)
+            store_integer(tag, "i64", block)
+        multiply(kept, offset_turn(turner, offset), sines, target)
+
+    return make_turn
+
+
+def current_turn(lanes):
+    """A helper: address of the turn of a rotation, which stays there until another is asked for."""
+    make_turn = turn_maker(lanes)
+
+    @helper
+    def current(turner, rotation):
+        place = offset_turn(turner, OFFSETS + SLOTS)
+        if load_integer(turner + CURRENT, "i64") != rotation:
+            make_turn(turner, rotation, place)
+            store_integer(turner + CURRENT, "i64", rotation)
+        return place
+
+    return current
+
+
+def row_turner(lanes, mode):
+    """A helper: turn a float32 row, given the address of the first element that turns, by a number of positions."""
+    current, turn = current_turn(lanes), (turn_neighbours if mode == "normal" else turn_halves)(lanes)
+
+    @helper
+    def turn_row(turner, row, rotation):
+        if rotation == 0 and magnitude_of(turner) == ONE:
+            return
+        pairs, cosines = load_integer(turner + PAIRS, "i64"), current(turner, rotation)
+        upper = row + 4 * pairs
+        turn(row, upper, FLOAT32, row, upper, FLOAT32, cosines, cosines + sines_at(turner), pairs)
+
+    return turn_row
