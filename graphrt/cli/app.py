@@ -14,6 +14,7 @@ from graphrt.cli.bench import bench
 from graphrt.cli.convert import convert
 from graphrt.cli.generate import generate
 from graphrt.cli.inspect import inspect
+from graphrt.cli.perplexity import perplexity
 from graphrt.cli.plan import plan
 from graphrt.cli.synth import synth
 from graphrt.errors import GraphrtError
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, inspect, plan, bench, convert, synth):
+for command in (generate, inspect, plan, bench, perplexity, convert, synth):
     app.command()(command)
 
 

@@ -86,6 +86,23 @@ def bytes_progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextmanager
+def step_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr with the time that remains; yields what moves it: (steps done, in all, words)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Progress(*columns, console=stderr(), transient=True) as progress:
+        task = progress.add_task(title, total=None, words="")
+        yield lambda done, total, words: progress.update(task, completed=done, total=total, words=words)
+
+
 def size(nbytes: float) -> str:
     """Bytes in a unit that reads well: 1.50 GiB."""
     if nbytes < 1024:
