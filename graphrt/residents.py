@@ -37,6 +37,11 @@ class Residents:
             held[memory] = HostBuffer.of_leaf(leaf) if home is None or memory == HOST else _upload(leaf, home)
         return held[memory]
 
+    def find(self, state: Tensor) -> Buffer:
+        """The buffer of a state where it lives now; on the host while no plan has used it."""
+        held = self._held.get(state)
+        return next(iter(held.values())) if held else HostBuffer.of_leaf(state)
+
 
 def _upload(leaf: Tensor, home: Placement) -> Buffer:
     buffer = home.backend.allocate(leaf.extent)

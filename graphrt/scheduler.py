@@ -116,6 +116,10 @@ class Scheduler:
             self._plans[key] = self._make(self.schedule(graph, assigned=assigned), arena)
         return self._plans[key]
 
+    def buffer_of(self, state: Tensor) -> Buffer:
+        """Where a state's bytes are now: on a device once a plan has put it there, else in its own data on the host."""
+        return self._residents.find(state)
+
     def clear(self) -> None:
         """Forget the plans made so far, and with them their memory."""
         self._plans.clear()

@@ -10,9 +10,8 @@ import numpy as np
 from graphrt.dtypes import Array
 from graphrt.errors import GraphError
 from graphrt.graph import Phase
-from graphrt.models.kv_cache import MAX_SEQUENCES
+from graphrt.models.cells import MAX_POSITION, MAX_SEQUENCES
 
-MAX_POSITION = 1 << 31
 KINDS = {"tokens": "iu", "pos": "iu", "seq_ids": "iu", "want_logits": "b"}
 WORDS = {"iu": "whole numbers", "b": "True and False"}
 

@@ -2,10 +2,14 @@
 
 A prompt goes through in ubatches. A plan is compiled for each number of tokens, of rows with logits, and of visible
 cells (these in buckets); decoding token after token reuses one plan: small arrays are written, the plan runs, a row is
-read.
+read. The cells' table is read where it lies, so that nothing in a step grows with the context but attention itself.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
@@ -15,22 +19,27 @@ from graphrt.errors import Cancelled, GraphError
 from graphrt.graph import Phase
 from graphrt.models.batch import Batch, extremes
 from graphrt.models.blocks import Decoder
-from graphrt.models.kv_cache import KVCache
+from graphrt.models.kv_cache import KRotation, KVCache
+from graphrt.models.kv_file import KVFile
+from graphrt.models.sequences import Sequences
 from graphrt.models.ubatch import UBatch
+from graphrt.ops.attention import visible
 from graphrt.plan import Watch
 
 MAX_PLANS = 64  # compiled plans that a context keeps; prompts of ever other lengths would else fill the memory
+
+Progress = Callable[[int, int], None]
 
 
 class _Step:
     """A compiled plan with its inputs' memory at hand."""
 
-    def __init__(self, plan: Plan, cells: int, gives_logits: bool) -> None:
+    def __init__(self, plan: Plan, gives_logits: bool) -> None:
         self.plan = plan
         self.execute = plan.execute
-        self.cells = cells
         self.logits = plan.output() if gives_logits else None
         self._inputs = {name: plan.input(name) for name in plan.graph.inputs}
+        self.mask = self._inputs.get("inp_kq_mask")
 
     def set(self, name: str, values: Array) -> None:
         """Write an input; one that the graph does not read (a graph without logits has fewer) is passed over."""
@@ -39,7 +48,7 @@ class _Step:
             memory[...] = values
 
 
-class Context:
+class Context(Sequences):
     """One KV cache and the plans over it; not to be used by two threads at once, but for `cancel`.
 
     Args:
@@ -48,34 +57,48 @@ class Context:
         size: cells of the cache: n_ctx.
         cache_type: dtype of the cache.
         ubatch: the most tokens in one run of a graph.
+        k_rotation: whether the decoder's graph puts keys into the cache "roped" or "unroped".
+        kv_file: a file to keep the cache in; one that is there is gone on from.
+        architecture: the model's, for the states and files that it makes.
     Attributes:
         watch: is shown every node's result, watch(node, array), where it is set; a return of False stops the run.
+        progress: is told of a batch of several ubatches, progress(tokens done, tokens in all), where it is set.
         last_plan: of the ubatch that ran last; it can be profiled.
-    Raises: SettingsError if the cache cannot be of that type.
+    Raises: SettingsError if the cache cannot be of that type, or the file is in use or of no room; FormatError if the
+        file is damaged, or of another model or size.
     """
 
     def __init__(
-        self, decoder: Decoder, scheduler: Scheduler, size: int, cache_type: str = "f16", ubatch: int = 512
+        self,
+        decoder: Decoder,
+        scheduler: Scheduler,
+        size: int,
+        cache_type: str = "f16",
+        ubatch: int = 512,
+        *,
+        k_rotation: KRotation = "roped",
+        kv_file: str | Path | None = None,
+        architecture: str = "",
     ) -> None:
+        shape = (len(decoder.layers), size, decoder.cache_layout, cache_type, k_rotation)
+        cache = KVCache(*shape)
+        identity = {"architecture": architecture, "weights": _fingerprint(decoder), **cache.identity}
+        self._file = None if kv_file is None else KVFile(kv_file, identity, cache)
+        super().__init__(cache if self._file is None else KVCache(*shape, self._file.arrays), scheduler, identity)
         self.decoder = decoder
-        self.scheduler = scheduler
-        self.cache = KVCache(len(decoder.layers), size, decoder.cache_layout, cache_type)
-        self.cells = self.cache.cells
         self.ubatch = ubatch
         self.watch: Watch | None = None
+        self.progress: Progress | None = None
         self.last_plan: Plan | None = None
-        self._cancelled = False
+        self._cancelled = self._is_closed = False
         self._arena = SharedArena()
-        self._steps: dict[tuple[int, int, int, Phase], _Step] = {}
+        self._steps: dict[tuple[int, int, int, Phase, bool], _Step] = {}
 
-    @property
-    def size(self) -> int:
-        """Cells: the most tokens that all sequences together may have."""
-        return self.cells.size
-
-    def clear(self) -> None:
-        """Forget every token."""
-        self.cells.clear()
+    def close(self) -> None:
+        """Write the cache's file to the disk and let it go; the context is of no use afterwards."""
+        self._is_closed = True
+        if self._file is not None:
+            self._file.close()
 
     def decode(self, batch: Batch) -> Array:
         """Run a batch: its tokens are added to the cache.
@@ -88,7 +111,11 @@ class Context:
         self._cancelled = False
         if len(batch) <= self.ubatch:
             return self._run(batch)
-        parts = [self._run(batch[start : start + self.ubatch]).copy() for start in range(0, len(batch), self.ubatch)]
+        parts = []
+        for start in range(0, len(batch), self.ubatch):
+            parts.append(self._run(batch[start : start + self.ubatch]).copy())
+            if self.progress is not None:
+                self.progress(min(start + self.ubatch, len(batch)), len(batch))
         return np.concatenate(parts)
 
     def cancel(self) -> None:
@@ -114,16 +141,18 @@ class Context:
         cells = self.cells
         tokens, count = len(batch), int(np.count_nonzero(batch.want_logits))
         taken = cells.find(tokens)
-        step = self._step(tokens, count, cells.visible_with(taken), batch.phase)
+        seen = cells.visible_with(taken)
+        step = self._step(tokens, count, seen, batch.phase)
         cells.occupy(taken, batch.pos, batch.seq_ids)
         try:
             step.set("inp_tokens", batch.tokens)
             step.set("inp_pos", batch.pos)
             step.set("inp_seq", batch.seq_ids)
             step.set("inp_cells", taken)
-            step.set("inp_cell_pos", cells.positions[: step.cells])
-            step.set("inp_cell_seq", cells.sequences[: step.cells])
             step.set("inp_out_ids", batch.want_logits.nonzero()[0])
+            if step.mask is not None:
+                sees = visible(batch.pos, batch.seq_ids, cells.positions[:seen], cells.sequences[:seen], 0)
+                step.mask[...] = np.where(sees, 0, -np.inf)
             self.last_plan = step.plan
             if self._cancelled:
                 raise Cancelled("[context] the run was cancelled between two ubatches")
@@ -131,15 +160,16 @@ class Context:
         except BaseException:
             cells.release(taken)
             raise
+        cells.settle(taken, batch.tokens)
         return step.logits if step.logits is not None else np.empty((0, self.decoder.vocabulary_size), np.float32)
 
     def _step(self, tokens: int, rows: int, cells: int, phase: Phase) -> _Step:
-        key = (tokens, rows, cells, phase)
+        key = (tokens, rows, cells, phase, self.cells.is_shifted)
         if key not in self._steps:
             if len(self._steps) == MAX_PLANS:
                 self._steps.clear()
                 self.scheduler.clear()
-            self._steps[key] = _Step(self.plan(*key), cells, gives_logits=rows > 0)
+            self._steps[key] = _Step(self.plan(tokens, rows, cells, phase), gives_logits=rows > 0)
         return self._steps[key]
 
     def graph(self, tokens: int, rows: int, cells: int, phase: Phase | None = None) -> Graph:
@@ -147,13 +177,19 @@ class Context:
 
         With no rows it only fills the cache. One token is a phase of decoding, more are a prompt, if none is given.
         """
-        return self.decoder.graph(UBatch.make(self.cache, tokens, rows, cells), phase or _phase_of(tokens))
+        batch = UBatch.make(self.cache, tokens, rows, cells, self.cells.is_shifted)
+        return self.decoder.graph(batch, phase or _phase_of(tokens))
 
     def plan(self, tokens: int, rows: int, cells: int, phase: Phase | None = None) -> Plan:
         """That graph, compiled, over memory that all plans of this context share."""
-        return self.scheduler.plan(self.graph(tokens, rows, cells, phase), self._arena)
+        plan = self.scheduler.plan(self.graph(tokens, rows, cells, phase), self._arena)
+        if self._file is not None:
+            self._file.require_host(plan.schedule.placements)
+        return plan
 
     def _check(self, batch: Batch) -> None:
+        if self._is_closed:
+            raise GraphError("[context] is closed; make another one")
         if not len(batch):
             raise GraphError("[context] the batch is empty; give at least one token")
         vocabulary = self.decoder.vocabulary_size
@@ -162,6 +198,12 @@ class Context:
                 raise GraphError(f"[context] token id {token} is out of range; the model has ids 0 to {vocabulary - 1}")
         batch.require_order(self.cells.last)
         self.cells.require_free(len(batch))
+
+
+def _fingerprint(decoder: Decoder) -> int:
+    """A number that tells models of one shape apart."""
+    norm = decoder.output_norm.weight.data
+    return 0 if norm is None else crc32(np.ascontiguousarray(norm))
 
 
 def _phase_of(tokens: int) -> Phase:

@@ -1,122 +1,25 @@
-"""The KV cache: cells that hold what attention needs of one token each, for every layer.
+"""The KV cache: cells, and for every layer the memory that holds what attention needs of each cell's token.
 
-N cells, G key/value heads, W width of one head. A cell has a position and a set of sequences; a token may be written to
-any free cell, and attention finds what it may see by the cells' positions and sequences: no order and no mask is kept.
+C cells, G key/value heads, W width of one head, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from graphrt import dtypes, ops, state
+from graphrt.buffer import Buffer
 from graphrt.dtypes import Array, DType
-from graphrt.errors import GraphError, SettingsError
+from graphrt.errors import SettingsError
+from graphrt.models.cells import Cells
 from graphrt.tensor import Tensor
 
-EMPTY = -1
-MAX_SEQUENCES = 64
-BUCKET = 256  # cells that attention looks at come in multiples of this, so that a compiled plan serves many tokens
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-
-
-class Cells:
-    """Which cells are in use, by which positions of which sequences.
-
-    Args:
-        size: number of cells, the context length.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.positions = np.full(size, EMPTY, np.int32)  # [N]
-        self.sequences = np.zeros(size, np.int64)  # [N], bit s: the cell belongs to sequence s
-        self.last = [EMPTY] * MAX_SEQUENCES  # the highest position of each sequence, EMPTY where it has none
-        self.used = 0
-        self._end = 0  # all cells from here on are free
-        self._first_free = 0  # no cell before this one is free
-
-    @property
-    def size(self) -> int:
-        return len(self.positions)
-
-    def visible_with(self, cells: Array) -> int:
-        """The number of cells that attention must look at once `cells` are in use too, in whole buckets."""
-        end = max(self._end, int(cells[-1]) + 1)
-        return min(self.size, max(BUCKET, -(-end // BUCKET) * BUCKET))
-
-    def require_free(self, count: int) -> None:
-        """Raise GraphError unless `count` cells are free."""
-        if count > self.size - self.used:
-            raise GraphError(
-                f"[context] n_ctx is {self.size} tokens, {self.used} are in use, {count} more asked for; "
-                f"load the model with n_ctx={self.used + count} or more, shorten the prompt, or clear the context"
-            )
-
-    def find(self, count: int) -> Array:
-        """Indices of `count` free cells, the lowest ones in rising order, i64.
-
-        Raises: GraphError if fewer are free.
-        """
-        self.require_free(count)
-        first = self._first_free
-        if first + count <= self.size and (first >= self._end or self._are_free(slice(first, first + count))):
-            return np.arange(first, first + count, dtype=np.int64)
-        return np.flatnonzero(self.positions[first:] == EMPTY)[:count] + first
-
-    def occupy(self, cells: Array, positions: Array, sequences: Array) -> None:
-        """Give free cells to tokens: their positions, and their one sequence each."""
-        self.positions[cells] = positions
-        self.sequences[cells] = 1 << sequences.astype(np.int64)
-        for sequence, position in zip(sequences.tolist(), positions.tolist(), strict=True):
-            self.last[sequence] = max(self.last[sequence], position)
-        self.used += len(cells)
-        self._end = max(self._end, int(cells[-1]) + 1)
-        if cells[0] == self._first_free and cells[-1] == self._first_free + len(cells) - 1:
-            self._first_free += len(cells)
-
-    def release(self, cells: Array) -> None:
-        """Make cells free again."""
-        let_go = int(np.bitwise_or.reduce(self.sequences[cells]))
-        self.positions[cells] = EMPTY
-        self.sequences[cells] = 0
-        taken = np.flatnonzero(self.positions != EMPTY)
-        free = np.flatnonzero(self.positions == EMPTY)
-        self.used = len(taken)
-        self._end = int(taken[-1]) + 1 if len(taken) else 0
-        self._first_free = int(free[0]) if len(free) else self.size
-        self._find_last(let_go)
-
-    def remove(self, sequence: int, start: int = 0, end: int | None = None) -> None:
-        """Take positions start <= p < end out of a sequence; a cell that no sequence needs is freed."""
-        inside = self._of(sequence) & (self.positions >= start)
-        if end is not None:
-            inside &= self.positions < end
-        self.sequences[inside] &= ~_bit(sequence)
-        self.release(np.flatnonzero(inside & (self.sequences == 0)))
-        self._find_last(1 << sequence)
-
-    def copy(self, source: int, target: int) -> None:
-        """Let sequence `target` share every cell of `source`; nothing is moved."""
-        self.sequences[self._of(source)] |= _bit(target)
-        self.last[target] = max(self.last[target], self.last[source])
-
-    def clear(self) -> None:
-        """Free every cell."""
-        self.release(np.arange(self.size))
-
-    def _find_last(self, sequences: int) -> None:
-        """Look up the last position of each of these sequences (a bit set) anew."""
-        for sequence in range(MAX_SEQUENCES):
-            if sequences >> sequence & 1:
-                self.last[sequence] = int(self.positions[self._of(sequence)].max(initial=EMPTY))
-
-    def _are_free(self, cells: slice) -> bool:
-        return bool((self.positions[cells] == EMPTY).all())
-
-    def _of(self, sequence: int) -> Array:
-        found: Array = (self.sequences & _bit(sequence)) != 0
-        return found
+KRotation = Literal["roped", "unroped"]
+Layout = Mapping[str, tuple[int, int]]
 
 
 class KVCache:
@@ -128,15 +31,26 @@ class KVCache:
         layout: the parts of a cell in one layer: name -> (heads G, width W). Keys and values of ordinary attention are
             two parts; the latent cache of multi-head latent attention is one.
         dtype: name of the dtype of all parts.
+        k_rotation: "roped" where keys are kept as they are after rotation by their position, "unroped" where before.
+        memory: arrays to lie in, by name: the cells' FIELDS, and part_name's for every layer and part; a file's.
     Raises: SettingsError if the dtype cannot hold such rows.
     """
 
-    def __init__(self, layers: int, size: int, layout: Mapping[str, tuple[int, int]], dtype: str = "f16") -> None:
+    def __init__(
+        self,
+        layers: int,
+        size: int,
+        layout: Layout,
+        dtype: str = "f16",
+        k_rotation: KRotation = "roped",
+        memory: Mapping[str, Array] | None = None,
+    ) -> None:
+        self.layers, self.layout, self.k_rotation = layers, dict(layout), k_rotation
         self.dtype = cache_dtype(dtype, layout)
-        self.cells = Cells(size)
+        self.cells = Cells(size, memory)
         self._parts = [
             {
-                part: state(f"cache_{part}-{layer}", (size, heads, width), self.dtype)
+                part: _part_state(part_name(part, layer), (size, heads, width), self.dtype, memory)
                 for part, (heads, width) in layout.items()
             }
             for layer in range(layers)
@@ -145,24 +59,57 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all cells in all layers."""
-        return sum(part.nbytes for parts in self._parts for part in parts.values())
+        return sum(part.nbytes for part in self.states)
 
-    def write(self, layer: int, part: str, rows: Tensor, cells: Tensor) -> Tensor:
+    @property
+    def states(self) -> Sequence[Tensor]:
+        """The memory of every part, [C, G, W] each, layer by layer."""
+        return [part for parts in self._parts for part in parts.values()]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two caches must have in common for the rows of one to be the other's."""
+        layout = {part: list(shape) for part, shape in self.layout.items()}
+        return {"layers": self.layers, "layout": layout, "dtype": self.dtype.name, "k_rotation": self.k_rotation}
+
+    def write(
+        self, layer: int, part: str, rows: Tensor, cells: Tensor, first: int = 0, after: Tensor | None = None
+    ) -> Tensor:
         """Write each token's row to its cell, and return the part as it is after the write.
 
         Args:
-            rows: [T, G, W] of any float dtype.
+            rows: [T, G, W] of any float dtype; or fewer columns of a part with one head, [T, 1, w].
             cells: [T] i64.
-        Returns: [N, G, W].
+            first: the column of the part where the rows' first one goes.
+            after: what an earlier write to this part returned, which this one is to come after.
+        Returns: [C, G, W].
         """
-        memory = self._parts[layer][part]  # [N, G, W]
+        memory = after if after is not None else self._parts[layer][part]  # [C, G, W]
         size, heads, width = memory.shape
-        row = heads * width
-        written = ops.set_rows(memory.reshape(size, row), rows.reshape(-1, row), cells)  # [N, G·W]
-        return written.reshape(size, heads, width)  # [N, G, W]
+        table = memory.reshape(size, heads * width)
+        flat = rows.reshape(rows.shape[0], rows.shape[1] * rows.shape[2])
+        is_whole = flat.shape[1] == heads * width
+        written = ops.set_rows(table, flat, cells, first=None if is_whole else first)  # [C, G·W]
+        return written.reshape(size, heads, width)  # [C, G, W]
+
+    def describe(self) -> str:
+        """The size, as llama.cpp tells it: in all, and of keys and values where they are parts of their own."""
+        rotation = "" if self.k_rotation == "roped" else f", keys {self.k_rotation}"
+        head = f"KV cache: {_mib(self.nbytes)} ({self.cells.size} cells, {self.layers} layers"
+        shapes = {
+            part: f"{self.dtype.name} {width if heads == 1 else f'{heads}x{width}'}"
+            for part, (heads, width) in self.layout.items()
+        }
+        if len(shapes) == 1:
+            return f"{head}, {' '.join([*shapes, *shapes.values()])}{rotation})"
+        sizes = {part: sum(parts[part].nbytes for parts in self._parts) for part in shapes}
+        return f"{head}{rotation}), " + ", ".join(
+            f"{part.upper() if len(part) == 1 else part} ({shape}): {_mib(sizes[part])}"
+            for part, shape in shapes.items()
+        )
 
 
-def cache_dtype(name: str, layout: Mapping[str, tuple[int, int]]) -> DType:
+def cache_dtype(name: str, layout: Layout) -> DType:
     """The dtype of that name.
 
     Raises: SettingsError if a cache of that layout cannot be of it.
@@ -179,7 +126,43 @@ def cache_dtype(name: str, layout: Mapping[str, tuple[int, int]]) -> DType:
     return dtype
 
 
-def _bit(sequence: int) -> np.int64:
-    if not 0 <= sequence < MAX_SEQUENCES:
-        raise GraphError(f"[kv cache] sequence {sequence} is out of range; there are 0 to {MAX_SEQUENCES - 1}")
-    return np.uint64(1 << sequence).astype(np.int64)
+def part_name(part: str, layer: int) -> str:
+    """The name of a layer's part."""
+    return f"cache_{part}-{layer}"
+
+
+def read_rows(memory: Tensor, buffer: Buffer, cells: Array) -> Array:
+    """The rows of some cells, wherever they lie.
+
+    Args: memory [C, G, W], the part; buffer: where it is; cells [n] i64.
+    Returns: [n, bytes of a row] u8.
+    """
+    width = memory.strides[0]
+    rows = np.empty((len(cells), width), np.uint8)
+    for at, first, count in _neighbours(cells):
+        rows[at : at + count] = np.asarray(buffer.read(first * width, count * width)).reshape(count, width)
+    return rows
+
+
+def write_rows(memory: Tensor, buffer: Buffer, cells: Array, rows: Array) -> None:
+    """Put rows, [n, bytes of a row] u8, into some cells [n] i64."""
+    width = memory.strides[0]
+    for at, first, count in _neighbours(cells):
+        buffer.write(first * width, np.ascontiguousarray(rows[at : at + count]).reshape(-1))
+
+
+def _neighbours(cells: Array) -> list[tuple[int, int, int]]:
+    """Runs of cells that follow each other: (index in `cells`, first cell, length)."""
+    if not len(cells):
+        return []
+    starts = [0, *(np.flatnonzero(np.diff(cells) != 1) + 1).tolist()]
+    ends = [*starts[1:], len(cells)]
+    return [(start, int(cells[start]), end - start) for start, end in zip(starts, ends, strict=True)]
+
+
+def _part_state(name: str, shape: tuple[int, int, int], dtype: DType, memory: Mapping[str, Array] | None) -> Tensor:
+    return state(name, shape, dtype) if memory is None else state(name, data=memory[name])
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / (1 << 20):.2f} MiB"

@@ -42,7 +42,7 @@ class MemoryUse:
         n_ctx: cells of the cache.
         weights: those that live there in any phase; the host's are mapped from the file, not allocated.
         kv_cache: the cells' contents.
-        cells: the table of the cells' positions and sequences, on the host.
+        cells: the table of the cells' positions, sequences, shifts and tokens, on the host.
         prompt, decode: the graphs of a full ubatch and of one token, over a full cache.
     """
 
@@ -74,7 +74,7 @@ def memory_use(context: Context) -> MemoryUse:
         n_ctx=context.size,
         weights=_resident(names, (prompt, decode), "weight"),
         kv_cache=_resident(names, (prompt, decode), "state"),
-        cells=context.cells.positions.nbytes + context.cells.sequences.nbytes,
+        cells=context.cells.nbytes,
         prompt=_phase_use(names, prompt, "prompt", ubatch),
         decode=_phase_use(names, decode, "decode", 1),
     )

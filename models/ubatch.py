@@ -6,10 +6,13 @@ H heads, G key/value heads, W width of a head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from graphrt import input, ops
 from graphrt.models.kv_cache import KVCache
+from graphrt.ops.rope import Rotation
 from graphrt.tensor import Tensor
 
 
@@ -24,38 +27,86 @@ class UBatch:
     cells: Tensor  # [T] i64: the cell that each token is written to
     cell_positions: Tensor  # [N] i32
     cell_sequences: Tensor  # [N] i64
+    cell_rotation: Tensor | None  # [N] i32: positions by which attention must turn the keys; None: by none
     rows: Tensor | None  # [R] i32: the tokens whose logits are asked for; None: all
-    written: list[Tensor] = field(default_factory=list)  # the cache's parts after their writes, in order of the layers
+    notes: list[str] = field(default_factory=list)  # how the layers came to their form, for GRAPH_SCHED_DEBUG
+    _written: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, cache: KVCache, tokens: int, rows: int, cells: int) -> UBatch:
-        """Inputs of a graph for T = tokens, R = rows, N = cells."""
+    def make(cls, cache: KVCache, tokens: int, rows: int, cells: int, is_shifted: bool = False) -> UBatch:
+        """Inputs of a graph for T = tokens, R = rows, N = cells, some of which have moved where `is_shifted`."""
+        table = cache.cells
+        rotation = table.input("shifts", cells) if is_shifted else None
         return cls(
             cache=cache,
             tokens=input("inp_tokens", (tokens,), "i32"),
             positions=input("inp_pos", (tokens,), "i32"),
             sequences=input("inp_seq", (tokens,), "i32"),
             cells=input("inp_cells", (tokens,), "i64"),
-            cell_positions=input("inp_cell_pos", (cells,), "i32"),
-            cell_sequences=input("inp_cell_seq", (cells,), "i64"),
+            cell_positions=table.input("positions", cells),
+            cell_sequences=table.input("sequences", cells),
+            cell_rotation=table.input("positions", cells) if cache.k_rotation == "unroped" else rotation,
             rows=None if rows == tokens else input("inp_out_ids", (rows,), "i32"),
         )
+
+    @property
+    def where(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What says who sees whom: the tokens' positions and sequences, then the cells'."""
+        return self.positions, self.sequences, self.cell_positions, self.cell_sequences
+
+    @property
+    def written(self) -> Sequence[Tensor]:
+        """The parts of the cache [C, G, W] after their writes, in order of the layers."""
+        return list(self._written.values())
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """What each token sees of the cells: 0, or -inf where nothing; [T, N] f32, for graphs of plain products."""
+        return input("inp_kq_mask", (self.tokens.shape[0], self.cell_positions.shape[0]))
 
     def keep_rows(self, x: Tensor) -> Tensor:
         """The rows of x [T, D] whose logits are asked for: [R, D]."""
         return x if self.rows is None else ops.get_rows(x, self.rows)
 
-    def write(self, layer: int, part: str, rows: Tensor) -> Tensor:
-        """Write rows [T, G, W] to the tokens' cells; returns that part of the cache as it is then: [N, G, W]."""
-        after = self.cache.write(layer, part, rows, self.cells)  # [C, G, W]
-        self.written.append(after)
+    def write(self, layer: int, part: str, rows: Tensor, first: int = 0) -> Tensor:
+        """Write rows to the tokens' cells, and return what attention sees of that part of the cache then.
+
+        Args:
+            rows: [T, G, W]; or a part of it, [T, 1, w], that goes to the columns from `first` on.
+        Returns: [N, G, W].
+        """
+        before = self._written.get((layer, part))
+        after = self.cache.write(layer, part, rows, self.cells, first, before)  # [C, G, W]
+        self._written[layer, part] = after
         return after[: self.cell_positions.shape[0]].named(f"cache_{part}_seen-{layer}")  # [N, G, W]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        rope: Rotation | None = None,
+        freq_factors: Tensor | None = None,
+    ) -> Tensor:
         """Attention of each token to the cells that it may see.
 
-        Args: q [T, H, Dk], k [N, G, Dk], v [N, G, Dv].
+        Args:
+            q: [T, H, Dk], k [N, G, Dk], v [N, G, Dv].
+            rope, freq_factors: how keys of the model rotate; None: they do not, and neither do moved cells' keys.
         Returns: [T, H, Dv] f32.
         """
-        where = (self.positions, self.sequences, self.cell_positions, self.cell_sequences)
-        return ops.attention(q, k, v, *where, scale=scale)
+        if self.cell_rotation is None or rope is None:
+            return ops.attention(q, k, v, *self.where, scale=scale)
+        turns = {"cell_rotation": self.cell_rotation, "freq_factors": freq_factors, "rope": self.key_rotation(rope)}
+        return ops.attention(q, k, v, *self.where, scale=scale, **turns)
+
+    def key_rotation(self, rope: Rotation) -> Rotation:
+        """The rotation of keys by `cell_rotation`; those that were rotated once have their magnitude already."""
+        return rope if self.cache.k_rotation == "unroped" else replace(rope, magnitude=1.0)
+
+    def note(self, line: str) -> None:
+        """Tell how a layer came to its form; what several layers say is kept once."""
+        if line not in self.notes:
+            self.notes.append(line)

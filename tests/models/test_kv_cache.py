@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 import graphrt
 from graphrt.errors import GraphError, PlacementError, SettingsError
 from graphrt.models.batch import Batch
-from graphrt.models.kv_cache import EMPTY, Cells, KVCache
+from graphrt.models.cells import EMPTY, Cells
+from graphrt.models.kv_cache import KVCache
 
 
 def put(cells: Cells, positions: range, sequence: int = 0) -> np.ndarray:
@@ -28,8 +29,8 @@ def test_cells_fill_from_the_first():
 def test_freed_cells_are_used_again_though_not_contiguous():
     cells = Cells(16)
     put(cells, range(8))
-    cells.remove(0, 2, 3)
-    cells.remove(0, 5, 6)
+    cells.seq_rm(0, 2, 3)
+    cells.seq_rm(0, 5, 6)
     np.testing.assert_array_equal(cells.find(4), [2, 5, 8, 9])
     put(cells, range(8, 12))
     np.testing.assert_array_equal(cells.positions[:10], [0, 1, 8, 3, 4, 9, 6, 7, 10, 11])
@@ -54,13 +55,13 @@ def test_an_overflow_names_the_numbers_and_the_remedy():
 def test_sequences_share_cells_until_the_last_lets_go():
     cells = Cells(16)
     put(cells, range(4), sequence=1)
-    cells.copy(1, 63)
+    cells.seq_cp(1, 63)
     assert cells.used == 4
-    cells.remove(1)
+    cells.seq_rm(1)
     assert cells.used == 4
     assert cells.last[1] == EMPTY
     assert cells.last[63] == 3
-    cells.remove(63, 2)
+    cells.seq_rm(63, 2)
     assert cells.used == 2
     cells.clear()
     assert cells.used == 0
@@ -69,7 +70,7 @@ def test_sequences_share_cells_until_the_last_lets_go():
 
 def test_a_sequence_number_out_of_range():
     with pytest.raises(GraphError, match="sequence 64 is out of range"):
-        Cells(4).remove(64)
+        Cells(4).seq_rm(64)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "remove"]), st.integers(1, 6), st.integers(0, 30)), max_size=30))
@@ -83,7 +84,7 @@ def test_bookkeeping_agrees_with_a_plain_model(actions):
             alive |= dict(zip(range(position, position + count), expected, strict=True))
             position += count
         elif action == "remove":
-            cells.remove(0, start, start + count)
+            cells.seq_rm(0, start, start + count)
             alive = {p: cell for p, cell in alive.items() if not start <= p < start + count}
         assert cells.used == len(alive)
         assert {int(cells.positions[cell]): cell for cell in np.flatnonzero(cells.sequences)} == alive
@@ -155,7 +156,7 @@ def test_sequences_do_not_see_each_other_and_removed_tokens_are_forgotten(gguf):
         want_logits=np.array([True, False, True, False, True]),
     )
     np.testing.assert_allclose(context.decode(both), alone, atol=1e-5)
-    context.cells.remove(0, 2)
+    context.seq_rm(0, 2)
     again = context.decode(Batch.of([7], 2))
     np.testing.assert_allclose(again[0], alone[2], atol=1e-5)
 
@@ -164,7 +165,7 @@ def test_a_copied_sequence_goes_on_without_running_its_prompt_again(gguf):
     model = graphrt.load(gguf("deepseek3"), backends="reference", cache_type="f32")
     context = model.new_context()
     context.decode(Batch.of([5, 6, 7]))
-    context.cells.copy(0, 1)
+    context.seq_cp(0, 1)
     first = context.decode(Batch.of([8], 3)).copy()
     second = context.decode(Batch.of([9], 3, sequence=1)).copy()
     np.testing.assert_allclose(first[0], model.logits([5, 6, 7, 8])[-1], atol=1e-5)
