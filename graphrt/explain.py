@@ -1,6 +1,6 @@
 """What a schedule decided, as data and in words.
 
-explain(schedule) -> Explanation          objects, and .as_json()
+schedule.explain() -> Explanation         objects, and .as_json()
 describe(schedule, level) -> str          what GRAPH_SCHED_DEBUG prints
 """
 
@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
+from graphrt.moving import MovingWeights
 from graphrt.placement import Placement
-from graphrt.schedule import Schedule
 from graphrt.splits import value_of
 from graphrt.tensor import Tensor
+
+if TYPE_CHECKING:
+    from graphrt.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Explanation:
     homes: tuple[HomeNote, ...]
     memories: tuple[MemoryNote, ...]
     rules: tuple[tuple[str, int], ...] = field(default=())
+    moving: tuple[MovingWeights, ...] = field(default=())
 
     def as_json(self) -> str:
         """The same as JSON."""
@@ -142,6 +147,7 @@ class Explainer:
             homes=tuple(homes),
             memories=tuple(self._memories()),
             rules=rules,
+            moving=tuple(schedule.moving),
         )
 
     def tensor(self, tensor: Tensor) -> TensorNote:
@@ -210,7 +216,7 @@ DEFAULT_HOMES = ("its data is on the host", "states are on the host")
 
 def describe(schedule: Schedule, level: int = 2) -> str:
     """A schedule as text: at level 1 its splits, at 2 every node, at 3 also why other backends were passed over."""
-    return "\n".join(_lines(explain(schedule), level))
+    return "\n".join(_lines(schedule.explain(), level))
 
 
 def _lines(told: Explanation, level: int) -> Iterator[str]:
@@ -223,6 +229,7 @@ def _lines(told: Explanation, level: int) -> Iterator[str]:
         yield f"memory {memory.name}: {held}{limit}"
     for text, matches in told.rules:
         yield f'rule "{text}": {_count(matches, "tensor")}' if matches else f'rule "{text}": matches nothing here'
+    yield from (f"warning: {moving}" for moving in told.moving)
     for home in told.homes if level >= 2 else ():
         if home.reason not in DEFAULT_HOMES or home.rejected:
             yield f"home of {_words(home.tensor)}: {home.reason}"

@@ -15,7 +15,7 @@ backend over the same memory (blas before cpu) takes what it supports.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graphrt.backend import Backend
 from graphrt.buffer import HOST
@@ -31,13 +31,14 @@ from graphrt.tensor import Tensor
 class Placement:
     """Where a node runs, or a weight or state lives, why, and what was tried before it and why not.
 
-    `told` where the user or a rule said so.
+    `told` where the user or a rule said so; `offloaded` where a node's weight is brought to it for a large batch.
     """
 
     backend: Backend
     reason: str
     rejected: tuple[str, ...] = ()
     told: bool = False
+    offloaded: bool = False
 
 
 @dataclass
@@ -180,6 +181,7 @@ class _Placer:
             if not wanted:
                 self._reject(node, f"{device.name}: not offloaded: {wanted.reason}")
             elif self._take(node, [device], f"offloaded: {wanted.reason}"):
+                self.result.nodes[node] = replace(self.result.nodes[node], offloaded=True)
                 return True
         return False
 

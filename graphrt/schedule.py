@@ -5,20 +5,30 @@ Making one reads no data and allocates nothing, so that models larger than the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from graphrt.backend import Backend
 from graphrt.buffer import HOST
 from graphrt.copies import Copies, find_copies
+from graphrt.dtypes import Array
 from graphrt.errors import PlacementError
+from graphrt.explain import Explanation, explain
 from graphrt.graph import Graph
 from graphrt.memory import MemoryPlan, plan_memory
+from graphrt.moving import MovingWeights, moving_weights
 from graphrt.overrides import Rule
 from graphrt.placement import Placements, place
 from graphrt.settings import Settings
 from graphrt.splits import SplitNodes, split
 from graphrt.tensor import Tensor
+
+if TYPE_CHECKING:
+    from graphrt.plan import Plan
+    from graphrt.profile import Profile
+
+Compile = Callable[["Schedule"], "Plan"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,8 @@ class Schedule:
 
     Args:
         rules, node_rules: the override rules, with the number of tensors that each placed here.
+        moving: the weights that each run copies, though they could be kept where they are read.
+        compile: allocates its memory and makes the plan.
     """
 
     graph: Graph
@@ -35,6 +47,8 @@ class Schedule:
     splits: list[SplitNodes]
     copies: Copies
     memory: MemoryPlan
+    moving: Sequence[MovingWeights]
+    compile: Compile = field(repr=False)
     rules: Sequence[Rule] = ()
     node_rules: Sequence[Rule] = ()
 
@@ -51,17 +65,35 @@ class Schedule:
                 there.setdefault(leaf.origin, leaf)
         return list(there.values())
 
+    def explain(self) -> Explanation:
+        """Everything that was decided, as data: splits, nodes with their reasons, copies, homes, memories, rules."""
+        return explain(self)
+
+    def profile(self, inputs: Mapping[str, Array] | None = None, *, repeats: int = 5) -> Profile:
+        """Allocate, compile and run, and say where the time goes; a plan that there is already has its own `profile`.
+
+        Args:
+            inputs: by name; zeros for those that are not given.
+            repeats: timed runs, of which the medians are taken.
+        Raises: GraphError if an array does not fit its input; PlacementError if there is no room.
+        """
+        plan = self.compile(self)
+        for name, array in (inputs or {}).items():
+            plan.set_input(name, array)
+        return plan.profile(repeats)
+
 
 def make_schedule(
     graph: Graph,
     backends: Sequence[Backend],
     settings: Settings,
     *,
+    compile: Compile,
     rules: Sequence[Rule] = (),
     node_rules: Sequence[Rule] = (),
     assigned: Mapping[Tensor, str] | None = None,
 ) -> Schedule:
-    """Place, split, find copies, and plan memory.
+    """Place, split, find copies, and plan memory; `compile` is kept for whoever wants to run the schedule.
 
     Raises: PlacementError if no backend supports a node, or a memory's limit is exceeded.
     """
@@ -70,7 +102,8 @@ def make_schedule(
     copies = find_copies(graph, placements, splits)
     workspace = {node: placement.backend.workspace(node) for node, placement in placements.nodes.items()}
     memory = plan_memory(graph, splits, placements, copies, workspace)
-    schedule = Schedule(graph, backends, placements, splits, copies, memory, rules, node_rules)
+    moving = moving_weights(placements, copies)
+    schedule = Schedule(graph, backends, placements, splits, copies, memory, moving, compile, rules, node_rules)
     _check_limits(schedule)
     return schedule
 

@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from graphrt.backend import Backend, create
 from graphrt.buffer import Buffer
@@ -68,6 +69,7 @@ class Scheduler:
         self._residents = Residents()
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._phases: set[str | None] = set()
+        self._moving: dict[str, None] = {}
 
     def schedule(self, graph: Graph | Tensor, *, assigned: Mapping[Tensor, str] | None = None) -> Schedule:
         """Decide where everything runs and lies, without touching data or allocating memory.
@@ -79,8 +81,15 @@ class Scheduler:
         graph = graph if isinstance(graph, Graph) else Graph(graph)
         rules, node_rules = _fresh(self._rules), _fresh(self._node_rules)
         schedule = make_schedule(
-            graph, self.backends, self.settings, rules=rules, node_rules=node_rules, assigned=assigned
+            graph,
+            self.backends,
+            self.settings,
+            compile=partial(_make_plan, residents=self._residents, settings=self.settings),
+            rules=rules,
+            node_rules=node_rules,
+            assigned=assigned,
         )
+        self._moving.update((str(moving), None) for moving in schedule.moving)
         self._phases.add(graph.phase)
         for rule, used in zip((*self._rules, *self._node_rules), (*rules, *node_rules), strict=True):
             rule.matches += used.matches
@@ -90,6 +99,10 @@ class Scheduler:
         """The override rules that placed nothing in any graph so far; one for a phase needs a graph of that phase."""
         rules = (*self._rules, *self._node_rules)
         return [rule.text for rule in rules if not rule.matches and (rule.phase is None or rule.phase in self._phases)]
+
+    def moving(self) -> list[str]:
+        """The weights that runs of any graph so far copy each time, in words, with the override that would save it."""
+        return list(self._moving)
 
     def add_overrides(self, rules: Iterable[str]) -> None:
         """Add rules after those that there are; for schedules to come."""
@@ -113,7 +126,8 @@ class Scheduler:
         graph = graph if isinstance(graph, Graph) else Graph(graph)
         key = (*graph.structure(), arena, tuple((node.name, name) for node, name in (assigned or {}).items()))
         if key not in self._plans:
-            self._plans[key] = self._make(self.schedule(graph, assigned=assigned), arena)
+            schedule = self.schedule(graph, assigned=assigned)
+            self._plans[key] = _make_plan(schedule, self._residents, self.settings, arena)
         return self._plans[key]
 
     def buffer_of(self, state: Tensor) -> Buffer:
@@ -130,19 +144,21 @@ class Scheduler:
         outputs = plan.run(inputs)  # type: ignore[arg-type]
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _make(self, schedule: Schedule, arena: SharedArena | None) -> Plan:
-        arena = arena or SharedArena()
-        sizes = schedule.memory.sizes
-        arenas = {b.memory: arena.at_least(b, sizes.get(b.memory, 0)) for b in self.backends}
-        if self.settings.sched_debug:
-            print(describe(schedule, self.settings.sched_debug), file=sys.stderr)
-        return Plan(
-            schedule,
-            arenas,
-            self._residents,
-            check_numerics=self.settings.check_numerics,
-            print_times=self.settings.sched_debug >= 4,
-        )
+
+def _make_plan(schedule: Schedule, residents: Residents, settings: Settings, arena: SharedArena | None = None) -> Plan:
+    """Allocate memory for a schedule, and compile it."""
+    arena = arena or SharedArena()
+    sizes = schedule.memory.sizes
+    arenas = {backend.memory: arena.at_least(backend, sizes.get(backend.memory, 0)) for backend in schedule.backends}
+    if settings.sched_debug:
+        print(describe(schedule, settings.sched_debug), file=sys.stderr)
+    return Plan(
+        schedule,
+        arenas,
+        residents,
+        check_numerics=settings.check_numerics,
+        print_times=settings.sched_debug >= 4,
+    )
 
 
 def _fresh(rules: Sequence[Rule]) -> list[Rule]:

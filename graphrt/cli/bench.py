@@ -32,7 +32,7 @@ from graphrt.cli.options import (
     counts,
     given,
     placement,
-    warn_of_unmatched,
+    warn_of_placement,
 )
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def bench(
             results.append(_measure(loaded, context, test, repetitions))
             if profile or trace:
                 profiles += _profiles(context, test, repetitions)
-    warn_of_unmatched(loaded.scheduler)
+    warn_of_placement(loaded.scheduler)
     print({ReportForm.md: as_markdown, ReportForm.json: as_json, ReportForm.csv: as_csv}[form](results))
     if profile:
         _show_profiles(profiles, output.stdout() if form is ReportForm.md else output.stderr())

@@ -26,7 +26,7 @@ from graphrt.cli.options import (
     Verbose,
     given,
     placement,
-    warn_of_unmatched,
+    warn_of_placement,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def generate(
         raise typer.BadParameter("give the text to go on from, or --chat to talk with the model", param_hint="--prompt")
     text = sys.stdin.read() if prompt == "-" else prompt
     generation = _stream(loaded, _conversation(system, text) if chat else text, request, echo="" if chat else text)
-    warn_of_unmatched(loaded.scheduler)
+    warn_of_placement(loaded.scheduler)
     _show_timings(generation, load_seconds)
     if generation.finish_reason == "running":
         raise typer.Exit(INTERRUPTED)

@@ -25,7 +25,7 @@ from graphrt.cli.options import (
     Overrides,
     given,
     placement,
-    warn_of_unmatched,
+    warn_of_placement,
 )
 
 if TYPE_CHECKING:
@@ -117,17 +117,17 @@ def _schedule(model: str, tokens: int, **options: Any) -> Schedule:
     context = load(model, **options).new_context()
     cells = context.cells.visible_with(context.cells.find(tokens))
     made: Schedule = context.scheduler.schedule(context.graph(tokens, rows=1, cells=cells))
-    warn_of_unmatched(context.scheduler)
+    warn_of_placement(context.scheduler)
     return made
 
 
 def _as_text(schedule: Schedule, *, dot: bool, as_json: bool, level: int) -> str:
     from graphrt.dot import dot as as_dot
-    from graphrt.explain import describe, explain
+    from graphrt.explain import describe
 
     if dot:
         return as_dot(schedule)
-    return explain(schedule).as_json() if as_json else describe(schedule, level)
+    return schedule.explain().as_json() if as_json else describe(schedule, level)
 
 
 def _write_page(schedule: Schedule, path: Path, title: str) -> None:

@@ -129,10 +129,12 @@ def counts(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def warn_of_unmatched(scheduler: Scheduler) -> None:
-    """Tell of each override rule that placed nothing."""
+def warn_of_placement(scheduler: Scheduler) -> None:
+    """Tell of each override rule that placed nothing, and of weights that are copied at every run."""
     for rule in scheduler.unmatched():
         output.warning(f'the override "{rule}" matched nothing; graphrt inspect shows the names')
+    for weights in scheduler.moving():
+        output.warning(weights)
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from graphrt.cli.options import (
     counts,
     given,
     placement,
-    warn_of_unmatched,
+    warn_of_placement,
 )
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def plan(
     options = {**where, **given(attention=attention, cache_type=cache_type, n_ubatch=ubatch)}
     models = [load(file, n_ctx=size, **options) for size in sizes]
     found = [memory_use(each.new_context()) for each in models]
-    warn_of_unmatched(models[0].scheduler)
+    warn_of_placement(models[0].scheduler)
     if as_json:
         told = [_as_json(models[0], use) for use in found]
         print(json.dumps(told[0] if len(told) == 1 else told, indent=2))

@@ -19,7 +19,7 @@ from graphrt import Graph, Scheduler, ops, overrides
 from graphrt.backend import Backend
 from graphrt.backends.reference import ReferenceBackend
 from graphrt.backends.sim import SimBackend
-from graphrt.explain import describe, explain
+from graphrt.explain import describe
 from graphrt.schedule import Schedule
 from tests.shapes import graph
 
@@ -86,7 +86,7 @@ def test_every_golden_file_has_a_case() -> None:
 def test_nothing_is_blank_and_no_name_is_cut(name: str) -> None:
     schedule = CASES[name][0]()
     text = describe(schedule, 3)
-    told = explain(schedule)
+    told = schedule.explain()
     assert sum(len(part.nodes) for part in told.splits) == len(schedule.placements.nodes)
     for part in told.splits:
         for node in part.nodes:
@@ -107,7 +107,7 @@ def test_a_constant_without_a_name_is_not_blank() -> None:
 
 def test_bytes_add_up() -> None:
     schedule = mixtral(1, [overrides.cpu_moe(), ON_DEVICE], SimBackend("gpu0"))
-    told = explain(schedule)
+    told = schedule.explain()
     assert told.compute_bytes == sum(memory.compute_bytes for memory in told.memories)
     leafs = {home.tensor.name: home.tensor.nbytes for home in told.homes}
     assert sum(memory.resident_bytes for memory in told.memories) == sum(leafs.values())
@@ -116,7 +116,7 @@ def test_bytes_add_up() -> None:
 
 def test_json_holds_the_same() -> None:
     schedule = mixtral(1, [overrides.cpu_moe(), ON_DEVICE], SimBackend("gpu0"))
-    told = json.loads(explain(schedule).as_json())
+    told = json.loads(schedule.explain().as_json())
     nodes = [node for part in told["splits"] for node in part["nodes"]]
     assert [node["result"]["name"] for node in nodes] == [n.name for part in schedule.splits for n in part.nodes]
     assert {node["backend"] for node in nodes} == {"cpu", "gpu0"}
@@ -124,7 +124,7 @@ def test_json_holds_the_same() -> None:
 
 
 def test_a_schedule_of_one_node() -> None:
-    told = explain(Scheduler().schedule(Graph(ops.silu(graphrt.input("x", (2, 4))))))
+    told = Scheduler().schedule(Graph(ops.silu(graphrt.input("x", (2, 4))))).explain()
     assert told.nodes == 1
     assert told.splits[0].nodes[0].sources[0].backend == "host"
 

@@ -36,6 +36,25 @@ def test_every_node_is_timed_alone_with_its_cost(plan):
     assert profile.execute_seconds > 0
 
 
+def test_a_schedule_is_compiled_and_run_over_the_inputs_given():
+    x = graphrt.input("x", (2, 4))
+    schedule = Scheduler(["reference"]).schedule(Graph(ops.sqr(x).named("square")))
+    assert [step.name for step in schedule.profile(repeats=1).steps] == ["square"]
+    profile = schedule.profile({"x": np.full((2, 4), 3, np.float32)}, repeats=2)
+    assert (profile.repeats, profile.steps[0].flops) == (2, 8)
+    with pytest.raises(graphrt.GraphError, match="no input is called"):
+        schedule.profile({"y": np.zeros((2, 4), np.float32)})
+
+
+def test_a_schedules_profile_runs_what_was_given():
+    """Numerics are checked in its runs too: zeros pass, what overflows is found."""
+    x = graphrt.input("x", (2, 4))
+    schedule = Scheduler(["reference"], check_numerics=1).schedule(Graph(ops.sqr(x)))
+    schedule.profile(repeats=1)
+    with pytest.raises(graphrt.NumericsError):
+        schedule.profile({"x": np.full((2, 4), 1e30, np.float32)}, repeats=1)
+
+
 def test_sums_hold_every_step_once(plan):
     profile = plan.profile(repeats=1)
     counts = {one.name: one.count for one in profile.by("op")}

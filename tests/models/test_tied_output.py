@@ -10,7 +10,6 @@ import pytest
 import graphrt
 from graphrt.backends.sim import SimBackend
 from graphrt.cli.app import run
-from graphrt.explain import explain
 from graphrt.models.gguf_file import GGUFFile
 from graphrt.models.gguf_write import TensorToWrite, save
 from graphrt.models.synth import synthesise
@@ -70,7 +69,7 @@ def test_a_device_that_holds_both_holds_the_bytes_once(tied: Path) -> None:
     expected = graphrt.load(tied, backends="cpu", threads=1, n_ctx=128, cache_type="f32").logits(TOKENS)
     np.testing.assert_allclose(model.logits(TOKENS), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     weights = sum(tensor.nbytes for tensor in model.file.tensors.values())
-    told = next(memory for memory in explain(decode_schedule(model)).memories if memory.name == "sim")
+    told = next(memory for memory in decode_schedule(model).explain().memories if memory.name == "sim")
     assert weights <= told.resident_bytes < weights + model.decoder.embedding.nbytes
 
 
