@@ -24,7 +24,7 @@ from graphrt.cli.options import (
     UBatchSize,
     given,
     placement,
-    warn_of_unmatched,
+    warn_of_placement,
 )
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _measure(
             progress(done, total, f"PPL = {estimate}")
 
         found = measure(model, tokens, n_ctx=n_ctx, chunks=limit, save=save, progress=show)
-    warn_of_unmatched(model.scheduler)
+    warn_of_placement(model.scheduler)
     if save is not None:
         output.stderr().print(f"wrote {save}: {output.size(save.stat().st_size)}", soft_wrap=True)
     return model, found
@@ -146,7 +146,7 @@ def _compare(name: str, path: Path, options: dict[str, Any]) -> tuple[Model, Log
             progress(done, total, f"PPL = {found.perplexity}, KL divergence {found.mean_kl}")
 
         found = compare(model, base, progress=show)
-    warn_of_unmatched(model.scheduler)
+    warn_of_placement(model.scheduler)
     return model, base, found
 
 

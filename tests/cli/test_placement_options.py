@@ -120,20 +120,21 @@ def test_ctrl_c_ends_with_what_was_written_and_the_timings(mixtral: Path) -> Non
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(
-    "command",
-    [("inspect", "--graph"), ("generate", "-p", "To be", "-n", "1"), ("bench", "-p", "1", "-n", "0", "-r", "1")],
-)
-def test_weights_that_every_run_copies_are_a_warning(graphrt, command):
+COMMANDS = {
+    "inspect": ("inspect", "tiny-mixtral", "--graph"),
+    "generate": ("generate", "tiny-mixtral", "-p", "To be", "-n", 1),
+    "bench": ("bench", "tiny-mixtral", "-p", 1, "-n", 0, "-r", 1),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_weights_that_every_run_copies_are_a_warning(graphrt: Command, name: str) -> None:
     """A rule runs a product of experts on a device while its weight stays on the host."""
-    name, *options = command
-    result = graphrt(name, "tiny-mixtral", *options, "--device", "sim", "--override-node", "ffn_moe_up-0=sim")
+    options = (*COMMANDS[name], "--device", "sim", "--override-node", "ffn_moe_up-0=sim")
+    result = graphrt(*options)
     assert result.code == 0
     assert "warning: blk.0.ffn_up_exps.weight: " in result.err
     assert r'"^blk\.0\.ffn_up_exps\.weight$=sim" as the first override would save that' in result.err
-    saved = graphrt(
-        name, "tiny-mixtral", *options, "--device", "sim", "--override-node", "ffn_moe_up-0=sim",
-        "-ot", r"^blk\.0\.ffn_up_exps\.weight$=sim",
-    )  # fmt: skip
+    saved = graphrt(*options, "-ot", r"^blk\.0\.ffn_up_exps\.weight$=sim")
     assert saved.code == 0
     assert "warning: blk" not in saved.err
