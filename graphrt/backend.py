@@ -61,11 +61,21 @@ class Backend(ABC):
         memory: the memory that it works on; backends of one memory reach each other's tensors without copies.
         limit: bytes that the memory holds, where known.
     """
+        speed: operations per second, and bytes per second of its memory, where known.
+        asynchronous: programs and copies are only begun by the host, and done in that order. What fails then raises
+            where it is waited for; the rest of what the same thread began is left undone until it synchronizes.
 
     name: str
     memory: str = HOST
     limit: int | None = None
 
+    speed: tuple[float, float] | None = None
+    asynchronous: bool = False
+
+    @property
+    def version(self) -> str:
+        """Changes whenever its speed may: what was measured with another one is measured anew."""
+        return ""
     @abstractmethod
     def supports(self, node: Tensor) -> Support:
         """Whether the backend can run the node."""

@@ -104,6 +104,7 @@ class Explanation:
 
     nodes: int
     phase: str | None
+    notes: tuple[str, ...]
     compute_bytes: int
     splits: tuple[SplitNote, ...]
     output_copies: tuple[CopyNote, ...]
@@ -141,6 +142,7 @@ class Explainer:
         return Explanation(
             nodes=len(schedule.graph.nodes),
             phase=schedule.graph.phase,
+            notes=schedule.graph.notes,
             compute_bytes=schedule.compute_bytes,
             splits=splits,
             output_copies=self._copies(len(schedule.splits)),
@@ -223,6 +225,7 @@ def _lines(told: Explanation, level: int) -> Iterator[str]:
     size = f"{_count(told.nodes, 'node')}, {_count(len(told.splits), 'split')}"
     phase = f", phase {told.phase}" if told.phase else ""
     yield f"graph: {size}, compute buffers {told.compute_bytes:,} bytes{phase}"
+    yield from told.notes
     for memory in told.memories:
         limit = "" if memory.limit is None else f" of {memory.limit:,}"
         held = f"{memory.compute_bytes:,} compute + {memory.resident_bytes:,} resident bytes"

@@ -17,11 +17,15 @@ class Graph:
     Args:
         outputs: a tensor, or several; an output's bytes survive the run.
         phase: "prompt" or "decode", for override rules that hold in one of them only.
+        notes: lines on how whoever built the graph came to this form; GRAPH_SCHED_DEBUG=1 prints them.
     Raises: GraphError if two leafs share a name, or a read and a write of the same memory have no order.
     """
 
-    def __init__(self, outputs: Tensor | Iterable[Tensor], *, phase: Phase | None = None) -> None:
+    def __init__(
+        self, outputs: Tensor | Iterable[Tensor], *, phase: Phase | None = None, notes: Iterable[str] = ()
+    ) -> None:
         self.phase = phase
+        self.notes = tuple(notes)
         self.outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
         if not self.outputs:
             raise GraphError("[graph] needs at least one output")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from graphrt.backend import Backend, create
-from graphrt.buffer import Buffer
+from graphrt.buffer import HOST, Buffer
 from graphrt.explain import describe
 from graphrt.graph import Graph
 from graphrt.overrides import Rule, parse
@@ -94,6 +94,13 @@ class Scheduler:
         for rule, used in zip((*self._rules, *self._node_rules), (*rules, *node_rules), strict=True):
             rule.matches += used.matches
         return schedule
+
+    def home(self, name: str) -> Backend:
+        """The backend that the rules give a state of that name to; where they say nothing, the first on the host."""
+        rule = next((rule for rule in self._rules if rule.holds(name, None)), None)
+        if rule is None:
+            return next(backend for backend in self.backends if backend.memory == HOST)
+        return next(backend for backend in self.backends if backend.name == rule.backend)
 
     def unmatched(self) -> list[str]:
         """The override rules that placed nothing in any graph so far; one for a phase needs a graph of that phase."""

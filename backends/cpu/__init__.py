@@ -7,8 +7,11 @@ threads.py (how a split runs), jit.py (compilation and the disk cache). Kernels 
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 from graphrt.backend import Backend, Program, Split, Support
-from graphrt.backends.cpu import registry
+from graphrt.backends.cpu import host, registry
 from graphrt.backends.cpu.jit import native
 from graphrt.backends.cpu.registry import Call, dtypes_in, floats, kernel
 from graphrt.settings import Settings
@@ -24,6 +27,13 @@ class CpuBackend(Backend):
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+
+    @property
+    def version(self) -> str:
+        """Of the kernels' sources and the processor."""
+        sources = sorted(Path(__file__).parent.glob("*.py"))
+        digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+        return f"{digest[:16]} {host.cpu_name()}"
 
     def supports(self, node: Tensor) -> Support:
         return registry.supports(node)
