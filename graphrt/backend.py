@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 
 from graphrt.buffer import HOST, Buffer, HostBuffer, Location
 from graphrt.errors import SettingsError
+from graphrt.events import PASSED, Event
 from graphrt.settings import Settings
 from graphrt.tensor import Tensor
 
@@ -60,15 +61,14 @@ class Backend(ABC):
         name: in overrides and in debug output.
         memory: the memory that it works on; backends of one memory reach each other's tensors without copies.
         limit: bytes that the memory holds, where known.
-    """
         speed: operations per second, and bytes per second of its memory, where known.
         asynchronous: programs and copies are only begun by the host, and done in that order. What fails then raises
             where it is waited for; the rest of what the same thread began is left undone until it synchronizes.
+    """
 
     name: str
     memory: str = HOST
     limit: int | None = None
-
     speed: tuple[float, float] | None = None
     asynchronous: bool = False
 
@@ -76,6 +76,7 @@ class Backend(ABC):
     def version(self) -> str:
         """Changes whenever its speed may: what was measured with another one is measured anew."""
         return ""
+
     @abstractmethod
     def supports(self, node: Tensor) -> Support:
         """Whether the backend can run the node."""
@@ -101,7 +102,21 @@ class Backend(ABC):
         return HostBuffer.allocate(nbytes)
 
     def synchronize(self) -> None:  # noqa: B027 -- nothing to wait for is the rule
-        """Wait until everything that was begun on this device is done."""
+        """Wait until everything that was begun on this device is done.
+
+        Raises: what the calling thread's work failed with; the device can then be used again.
+        """
+
+    def record(self) -> Event:
+        """Mark the point after everything begun on this device so far."""
+        return PASSED
+
+    def wait_for(self, event: Event) -> None:
+        """Let what is begun later wait for an event of another device; an asynchronous one does not block the host."""
+        event.wait()
+
+    def drop(self, thread: int) -> None:  # noqa: B027 -- nothing waits in a queue as a rule
+        """Leave undone what a thread (threading.get_ident) has begun and the device has not; it raises Cancelled."""
 
     @abstractmethod
     def compile(self, split: Split) -> Program:

@@ -29,11 +29,33 @@ class Buffer(ABC):
 
     @abstractmethod
     def read(self, offset: int, nbytes: int) -> Array:
-        """Bytes from `offset` on, as u8 on the host."""
+        """Bytes from `offset` on, as u8 on the host, after everything that was begun on the device."""
 
     @abstractmethod
     def write(self, offset: int, data: Array) -> None:
-        """Put bytes (u8, on the host) at `offset`."""
+        """Put bytes (u8, on the host) at `offset`; they may be changed as soon as this returns."""
+
+    def begin_read(self, offset: int, into: Array, label: str) -> None:
+        """Begin to bring bytes from `offset` on into an array of u8, complete when the device's next event has passed.
+
+        Args:
+            label: what is copied and where to, for the error of a copy that fails.
+        """
+        try:
+            into[:] = self.read(offset, into.nbytes)
+        except Exception as error:
+            raise failed_copy(label, error) from error
+
+    def begin_write(self, offset: int, data: Array, label: str) -> None:
+        """Begin to put bytes at `offset`; nobody may change `data` until the device's next event has passed.
+
+        Args:
+            label: as in `begin_read`.
+        """
+        try:
+            self.write(offset, data)
+        except Exception as error:
+            raise failed_copy(label, error) from error
 
     @property
     def address(self) -> int:
@@ -43,6 +65,11 @@ class Buffer(ABC):
     def view(self, tensor: Tensor, offset: int) -> Array:
         """The elements of a tensor whose first one lies at `offset`, as a NumPy array over these bytes."""
         raise KernelError(f"[{self.memory}] {tensor!r} is out of the host's reach; the scheduler must copy it")
+
+
+def failed_copy(label: str, error: Exception) -> KernelError:
+    """The error of a copy that failed."""
+    return KernelError(f"[copy] {label} failed: {error}")
 
 
 class HostBuffer(Buffer):

@@ -6,7 +6,7 @@ weight that an offloaded mul_mat_id reads is copied by expert: only the rows of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from graphrt.buffer import HOST
@@ -39,6 +39,12 @@ class Copy:
     def nbytes(self) -> int:
         """Bytes at most; of a weight by expert, those of all experts."""
         return self.last - self.first
+
+    def is_staged(self, home: str, asynchronous: Container[str]) -> bool:
+        """Whether its bytes wait on the host for the device: all but weights of the host, which do not change."""
+        if self.memory == HOST or (home not in asynchronous and self.memory not in asynchronous):
+            return False
+        return home != HOST or self.value.root.role not in ("weight", "constant")
 
 
 @dataclass

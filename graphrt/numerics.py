@@ -9,6 +9,7 @@ and whatever is computed from these (a mask of -inf that leaves experts or token
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from math import isinf
 from typing import TYPE_CHECKING
@@ -85,16 +86,17 @@ def execute_watched(plan: Plan, *, compare: bool) -> None:
         the reference's than its op allows.
     """
     watch = _Watch(plan)
-    for item, step in plan.steps_by_node():
-        if not isinstance(item, Tensor):
+    with closing(plan.steps_by_node()) as steps:
+        for item, step in steps:
+            if not isinstance(item, Tensor):
+                step()
+                continue
+            before = plan.sources(item) if compare else watch.overwritten(item)
             step()
-            continue
-        before = plan.sources(item) if compare else watch.overwritten(item)
-        step()
-        got = plan.value(item)
-        watch.check_finite(item, got, before)
-        if compare:
-            watch.compare(item, got, before)
+            got = plan.value(item)
+            watch.check_finite(item, got, before)
+            if compare:
+                watch.compare(item, got, before)
 
 
 Sources = list[Array | None]

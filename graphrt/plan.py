@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +17,7 @@ from graphrt.buffer import HOST, Buffer, Location
 from graphrt.copies import Copy
 from graphrt.dtypes import Array
 from graphrt.errors import Cancelled, GraphError
+from graphrt.events import Event
 from graphrt.numerics import execute_watched
 from graphrt.placement import Placement
 from graphrt.profile import Profile, execute_timed, measure
@@ -21,10 +25,11 @@ from graphrt.residents import Residents
 from graphrt.schedule import Schedule
 from graphrt.splits import SplitNodes
 from graphrt.tensor import Tensor
-from graphrt.transfer import copy_step
+from graphrt.transfer import End, Slot, copy_step
 
 Step = Callable[[], None]
 Watch = Callable[[Tensor, Array], bool | None]
+Result = TypeVar("Result")
 
 
 class Plan:
@@ -50,14 +55,19 @@ class Plan:
         self.schedule = schedule
         self.graph = schedule.graph
         self._arenas, self._residents = arenas, residents
+        self._backends = {backend.memory: backend for backend in schedule.backends}
+        self._devices = [backend for backend in schedule.backends if backend.asynchronous]
+        self._slot = Slot()
         self._splits = [self._locate(part) for part in schedule.splits]
         self._steps: list[Step] = []
         for number, part in enumerate(self._splits):
             self._steps += self._copies_before(number)
             self._steps.append(part.backend.compile(part).run)
-        self._steps += self._copies_before(len(self._splits))
+        self._output_steps = self._copies_before(len(self._splits))
+        self._all_steps = [*self._steps, *self._output_steps]
         self._inputs = {name: self._place(leaf, HOST).array(leaf) for name, leaf in self.graph.inputs.items()}
         self._cancelled = False
+        self._thread: int | None = None
         self._check_numerics = check_numerics
         self._print_times = print_times
 
@@ -101,36 +111,74 @@ class Plan:
         if self._print_times:
             print(execute_timed(self), file=sys.stderr)
             return
-        self._cancelled = False
-        for step in self._steps:
-            if self._cancelled:
-                raise _cancelled()
-            step()
+        self._go(self._all_steps, self._synchronize)
+
+    def begin(self, slot: int) -> tuple[list[Array], list[Event]]:
+        """Begin a run over what the inputs hold now, which may be written again afterwards; a Pipeline's way to run.
+
+        Args:
+            slot: from 1 on, a number of its own for each run under way.
+        Returns: the outputs, in memory of their own, and the events after which they hold what they should.
+        Raises: as `execute`.
+        """
+        if self._check_numerics or self._print_times:
+            self.execute()
+            return [self.output(i).copy() for i in range(len(self.graph.outputs))], []
+        self._slot.number = slot
+        try:
+            return self._go(self._steps, self._begin_outputs)
+        finally:
+            self._slot.number = 0
 
     def cancel(self) -> None:
-        """Stop the present run, from any thread, at its next split or copy."""
+        """Stop the present run, from any thread, at its next split or copy; if there is none, the next one."""
         self._cancelled = True
+        if self._thread is not None:
+            self.drop(self._thread)
+
+    def forget_cancel(self) -> None:
+        """Take back a `cancel` that no run has met."""
+        self._cancelled = False
+
+    def drop(self, thread: int) -> None:
+        """Leave undone what a thread of the host has begun on the plan's devices and they have not."""
+        for device in self._devices:
+            device.drop(thread)
+
+    def abandon(self) -> None:
+        """Drop what this thread has begun on the plan's devices, wait for the rest, and forget what failed."""
+        self.drop(threading.get_ident())
+        for device in self._devices:
+            with suppress(Exception):  # whoever abandons a run knows why
+                device.synchronize()
 
     def observe(self, watch: Watch) -> None:
         """Run node by node, and show each result to `watch(node, array)`; a return of False stops the run.
 
         Raises: Cancelled if watch returned False.
         """
-        for item, step in self.steps_by_node():
-            step()
-            if isinstance(item, Tensor) and watch(item, self.value(item)) is False:
-                raise Cancelled(f"[plan] the run was stopped after {item.name}")
+        with closing(self.steps_by_node()) as steps:
+            for item, step in steps:
+                step()
+                if isinstance(item, Tensor) and watch(item, self.value(item)) is False:
+                    raise Cancelled(f"[plan] the run was stopped after {item.name}")
 
-    def steps_by_node(self) -> Iterator[tuple[Tensor | Copy, Step]]:
-        """Every copy and node in the order of execution, each with what runs it alone.
+    def steps_by_node(self) -> Generator[tuple[Tensor | Copy, Step], None, None]:
+        """Every copy and node in the order of execution, each with what runs it alone; to be closed if not exhausted.
 
         Raises: Cancelled if `cancel` was called, at the next one.
         """
-        self._cancelled = False
-        for item, step in self._single_steps:
-            if self._cancelled:
-                raise _cancelled()
-            yield item, step
+        try:
+            for item, step in self._single_steps:
+                if self._cancelled:
+                    raise _cancelled()
+                yield item, step
+            self._synchronize()
+        except BaseException:
+            self.abandon()
+            raise
+        finally:
+            self._cancelled = False
 
     def profile(self, repeats: int = 5) -> Profile:
         """Time every node and copy over what the inputs hold now; what the graph writes is written again each time."""
@@ -182,6 +230,38 @@ class Plan:
             )
         memory[...] = array
 
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def _go(self, steps: Sequence[Step], end: Callable[[], Result]) -> Result:
+        """Take the steps one after the other, then end the run; leave nothing behind on the devices if it fails."""
+        self._thread = threading.get_ident()
+        try:
+            for step in steps:
+                if self._cancelled:
+                    raise _cancelled()
+                step()
+            return end()
+        except BaseException:
+            self.abandon()
+            raise
+        finally:
+            self._thread = None
+            self._cancelled = False
+
+    def _synchronize(self) -> None:
+        for device in self._devices:
+            device.synchronize()
+
+    def _begin_outputs(self) -> tuple[list[Array], list[Event]]:
+        arrays = []
+        for output in self.graph.outputs:
+            memory = self.schedule.placements.memory_of(output)
+            array, place = np.empty(output.extent, np.uint8), self._place(output, memory)
+            label = f"{output.name} ({output.nbytes:,} bytes) from {memory} to {HOST}"
+            place.buffer.begin_read(place.offset, array, label)
+            arrays.append(output.array_over(array))
+        return arrays, [device.record() for device in self._devices]
+
     # -- where things lie ------------------------------------------------------------------------------------------
 
     @cached_property
@@ -225,13 +305,16 @@ class Plan:
         for copy in self.schedule.copies.before.get(number, ()):
             home = self.schedule.placements.memory_of(copy.value)
             value = self._place(copy.value, home)
-            source = value.after(copy.first - copy.value.offset)
-            target = Location(self._arenas[copy.memory], self.schedule.memory.offsets[copy])
+            source = self._end(value.after(copy.first - copy.value.offset))
+            target = self._end(Location(self._arenas[copy.memory], self.schedule.memory.offsets[copy]))
             chosen = None
             if copy.experts is not None:
-                chosen = self._place(copy.experts, self.schedule.placements.memory_of(copy.experts))
-            steps.append(copy_step(copy, source, target, chosen))
+                chosen = self._end(self._place(copy.experts, self.schedule.placements.memory_of(copy.experts)))
+            steps.append(copy_step(copy, source, target, chosen, self._slot))
         return steps
+
+    def _end(self, place: Location) -> End:
+        return End(place, self._backends[place.buffer.memory])
 
 
 def _cancelled() -> Cancelled:

@@ -13,6 +13,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -226,9 +227,10 @@ def execute_timed(plan: Plan) -> str:
 def _run_steps(plan: Plan, backends: Sequence[Backend]) -> list[tuple[Tensor | Copy, float, float]]:
     """Every step with its start and its seconds."""
     times = []
-    for item, step in plan.steps_by_node():
-        start = time.perf_counter()
-        times.append((item, start, _timed(step, backends)))
+    with closing(plan.steps_by_node()) as taken:
+        for item, step in taken:
+            start = time.perf_counter()
+            times.append((item, start, _timed(step, backends)))
     return times
 
 

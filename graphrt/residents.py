@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import numpy as np
 
 from graphrt.buffer import HOST, Buffer, HostBuffer
-from graphrt.errors import KernelError, PlacementError
+from graphrt.errors import PlacementError
 from graphrt.placement import Placement
 from graphrt.tensor import Tensor
 
@@ -50,10 +50,7 @@ def _upload(leaf: Tensor, home: Placement) -> Buffer:
     source = HostBuffer.of_leaf(leaf)
     if source.nbytes > buffer.nbytes:
         raise PlacementError(f"[{home.backend.name}] gave {buffer.nbytes:,} bytes for {leaf!r} of {source.nbytes:,}")
-    try:
-        buffer.write(0, np.asarray(source.read(0, source.nbytes)))
-    except Exception as error:
-        raise KernelError(
-            f"[copy] {leaf.role} {leaf.name} ({source.nbytes:,} bytes) from {HOST} to {buffer.memory} failed: {error}"
-        ) from error
+    label = f"{leaf.role} {leaf.name} ({source.nbytes:,} bytes) from {HOST} to {buffer.memory}"
+    buffer.begin_write(0, source.read(0, source.nbytes), label)
+    home.backend.synchronize()
     return buffer

@@ -57,6 +57,14 @@ class Schedule:
         """Size of the compute buffers of all memories: every result, input, copy and workspace."""
         return self.memory.nbytes
 
+    @property
+    def staging_bytes(self) -> int:
+        """Host memory in which bytes wait for asynchronous devices; once for each run under way."""
+        asynchronous = {backend.memory for backend in self.backends if backend.asynchronous}
+        memory_of = self.placements.memory_of
+        staged = (copy for copy in self.copies.all() if copy.is_staged(memory_of(copy.value), asynchronous))
+        return sum(copy.nbytes for copy in staged)
+
     def resident(self, memory: str) -> list[Tensor]:
         """The weights and states that live in a memory; of leafs over the same bytes, the first."""
         there: dict[object, Tensor] = {}

@@ -153,6 +153,7 @@ class Context(Sequences):
             if step.mask is not None:
                 sees = visible(batch.pos, batch.seq_ids, cells.positions[:seen], cells.sequences[:seen], 0)
                 step.mask[...] = np.where(sees, 0, -np.inf)
+            step.plan.forget_cancel()  # one that came after an earlier run; what is asked from here on stops this one
             self.last_plan = step.plan
             if self._cancelled:
                 raise Cancelled("[context] the run was cancelled between two ubatches")

@@ -1,7 +1,8 @@
 """The sim backend: a pretend device, for what a scheduler must get right before there is hardware.
 
 It has memory of its own, with a limit, that nothing but its programs reaches; ops that it lacks; rates by which a
-virtual clock runs; and failures on demand. It computes through the ops' references, so its results are right.
+virtual clock runs; and failures on demand. It computes through the ops' references, so its results are right. It may
+work while the host goes on, as GPUs do.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from collections.abc import Iterable
 from weakref import WeakSet
 
 from graphrt.backend import YES, Backend, Split, Support
-from graphrt.backends.sim.clock import Clock, Rates
+from graphrt.backends.sim.clock import Clock, Host, Rates
 from graphrt.backends.sim.failures import Failures
 from graphrt.backends.sim.memory import SimBuffer
 from graphrt.backends.sim.program import SimProgram, Step
+from graphrt.backends.sim.queue import AtOnce, InOrder, Queue
 from graphrt.errors import PlacementError
+from graphrt.events import Event
 from graphrt.settings import Settings
 from graphrt.tensor import Tensor
 
-__all__ = ["Clock", "Failures", "Rates", "SimBackend", "SimBuffer", "create"]
+__all__ = ["Clock", "Failures", "Host", "Rates", "SimBackend", "SimBuffer", "create"]
 
 
 class SimBackend(Backend):
@@ -32,6 +35,8 @@ class SimBackend(Backend):
         fail_copy: the number of the copy that fails, counted from 1 in either direction.
         fail_kernel: the number of the kernel that fails, counted from 1, or the name of an op whose next kernel fails.
         failure: what is raised then, once.
+        asynchronous: work in the order in which it is begun, while the host goes on.
+        host: its virtual time; give devices the same to see how their work overlaps.
     """
 
     def __init__(
@@ -46,17 +51,21 @@ class SimBackend(Backend):
         fail_copy: int | None = None,
         fail_kernel: int | str | None = None,
         failure: BaseException | None = None,
+        asynchronous: bool = False,
+        host: Host | None = None,
     ) -> None:
         self.name = self.memory = name
         self.limit = limit
+        self.speed = (flops, bandwidth)
         self.missing = frozenset(missing)
-        self.clock = Clock(Rates(flops, bandwidth, link))
+        self.clock = Clock(Rates(flops, bandwidth, link), host or Host())
         self.failures = Failures(fail_copy, fail_kernel, failure or RuntimeError("a failure on demand"))
+        self.asynchronous = asynchronous
+        self._queue: Queue = InOrder(name, self.clock) if asynchronous else AtOnce(self.clock)
         self._buffers: WeakSet[SimBuffer] = WeakSet()
 
     @property
     def used(self) -> int:
-        self.speed = (flops, bandwidth)
         """Bytes of the memory that are taken now."""
         return sum(buffer.nbytes for buffer in self._buffers)
 
@@ -75,12 +84,24 @@ class SimBackend(Backend):
                 f"[{self.name}] no room for {nbytes:,} bytes: {self.used:,} of {self.limit:,} are taken; "
                 f'move weights away with an override ("regex=cpu"), or drop plans with Scheduler.clear()'
             )
-        buffer = SimBuffer(self.memory, nbytes, self.clock, self.failures)
+        buffer = SimBuffer(self.memory, nbytes, self._queue, self.clock, self.failures)
         self._buffers.add(buffer)
         return buffer
 
+    def record(self) -> Event:
+        return self._queue.record()
+
+    def wait_for(self, event: Event) -> None:
+        self._queue.wait_for(event)
+
+    def synchronize(self) -> None:
+        self._queue.synchronize()
+
+    def drop(self, thread: int) -> None:
+        self._queue.drop(thread)
+
     def compile(self, split: Split) -> SimProgram:
-        return SimProgram([Step.of(node, split) for node in split.nodes], self.clock, self.failures)
+        return SimProgram([Step.of(node, split) for node in split.nodes], self._queue, self.clock, self.failures)
 
 
 def create(settings: Settings) -> SimBackend:

@@ -20,18 +20,40 @@ class Rates:
 
 
 @dataclass
+class Host:
+    """The host's virtual time in seconds: it moves on when the host waits for a device; devices may share it."""
+
+    now: float = 0.0
+
+    def reach(self, time: float) -> None:
+        """Move on to a time, unless it is over."""
+        self.now = max(self.now, time)
+
+
+@dataclass
 class Clock:
-    """Seconds, bytes and number of every kind of work since the clock began: each op's name, "upload", "download"."""
+    """Seconds, bytes and number of every kind of work since the clock began: each op's name, "upload", "download".
+
+    Args:
+        now: virtual time at which the work done so far ended; later work begins then, or when the host began it, or
+            when the event passed that it waits for, whichever is last.
+    """
 
     rates: Rates
+    host: Host = field(default_factory=Host)
+    now: float = 0.0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     nbytes: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     count: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     @property
     def total(self) -> float:
-        """All seconds."""
+        """All seconds of work."""
         return sum(self.seconds.values())
+
+    def reach(self, time: float) -> None:
+        """Move on to a time, idle, unless it is over."""
+        self.now = max(self.now, time)
 
     def compute(self, op: str, cost: Cost) -> None:
         """Advance by one node: as long as its operations or its bytes take, whichever is longer."""
@@ -42,7 +64,7 @@ class Clock:
         self._add(direction, nbytes / self.rates.link, nbytes)
 
     def reset(self) -> None:
-        """Begin again at zero."""
+        """Count again from zero; time goes on."""
         for counts in (self.seconds, self.nbytes, self.count):
             counts.clear()
 
@@ -54,6 +76,7 @@ class Clock:
         )
 
     def _add(self, kind: str, seconds: float, nbytes: int) -> None:
+        self.now += seconds
         self.seconds[kind] += seconds
         self.nbytes[kind] += nbytes
         self.count[kind] += 1

@@ -9,6 +9,7 @@ from graphrt.backend import Program, Split
 from graphrt.backends.sim.clock import Clock
 from graphrt.backends.sim.failures import Failures
 from graphrt.backends.sim.memory import SimBuffer
+from graphrt.backends.sim.queue import Queue
 from graphrt.dtypes import Array
 from graphrt.errors import GraphError, KernelError
 from graphrt.op import Cost, Op
@@ -57,14 +58,18 @@ def _array(tensor: Tensor, split: Split) -> Array:
 class SimProgram(Program):
     """The steps of a split, one after the other."""
 
-    def __init__(self, steps: Sequence[Step], clock: Clock, failures: Failures) -> None:
-        self._steps, self._clock, self._failures = steps, clock, failures
+    def __init__(self, steps: Sequence[Step], queue: Queue, clock: Clock, failures: Failures) -> None:
+        self._steps, self._queue, self._clock, self._failures = steps, queue, clock, failures
 
     def run(self) -> None:
-        """Run every node once.
+        """Run every node once, or begin to.
 
-        Raises: KernelError that names the node whose kernel failed; GraphError for ids outside their rows.
+        Raises, there or where it is waited for: KernelError that names the node whose kernel failed; GraphError for ids
+            outside their rows.
         """
+        self._queue.begin(self._run)
+
+    def _run(self) -> None:
         for step in self._steps:
             try:
                 self._failures.before_kernel(step.op.name)
