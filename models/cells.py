@@ -72,11 +72,7 @@ class Cells:
 
     def require_free(self, count: int) -> None:
         """Raise GraphError unless `count` cells are free."""
-        if count > self.size - self.used:
-            raise GraphError(
-                f"[context] n_ctx is {self.size} tokens, {self.used} are in use, {count} more asked for; "
-                f"load the model with n_ctx={self.used + count} or more, shorten the prompt, or clear the context"
-            )
+        require_room(self.size, self.used, count)
 
     def find(self, count: int) -> Array:
         """Indices of `count` free cells, the lowest ones in rising order, i64.
@@ -294,6 +290,15 @@ class Cells:
 
     def _are_free(self, cells: slice) -> bool:
         return bool((self.positions[cells] == EMPTY).all())
+
+
+def require_room(size: int, used: int, count: int) -> None:
+    """Raise GraphError unless `count` more of `size` cells are free when `used` are in use."""
+    if count > size - used:
+        raise GraphError(
+            f"[context] n_ctx is {size} tokens, {used} are in use, {count} more asked for; "
+            f"load the model with n_ctx={used + count} or more, shorten the prompt, or clear the context"
+        )
 
 
 def _checked(sequence: int) -> int:

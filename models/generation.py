@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
+from graphrt.dtypes import Array
 from graphrt.errors import GraphError
 from graphrt.models.batch import Batch
-from graphrt.models.context import Context
+from graphrt.models.context import Context, Progress
 from graphrt.models.sampling import Sampler
 from graphrt.models.tokenizer import Tokenizer
 
@@ -23,15 +24,17 @@ class Timings:
 
     compile_seconds: float = 0.0  # of the plans for prompt and decoding; next to nothing where they are at hand
     prompt_tokens: int = 0
+    reused_tokens: int = 0  # of the prompt, which the context knew already
     prompt_seconds: float = 0.0
     decoded_tokens: int = 0
     decode_seconds: float = 0.0  # of the graph's runs, and of the little that stands around them
     sample_seconds: float = 0.0
+    context_shifts: int = 0  # how often the full context let go of older tokens
 
     @property
     def prompt_rate(self) -> float:
-        """Tokens of the prompt a second."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+        """Tokens of the prompt a second, of those that were run."""
+        return (self.prompt_tokens - self.reused_tokens) / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def decode_rate(self) -> float:
@@ -43,12 +46,15 @@ class Generation(Iterator[str]):
     """The pieces of text that a model writes after a prompt; iterate to make them.
 
     Args:
-        context: lends an empty context for as long as tokens are made.
+        context: lends a context that knows a beginning of the prompt or nothing, for as long as tokens are made.
         tokenizer: turns tokens into text.
         sampler: chooses tokens.
         prompt: token ids.
         max_tokens: end after that many; None: at the end token, or when the context is full.
         stop: end before any of these strings, which are not given out.
+        context_shift: when the context is full, forget half of it and go on.
+        keep: tokens at the prompt's beginning that are not forgotten then, -1: all of them; a BOS token never is.
+        progress: is told of a long prompt, progress(tokens done, tokens in all).
     Attributes:
         tokens: ids written so far, without the end token.
         finish_reason: why it ended, "running" until then.
@@ -58,12 +64,16 @@ class Generation(Iterator[str]):
 
     def __init__(
         self,
-        context: Callable[[], AbstractContextManager[Context]],
+        context: Callable[[Sequence[int]], AbstractContextManager[Context]],
         tokenizer: Tokenizer,
         sampler: Sampler,
         prompt: Sequence[int],
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        *,
+        context_shift: bool = False,
+        keep: int = 0,
+        progress: Progress | None = None,
     ) -> None:
         if max_tokens is not None and max_tokens < 0:
             raise GraphError(f"[generate] max_tokens is {max_tokens}; it must be 0 or more, or None for no limit")
@@ -76,6 +86,8 @@ class Generation(Iterator[str]):
         self._prompt = prompt
         self._max_tokens = max_tokens
         self._stop = StopStrings(stop)
+        self._keep = self._kept(keep) if context_shift else None
+        self._progress = progress
         self._pieces = self._run()
 
     def __next__(self) -> str:
@@ -87,7 +99,7 @@ class Generation(Iterator[str]):
 
     def _run(self) -> Generator[str, None, None]:
         text = self._tokenizer.stream()
-        with self._lend() as context:
+        with self._lend(self._prompt) as context:
             for token in self._choose_tokens(context):
                 self.tokens.append(token)
                 piece = self._stop.push(text.push(token))
@@ -107,12 +119,14 @@ class Generation(Iterator[str]):
             return
         timings = self.timings
         ends = self._tokenizer.vocabulary.end_of_generation
+        position = timings.prompt_tokens = len(self._prompt)
+        timings.reused_tokens = context.seq_pos_max(0) + 1
+        rest = self._prompt[timings.reused_tokens :]
         start = perf_counter()
-        context.prepare(len(self._prompt))
+        context.prepare(len(rest))
         timings.compile_seconds = perf_counter() - start
         start = perf_counter()
-        logits = context.decode(Batch.of(self._prompt))[-1]
-        position = timings.prompt_tokens = len(self._prompt)
+        logits = self._run_prompt(context, rest, timings.reused_tokens)
         timings.prompt_seconds = perf_counter() - start
         while True:
             start = perf_counter()
@@ -125,14 +139,31 @@ class Generation(Iterator[str]):
             if len(self.tokens) == self._max_tokens:
                 self.finish_reason = "max_tokens"
                 return
-            if position == context.size:
-                self.finish_reason = "context full"
-                return
+            if context.cells.used == context.size:
+                if self._keep is None:
+                    self.finish_reason = "context full"
+                    return
+                position -= context.shift(self._keep)
+                timings.context_shifts += 1
             start = perf_counter()
             logits = context.decode(Batch.of([token], position))[-1]
             timings.decode_seconds += perf_counter() - start
             timings.decoded_tokens += 1
             position += 1
+
+    def _run_prompt(self, context: Context, tokens: Sequence[int], start: int) -> Array:
+        """The logits after the prompt, of which `tokens` are to be run."""
+        context.progress = self._progress
+        try:
+            return context.decode(Batch.of(tokens, start))[-1]
+        finally:
+            context.progress = None
+
+    def _kept(self, keep: int) -> int:
+        """How many tokens a context shift leaves in place."""
+        length, bos = len(self._prompt), self._tokenizer.vocabulary.bos
+        begins_with_bos = bos is not None and list(self._prompt[:1]) == [bos]
+        return max(length if keep < 0 else min(keep, length), int(begins_with_bos))
 
 
 class StopStrings:

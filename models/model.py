@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,8 @@ from graphrt.models import deepseek2, llama
 from graphrt.models.batch import Batch
 from graphrt.models.blocks import Decoder
 from graphrt.models.chat import render
-from graphrt.models.context import Context
+from graphrt.models.context import Context, Progress
+from graphrt.models.context_pool import ContextPool
 from graphrt.models.generation import Generation
 from graphrt.models.gguf_file import GGUFFile
 from graphrt.models.hyperparameters import DeepSeek2Hyperparameters, LlamaHyperparameters
@@ -65,12 +65,15 @@ class ModelOptions:
         attention: the way to attend, of those that the architecture has; None: its default.
         cache_type: dtype of the KV cache: f32, f16, bf16, q8_0 or q4_0.
         n_ubatch: the most tokens in one run of a graph.
+        kv_file: a file to keep the cache of the model's first context in, mapped into memory; one that is there is gone
+            on from.
     Raises: SettingsError for a value out of range.
     """
 
     attention: str | None = None
     cache_type: str = "f16"
     n_ubatch: int = 512
+    kv_file: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.n_ubatch < 1:
@@ -113,7 +116,8 @@ class Model:
         self.scheduler = Scheduler(backends, overrides=overrides, node_overrides=node_overrides, **settings)
         if gpu_layers is not None:
             self.scheduler.add_overrides(self._device_rules(gpu_layers))
-        self._idle: list[Context] = []
+        held = self.options.kv_file
+        self.contexts = ContextPool(self.new_context, [] if held is None else [self.new_context(held)])
 
     def __repr__(self) -> str:
         return f"Model({self.file.path.name}: {self.file.architecture}, n_ctx {self.n_ctx})"
@@ -139,10 +143,21 @@ class Model:
         """The text of token ids."""
         return self.tokenizer.decode(ids)
 
-    def new_context(self) -> Context:
-        """A context of its own: an empty KV cache of n_ctx cells."""
+    def new_context(self, kv_file: str | Path | None = None) -> Context:
+        """A context of its own: an empty KV cache of n_ctx cells, or one in a file, with what that holds.
+
+        Raises: FormatError if the file is damaged, or of another model or size; SettingsError if it is in use.
+        """
         options = self.options
-        return Context(self.decoder, self.scheduler.fork(), self.n_ctx, options.cache_type, options.n_ubatch)
+        return Context(
+            self.decoder,
+            self.scheduler.fork(),
+            self.n_ctx,
+            options.cache_type,
+            options.n_ubatch,
+            kv_file=kv_file,
+            architecture=self.file.architecture,
+        )
 
     def logits(self, tokens: Sequence[int]) -> Array:
         """The logits after each token, in a fresh context.
@@ -151,7 +166,7 @@ class Model:
         Returns: [T, V] f32.
         Raises: GraphError if there is no token, or too many, or an id out of range.
         """
-        with self._context() as context:
+        with self.contexts.lend() as context:
             return context.decode(Batch.of(tokens, all_logits=True)).copy()
 
     def generate(
@@ -160,21 +175,32 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        context_shift: bool = False,
+        keep: int = 0,
+        progress: Progress | None = None,
         **sampling: Any,
     ) -> Generation:
-        """Let the model go on from a prompt.
+        """Let the model go on from a prompt; what an earlier prompt began with alike is not run again.
 
         Args:
             prompt: a text; token ids; or a chat, messages {"role": ..., "content": ...}.
             max_tokens: end after that many; None: where the model ends, or when the context is full.
             stop: end before any of these strings.
+            context_shift: when the context is full, forget the older half of it and go on, without an end.
+            keep: tokens at the prompt's beginning that are not forgotten then, -1: all of them; a BOS token never is.
+            progress: is told of a prompt of several ubatches, progress(tokens done, tokens in all).
             sampling: fields of SamplingOptions: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last, seed.
         Returns: an iterator of pieces of text, with `tokens`, `timings` and `finish_reason`.
         Raises: GraphError if the prompt is empty or longer than the context; SettingsError for a sampling option.
         """
         ids = self._prompt_ids(prompt)
         sampler = Sampler(_sampling_options(sampling), recent=ids)
-        return Generation(self._context, self.tokenizer, sampler, ids, max_tokens, stop)
+        going_on = {"context_shift": context_shift, "keep": keep, "progress": progress}
+        return Generation(self.contexts.lend, self.tokenizer, sampler, ids, max_tokens, stop, **going_on)
+
+    def close(self) -> None:
+        """Let go of the contexts that wait; a cache's file is then on the disk, and free for others."""
+        self.contexts.close()
 
     def _prompt_ids(self, prompt: str | Sequence[int] | Sequence[Message]) -> list[int]:
         if isinstance(prompt, str):
@@ -199,16 +225,6 @@ class Model:
                 f"{', '.join(backend.name for backend in self.backends)}; name one in front of them"
             )
         return gpu_layer_rules(count, len(self.decoder.layers), device)
-
-    @contextmanager
-    def _context(self) -> Iterator[Context]:
-        """An empty context that nobody else uses: an idle one with its compiled plans, or a new one."""
-        context = self._idle.pop() if self._idle else self.new_context()
-        context.clear()
-        try:
-            yield context
-        finally:
-            self._idle.append(context)
 
 
 def load(

@@ -97,9 +97,9 @@ def test_a_context_is_given_back_when_a_generation_is_closed(gguf):
     generation = model.generate(PROMPT, **GREEDY)
     next(generation)
     generation.close()
-    contexts = {id(context) for context in model._idle}
+    contexts = {id(context) for context in model.contexts.idle}
     list(model.generate(PROMPT, max_tokens=2, **GREEDY))
-    assert {id(context) for context in model._idle} == contexts
+    assert {id(context) for context in model.contexts.idle} == contexts
     assert len(contexts) == 1
 
 

@@ -76,7 +76,7 @@ def test_backends_and_overrides(gguf):
         ({"n_ubatch": 0}, "n_ubatch is 0; it must be at least 1"),
         ({"n_ctx": 0}, "n_ctx is 0; it must be at least 1"),
         ({"n_ctx": 1 << 40}, "n_ctx is 1099511627776; it must be at least 1 and below 2147483648"),
-        ({"atention": "naive"}, r"unknown option atention; known: n_ctx, threads, attention, cache_type, n_ubatch"),
+        ({"atention": "naive"}, r"unknown option atention; known: n_ctx, threads, attention, cache_type, kv_file, n_ubatch"),
         ({"backends": "abacus"}, 'no backend is called "abacus"'),
     ],
 )
