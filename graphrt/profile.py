@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Key = Literal["op", "pattern", "module", "backend"]
 SHOWN = 24  # patterns in a table, the slowest first
+SHOWN_IN_TRACE = ("op", "pattern", "module", "backend", "flops", "nbytes")  # when a box is clicked
 
 # What a name tells of its module: the first that matches a node's name, or its weight's.
 MODULES = (
@@ -57,7 +58,7 @@ class Step:
         pattern: the name of the weight that it multiplies with, else its own, with "*" for the layer's number.
         module: attention, experts, router …; see MODULES.
         backend: where it runs; of a copy, "host -> sim".
-        start: seconds from the beginning of the last repetition.
+        start, last: seconds from the beginning of the last repetition, and what it took there.
         seconds: median of the repetitions.
     """
 
@@ -69,6 +70,7 @@ class Step:
     flops: int
     nbytes: int
     start: float
+    last: float
     seconds: float
 
 
@@ -153,8 +155,8 @@ class Profile:
                 "pid": process,
                 "tid": rows[step.backend],
                 "ts": step.start * 1e6,
-                "dur": step.seconds * 1e6,
-                "args": {key: value for key, value in asdict(step).items() if key not in ("name", "start", "seconds")},
+                "dur": step.last * 1e6,  # not the median: boxes of one row must not reach into each other
+                "args": {key: value for key, value in asdict(step).items() if key in SHOWN_IN_TRACE},
             }
             for step in self.steps
         ]
@@ -207,8 +209,8 @@ def measure(plan: Plan, repeats: int = 5) -> Profile:
     describe = _Describer(plan)
     steps = []
     for same in zip(*runs, strict=True):
-        item, start, _ = same[-1]
-        steps.append(describe(item, start - begin, statistics.median(seconds for *_, seconds in same)))
+        item, start, last = same[-1]
+        steps.append(describe(item, start - begin, last, statistics.median(seconds for *_, seconds in same)))
     return Profile(tuple(steps), statistics.median(executed), repeats)
 
 
@@ -218,7 +220,7 @@ def execute_timed(plan: Plan) -> str:
     describe = _Describer(plan)
     lines = [f"run: {_milliseconds(sum(seconds for *_, seconds in steps))} in {len(steps)} nodes and copies one by one"]
     for item, start, seconds in steps:
-        step = describe(item, start, seconds)
+        step = describe(item, start, seconds, seconds)
         made = "" if isinstance(item, Copy) else f" = {step.op}"
         lines.append(f"  {seconds * 1e3:10.3f} ms  {step.name}{made} @{step.backend}")
     return "\n".join(lines)
@@ -249,11 +251,11 @@ class _Describer:
         self.placements = plan.schedule.placements
         self.modules: dict[Tensor, str] = {}
 
-    def __call__(self, item: Tensor | Copy, start: float, seconds: float) -> Step:
+    def __call__(self, item: Tensor | Copy, start: float, last: float, seconds: float) -> Step:
         if isinstance(item, Copy):
             way = f"{self.placements.memory_of(item.value)} -> {item.memory}"
             name, pattern = f"copy {item.value.name}", f"copy {pattern_of(item.value.name)}"
-            return Step(name, "copy", pattern, "copies", way, 0, item.nbytes, start, seconds)
+            return Step(name, "copy", pattern, "copies", way, 0, item.nbytes, start, last, seconds)
         assert item.op is not None
         cost, weight = item.op.cost_of(item), _weight_of(item)
         self.modules[item] = self._module(item, weight)
@@ -266,6 +268,7 @@ class _Describer:
             flops=cost.flops,
             nbytes=cost.nbytes,
             start=start,
+            last=last,
             seconds=seconds,
         )
 

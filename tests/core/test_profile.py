@@ -1,12 +1,14 @@
 """Profiles of plans."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 import graphrt
 from graphrt import Graph, Scheduler, ops
+from graphrt.backends.sim import SimBackend
 from graphrt.profile import Profile, Step, pattern_of
 
 
@@ -29,7 +31,7 @@ def test_every_node_is_timed_alone_with_its_cost(plan):
     profile = plan.profile(repeats=2)
     assert [step.name for step in profile.steps] == [node.name for node in plan.graph.nodes]
     assert all(step.seconds > 0 and step.backend == "reference" for step in profile.steps)
-    assert [a.start < b.start for a, b in zip(profile.steps, profile.steps[1:], strict=False)] == [True] * 9
+    assert [a.start < b.start for a, b in pairwise(profile.steps)] == [True] * 9
     product = profile.steps[0]
     assert (product.op, product.pattern, product.module) == ("mul_mat", "blk.*.ffn_gate.weight", "dense FFN")
     assert product.flops == 2 * 3 * 64 * 32
@@ -69,7 +71,7 @@ def test_sums_hold_every_step_once(plan):
 
 def step(name: str, seconds: float, **others) -> Step:
     about = {"op": "mul_mat", "pattern": name, "module": "attention", "backend": "cpu", "flops": 0, "nbytes": 0}
-    return Step(name=name, start=0.0, seconds=seconds, **{**about, **others})
+    return Step(name=name, start=0.0, last=seconds, seconds=seconds, **{**about, **others})
 
 
 def test_rates_are_work_over_time():
@@ -79,16 +81,49 @@ def test_rates_are_work_over_time():
     assert [one.share for one in profile.by("pattern")] == [0.75, 0.25]
 
 
-def test_the_trace_is_chromes(plan):
-    events = json.loads(json.dumps(plan.profile(repeats=1).trace("pp3", process=1)))
-    titles = [event["args"]["name"] for event in events if event["ph"] == "M"]
+@pytest.fixture(scope="module")
+def on_two_backends():
+    """The profile of a plan that copies to a device and back."""
+    x = graphrt.input("x", (3, 32))
+    y = ops.mul_mat(graphrt.weight("w", np.ones((32, 32), np.float32)), ops.silu(x))
+    scheduler = Scheduler([SimBackend(), "reference"], overrides=["w=sim"], node_overrides=["^silu$=reference"])
+    return scheduler.plan(Graph(ops.sqr(y))).profile(repeats=3)
+
+
+def test_the_trace_is_in_the_trace_event_format(on_two_backends):
+    """The JSON array form: names, phases and numbers as Chrome's Trace Event Format asks for them."""
+    events = json.loads(json.dumps(on_two_backends.trace("pp3", process=1), allow_nan=False))
+    for event in events:
+        assert event["ph"] in ("M", "X")
+        assert type(event["pid"]) is int
+        assert isinstance(event["name"], str)
+        assert isinstance(event["args"], dict)
+        assert event["name"]
+    for event in (event for event in events if event["ph"] == "M"):
+        assert event["name"] in ("process_name", "thread_name")
+        assert isinstance(event["args"]["name"], str)
+    for event in (event for event in events if event["ph"] == "X"):
+        assert type(event["tid"]) is int
+        assert isinstance(event["cat"], str)
+        assert event["ts"] >= 0
+        assert event["dur"] > 0
+
+
+def test_the_trace_has_a_titled_row_for_each_backend_and_a_box_for_each_step(on_two_backends):
+    events = on_two_backends.trace("pp3", process=1)
+    titles = {event.get("tid"): event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert titles == {None: "pp3", 0: "reference", 1: "host -> sim", 2: "sim", 3: "sim -> host"}
     boxes = [event for event in events if event["ph"] == "X"]
-    assert titles == ["pp3", "reference"]
+    assert [box["name"] for box in boxes] == [step.name for step in on_two_backends.steps]
+    assert all(titles[box["tid"]] == box["args"]["backend"] for box in boxes)
     assert {event["pid"] for event in events} == {1}
-    assert [box["name"] for box in boxes] == [node.name for node in plan.graph.nodes]
-    ends = [box["ts"] + box["dur"] for box in boxes]
-    assert all(box["ts"] >= 0 and box["dur"] > 0 for box in boxes)
-    assert ends[-1] > ends[0]
+
+
+def test_boxes_follow_each_other(on_two_backends):
+    """One step runs at a time, so no box may reach into the next; a viewer would drop such a one."""
+    boxes = [event for event in on_two_backends.trace() if event["ph"] == "X"]
+    assert boxes[0]["ts"] == 0
+    assert all(box["ts"] + box["dur"] <= after["ts"] for box, after in pairwise(boxes))
 
 
 def test_it_prints_as_tables(plan):
