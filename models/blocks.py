@@ -17,6 +17,7 @@ from graphrt.models.hyperparameters import RopeParameters
 from graphrt.models.routing import Routing
 from graphrt.models.ubatch import UBatch
 from graphrt.models.weights import Weights
+from graphrt.ops.rope import Rotation
 from graphrt.tensor import Tensor
 
 
@@ -38,23 +39,17 @@ class Rope:
     parameters: RopeParameters
     freq_factors: Tensor | None = None  # [dims / 2], that the frequencies are divided by
 
-    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [T, H, W] -> [T, H, W], the first `dims` of W rotated."""
-        rope = self.parameters
-        return ops.rope(
-            x,
-            positions,
-            self.freq_factors,
-            mode="normal",
-            dims=rope.dims,
-            base=rope.base,
-            freq_scale=rope.freq_scale,
-            ext_factor=rope.ext_factor,
-            beta_fast=rope.beta_fast,
-            beta_slow=rope.beta_slow,
-            original_context=rope.original_context,
-            magnitude=rope.magnitude,
-        )
+    def rotation(self, first: int = 0) -> Rotation:
+        """The same for rows whose elements from `first` on are rotated."""
+        return Rotation(mode="normal", first=first, **vars(self.parameters))
+
+    def __call__(self, x: Tensor, positions: Tensor, first: int = 0) -> Tensor:
+        """x [T, H, W] -> [T, H, W], `dims` of W rotated from `first` on."""
+        return ops.rope(x, positions, self.freq_factors, **vars(self.rotation(first)))
+
+    def for_cache(self, k: Tensor, batch: UBatch) -> Tensor:
+        """Keys [T, G, W] as the cache is to keep them: rotated, or, where attention rotates them, as they are."""
+        return k if batch.cache.k_rotation == "unroped" else self(k, batch.positions)
 
 
 class Attention(ABC):
@@ -182,9 +177,15 @@ class Decoder:
         for number, layer in enumerate(self.layers):
             x = layer(x, number, batch, last=number == len(self.layers) - 1)  # [T, D]; [R, D] after the last
         if x.shape[0] == 0:
-            return Graph(batch.written, phase=phase)
+            return Graph(batch.written, phase=phase, notes=batch.notes)
         x = self.output_norm(x).named("result_norm")  # [R, D]
-        return Graph(ops.mul_mat(self.output, x).named("result_output"), phase=phase)  # [R, V]
+        logits = ops.mul_mat(self.output, x).named("result_output")  # [R, V]
+        return Graph(logits, phase=phase, notes=batch.notes)
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself where its elements lie in order, else a copy in order."""
+    return x if x.is_dense else ops.cont(x)
 
 
 def load_output(weights: Weights, embedding: Tensor) -> Tensor:

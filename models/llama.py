@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from math import sqrt
 
 from graphrt import ops
+from graphrt.errors import SettingsError
 from graphrt.models.blocks import Attention, Decoder, Experts, FeedForward, Layer, RMSNorm, Rope, load_output
 from graphrt.models.hyperparameters import LlamaHyperparameters
+from graphrt.models.options import ModelOptions
 from graphrt.models.routing import Routing
 from graphrt.models.ubatch import UBatch
 from graphrt.models.weights import Weights
@@ -71,30 +73,32 @@ class GroupedQueryAttention(Attention):
         k = self.k(x).reshape(tokens, self.kv_heads, -1)  # [T, G, W]
         v = self.v(x).reshape(tokens, self.kv_heads, -1).named(f"Vcur-{layer}")  # [T, G, W]
         q = self.rope(q, batch.positions).named(f"Qcur-{layer}")  # [T, H, W]
-        k = self.rope(k, batch.positions).named(f"Kcur-{layer}")  # [T, G, W]
+        k = self.rope.for_cache(k, batch).named(f"Kcur-{layer}")  # [T, G, W]
         keys = batch.write(layer, "k", k)  # [N, G, W]
         values = batch.write(layer, "v", v)  # [N, G, W]
-        y = batch.attend(q, keys, values, scale=1 / sqrt(q.shape[-1])).named(f"kqv-{layer}")  # [T, H, W]
+        turns = {"rope": self.rope.rotation(), "freq_factors": self.rope.freq_factors}
+        y = batch.attend(q, keys, values, scale=1 / sqrt(q.shape[-1]), **turns).named(f"kqv-{layer}")  # [T, H, W]
         return self.output(y.reshape(tokens, -1))  # [T, D]
 
 
-ATTENTION = {"naive": GroupedQueryAttention}
-
-
-def load(hp: LlamaHyperparameters, weights: Weights, attention: str = "naive") -> Decoder:
+def load(hp: LlamaHyperparameters, weights: Weights, options: ModelOptions) -> Decoder:
     """The model of a file's hyperparameters and weights.
 
-    Raises: FormatError if a tensor is missing or has another shape.
+    Raises: FormatError if a tensor is missing or has another shape; SettingsError if an option is not for llama.
     """
-    variant = ATTENTION[attention]
+    if options.mla is not None:
+        raise SettingsError(
+            f'[load] mla is "{options.mla}", but llama models have no latents to attend to: leave it out'
+        )
     embedding = weights.take("token_embd.weight", (hp.vocabulary, hp.embedding))
     rope = Rope(hp.rope, weights.find("rope_freqs.weight", (hp.rope.dims // 2,)))
+    attention = [GroupedQueryAttention.load(hp, weights, n, rope) for n in range(hp.layers)]
     return Decoder(
         embedding=embedding,
-        layers=[_load_layer(hp, weights, n, variant.load(hp, weights, n, rope)) for n in range(hp.layers)],
+        layers=[_load_layer(hp, weights, n, each) for n, each in enumerate(attention)],
         output_norm=RMSNorm(weights.take("output_norm.weight", (hp.embedding,)), hp.norm_eps),
         output=load_output(weights, embedding),
-        cache_layout=variant.cache_layout(hp),
+        cache_layout=GroupedQueryAttention.cache_layout(hp),
     )
 
 

@@ -23,6 +23,9 @@ from graphrt.models.generation import Generation
 from graphrt.models.gguf_file import GGUFFile
 from graphrt.models.hyperparameters import DeepSeek2Hyperparameters, LlamaHyperparameters
 from graphrt.models.kv_cache import cache_dtype
+from graphrt.models.mla_choice import RateSource
+from graphrt.models.mla_rates import MeasuredRates
+from graphrt.models.options import ModelOptions
 from graphrt.models.sampling import Sampler, SamplingOptions
 from graphrt.models.tokenizer import Tokenizer
 from graphrt.models.weights import Weights
@@ -42,42 +45,20 @@ class Architecture:
 
     Args:
         read: its hyperparameters from a file.
-        load: the model from these, the weights and the name of an attention variant.
-        attention: the variants, the default first.
+        load: the model from these, the weights, the options, and what tells the rates of the machine.
     """
 
     read: Callable[[GGUFFile], Any]
-    load: Callable[[Any, Weights, str], Decoder]
-    attention: tuple[str, ...]
+    load: Callable[[Any, Weights, ModelOptions, RateSource], Decoder]
 
 
 ARCHITECTURES = {
-    "llama": Architecture(LlamaHyperparameters.from_file, llama.load, tuple(llama.ATTENTION)),
-    "deepseek2": Architecture(DeepSeek2Hyperparameters.from_file, deepseek2.load, tuple(deepseek2.ATTENTION)),
+    "llama": Architecture(
+        read=LlamaHyperparameters.from_file,
+        load=lambda hp, weights, options, _: llama.load(hp, weights, options),  # there is nothing to choose by rates
+    ),
+    "deepseek2": Architecture(read=DeepSeek2Hyperparameters.from_file, load=deepseek2.load),
 }
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """The options of a model.
-
-    Args:
-        attention: the way to attend, of those that the architecture has; None: its default.
-        cache_type: dtype of the KV cache: f32, f16, bf16, q8_0 or q4_0.
-        n_ubatch: the most tokens in one run of a graph.
-        kv_file: a file to keep the cache of the model's first context in, mapped into memory; one that is there is gone
-            on from.
-    Raises: SettingsError for a value out of range.
-    """
-
-    attention: str | None = None
-    cache_type: str = "f16"
-    n_ubatch: int = 512
-    kv_file: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.n_ubatch < 1:
-            raise SettingsError(f"[load] n_ubatch is {self.n_ubatch}; it must be at least 1")
 
 
 class Model:
@@ -88,7 +69,7 @@ class Model:
         hyperparameters: the numbers that shape the model.
         decoder: its weights and graph.
         n_ctx: cells of each context.
-        options: attention variant, cache type, ubatch.
+        options: how it attends, what the cache holds, tokens of a ubatch.
         scheduler: says where its graphs run; each context has plans of its own, over the same weights.
     """
 
@@ -108,12 +89,12 @@ class Model:
         self.options = options or ModelOptions()
         architecture = _architecture(file)
         self.hyperparameters = architecture.read(file)
-        self.decoder = _load_decoder(file, architecture, self.hyperparameters, self.options)
         self.n_ctx = min(self.hyperparameters.context, DEFAULT_CONTEXT) if n_ctx is None else n_ctx
         if not 1 <= self.n_ctx < MAX_CONTEXT:
             raise SettingsError(f"[load] n_ctx is {n_ctx}; it must be at least 1 and below {MAX_CONTEXT}")
-        cache_dtype(self.options.cache_type, self.decoder.cache_layout)
         self.scheduler = Scheduler(backends, overrides=overrides, node_overrides=node_overrides, **settings)
+        self.decoder = self._load_decoder(architecture)
+        cache_dtype(self.options.cache_type, self.decoder.cache_layout)
         if gpu_layers is not None:
             self.scheduler.add_overrides(self._device_rules(gpu_layers))
         held = self.options.kv_file
@@ -121,6 +102,12 @@ class Model:
 
     def __repr__(self) -> str:
         return f"Model({self.file.path.name}: {self.file.architecture}, n_ctx {self.n_ctx})"
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def backends(self) -> Sequence[Backend]:
@@ -155,6 +142,7 @@ class Model:
             self.n_ctx,
             options.cache_type,
             options.n_ubatch,
+            k_rotation=options.k_cache,
             kv_file=kv_file,
             architecture=self.file.architecture,
         )
@@ -201,6 +189,16 @@ class Model:
     def close(self) -> None:
         """Let go of the contexts that wait; a cache's file is then on the disk, and free for others."""
         self.contexts.close()
+
+    def _load_decoder(self, architecture: Architecture) -> Decoder:
+        weights, name = Weights(self.file), self.file.path.name
+        decoder = architecture.load(self.hyperparameters, weights, self.options, MeasuredRates(self.scheduler))
+        if weights.unused:
+            raise FormatError(
+                f"[{name}] {len(weights.unused)} tensors have no place in graphrt's {self.file.architecture}, such as "
+                f'"{weights.unused[0]}"; without them the results would be wrong: use a file of another model'
+            )
+        return decoder
 
     def _prompt_ids(self, prompt: str | Sequence[int] | Sequence[Message]) -> list[int]:
         if isinstance(prompt, str):
@@ -250,7 +248,7 @@ def load(
             overrides come first.
         n_ctx: tokens that the KV cache holds; None: what the model was trained for, at most 4096.
         threads: of the CPU backend; None: GRAPH_THREADS, or as many as the process may use.
-        options: fields of ModelOptions (attention, cache_type, n_ubatch) and of graphrt.Settings.
+        options: fields of ModelOptions (mla, cache_type, k_cache, n_ubatch) and of graphrt.Settings.
     Raises: FormatError if the file is damaged, of an unknown architecture, or lacks a tensor; SettingsError for a wrong
         option.
     """
@@ -295,22 +293,6 @@ def _architecture(file: GGUFFile) -> Architecture:
             f'[{file.path.name}] unknown architecture "{file.architecture}"; graphrt runs {", ".join(ARCHITECTURES)}'
         )
     return found
-
-
-def _load_decoder(file: GGUFFile, architecture: Architecture, hyperparameters: Any, options: ModelOptions) -> Decoder:
-    attention = options.attention or architecture.attention[0]
-    if attention not in architecture.attention:
-        raise SettingsError(
-            f'[load] {file.architecture} has no attention "{attention}"; choose {" or ".join(architecture.attention)}'
-        )
-    weights = Weights(file)
-    decoder = architecture.load(hyperparameters, weights, attention)
-    if weights.unused:
-        raise FormatError(
-            f"[{file.path.name}] {len(weights.unused)} tensors have no place in graphrt's {file.architecture}, such as "
-            f'"{weights.unused[0]}"; without them the results would be wrong: use a file of a model that graphrt knows'
-        )
-    return decoder
 
 
 def _sampling_options(given: Mapping[str, Any]) -> SamplingOptions:

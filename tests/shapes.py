@@ -10,7 +10,9 @@ from graphrt import Graph, dtypes, ops
 from graphrt.models.blocks import Decoder, Layer
 from graphrt.models.convert.folder import MODELS
 from graphrt.models.kv_cache import KVCache
+from graphrt.models.mla_choice import equal_rates
 from graphrt.models.model import ARCHITECTURES
+from graphrt.models.options import ModelOptions
 from graphrt.models.presets import PRESETS
 from graphrt.models.storage_types import storage_type
 from graphrt.models.synth import RandomSource
@@ -41,7 +43,7 @@ class ShapeWeights(Weights):
         return stored
 
 
-def decoder(preset: str, layers: int | None = None, dtype: str = "q4_k", attention: str | None = None) -> Decoder:
+def decoder(preset: str, layers: int | None = None, dtype: str = "q4_k", mla: str | None = None) -> Decoder:
     """The model of a preset's shapes, with as many layers as asked for."""
     config = PRESETS[preset] | ({} if layers is None else {"num_hidden_layers": layers})
     model = MODELS[config["model_type"]]
@@ -58,7 +60,7 @@ def decoder(preset: str, layers: int | None = None, dtype: str = "q4_k", attenti
     file = ShapeFile(model.ARCHITECTURE, metadata, tensors)
     architecture = ARCHITECTURES[model.ARCHITECTURE]
     hyperparameters = architecture.read(file)  # type: ignore[arg-type]
-    return architecture.load(hyperparameters, ShapeWeights(file), attention or architecture.attention[0])  # type: ignore[arg-type]
+    return architecture.load(hyperparameters, ShapeWeights(file), ModelOptions(mla=mla), equal_rates)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,11 @@ def graph(
     tokens: int = 1,
     rows: int = 1,
     cells: int = 4096,
-    attention: str | None = None,
+    mla: str | None = None,
     adapters: int = 0,
 ) -> Graph:
     """The graph of one ubatch of a preset's model, over a cache of `cells` cells; `rows` of its tokens get logits."""
-    made = decoder(preset, layers, attention=attention)
+    made = decoder(preset, layers, mla=mla)
     if adapters:
         made = adapted(made, adapters)
     cache = KVCache(len(made.layers), cells, made.cache_layout)

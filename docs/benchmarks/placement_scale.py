@@ -22,7 +22,7 @@ LIMIT = 0.3
 
 def large_graph(layers: int) -> Graph:
     """At 61 layers a little over 5,000 nodes."""
-    return shapes.graph("deepseek-v3", layers, attention="naive", adapters=3)
+    return shapes.graph("deepseek-v3", layers, mla="naive", adapters=3)
 
 
 def scheduler_for(layers: int) -> Scheduler:

@@ -18,12 +18,13 @@ import typer
 from graphrt.cli import output
 from graphrt.cli.bench_report import BenchResult, BenchTest, as_csv, as_json, as_markdown
 from graphrt.cli.options import (
-    Attention,
     CacheType,
     CpuMoe,
     CpuMoeLayers,
     Device,
     GpuLayers,
+    KCache,
+    Mla,
     ModelArgument,
     OverrideFile,
     OverrideNode,
@@ -76,7 +77,8 @@ def bench(
         typer.Option("--trace", metavar="FILE", help="Write the profiles as a trace for ui.perfetto.dev."),
     ] = None,
     threads: Threads = None,
-    attention: Attention = None,
+    mla: Mla = None,
+    k_cache: KCache = None,
     cache_type: CacheType = None,
     overrides: Overrides = None,
     override_file: OverrideFile = None,
@@ -96,7 +98,7 @@ def bench(
     from graphrt import load
 
     longest = max(test.n_prompt + test.n_gen + test.n_depth for test in tests)
-    options = given(attention=attention, cache_type=cache_type)
+    options = given(mla=mla, k_cache=k_cache, cache_type=cache_type)
     where = placement(
         overrides=overrides,
         override_file=override_file,

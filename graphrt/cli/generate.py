@@ -11,13 +11,14 @@ import typer
 
 from graphrt.cli import output
 from graphrt.cli.options import (
-    Attention,
     CacheType,
     ContextSize,
     CpuMoe,
     CpuMoeLayers,
     Device,
     GpuLayers,
+    KCache,
+    Mla,
     ModelArgument,
     OverrideFile,
     OverrideNode,
@@ -64,7 +65,8 @@ def generate(
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the choices.", show_default="random")] = None,
     ctx_size: ContextSize = None,
     threads: Threads = None,
-    attention: Attention = None,
+    mla: Mla = None,
+    k_cache: KCache = None,
     cache_type: CacheType = None,
     overrides: Overrides = None,
     override_file: OverrideFile = None,
@@ -93,7 +95,7 @@ def generate(
     from graphrt import load
 
     start = time.perf_counter()
-    options = given(attention=attention, cache_type=cache_type, sched_debug=verbose or None)
+    options = given(mla=mla, k_cache=k_cache, cache_type=cache_type, sched_debug=verbose or None)
     where = placement(
         overrides=overrides,
         override_file=override_file,

@@ -13,12 +13,13 @@ import typer
 
 from graphrt.cli import output
 from graphrt.cli.options import (
-    Attention,
     ContextSize,
     CpuMoe,
     CpuMoeLayers,
     Device,
     GpuLayers,
+    KCache,
+    Mla,
     ModelArgument,
     OverrideFile,
     OverrideNode,
@@ -58,7 +59,8 @@ def inspect(
     ] = 0,
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens that the graph is built for.")] = 1,
     ctx_size: ContextSize = None,
-    attention: Attention = None,
+    mla: Mla = None,
+    k_cache: KCache = None,
     overrides: Overrides = None,
     override_file: OverrideFile = None,
     override_node: OverrideNode = None,
@@ -85,7 +87,7 @@ def inspect(
             device=device,
             gpu_layers=gpu_layers,
         )
-        schedule = _schedule(model, tokens, **where, **given(attention=attention, n_ctx=ctx_size))
+        schedule = _schedule(model, tokens, **where, **given(mla=mla, k_cache=k_cache, n_ctx=ctx_size))
         if html:
             _write_page(schedule, html, f"{Path(model).name}, {tokens} token{'' if tokens == 1 else 's'}")
         else:

@@ -65,10 +65,22 @@ GpuLayers = Annotated[
         help="Put the output and the last layers on the first device: so many in all, the output counted as one.",
     ),
 ]
-Attention = Annotated[
+Mla = Annotated[
     str | None,
     typer.Option(
-        "--attention", metavar="NAME", help="Variant of DeepSeek's attention: naive or absorbed.", show_default="auto"
+        "--mla",
+        metavar="NAME",
+        help="How DeepSeek models attend: naive, absorbed, pp-opt, flashmla2, or auto: the faster one for each ubatch.",
+        show_default="auto",
+    ),
+]
+KCache = Annotated[
+    str | None,
+    typer.Option(
+        "--k-cache",
+        metavar="KIND",
+        help="Keep keys roped, or unroped: attention then rotates them, and shifts of the context change no key.",
+        show_default="roped",
     ),
 ]
 CacheType = Annotated[

@@ -10,12 +10,13 @@ import typer
 
 from graphrt.cli import output
 from graphrt.cli.options import (
-    Attention,
     CacheType,
     CpuMoe,
     CpuMoeLayers,
     Device,
     GpuLayers,
+    KCache,
+    Mla,
     ModelArgument,
     OverrideFile,
     OverrideNode,
@@ -61,7 +62,8 @@ def perplexity(
     ] = None,
     ubatch: UBatchSize = None,
     threads: Threads = None,
-    attention: Attention = None,
+    mla: Mla = None,
+    k_cache: KCache = None,
     cache_type: CacheType = None,
     overrides: Overrides = None,
     override_file: OverrideFile = None,
@@ -91,7 +93,7 @@ def perplexity(
         device=device,
         gpu_layers=gpu_layers,
     )
-    options = {**where, **given(attention=attention, cache_type=cache_type, n_ubatch=ubatch, threads=threads)}
+    options = {**where, **given(mla=mla, k_cache=k_cache, cache_type=cache_type, n_ubatch=ubatch, threads=threads)}
     if kl is not None:
         if file or ctx_size or chunks or kl_base:
             raise typer.BadParameter("the text and its chunks come from the file, so -f, -c, --chunks have no place")

@@ -9,12 +9,13 @@ import typer
 
 from graphrt.cli import output
 from graphrt.cli.options import (
-    Attention,
     CacheType,
     CpuMoe,
     CpuMoeLayers,
     Device,
     GpuLayers,
+    KCache,
+    Mla,
     OverrideFile,
     OverrideNode,
     Overrides,
@@ -52,7 +53,8 @@ def plan(
         typer.Option("-c", "--ctx", "--ctx-size", metavar="TOKENS", help="Contexts, as 4096 or 2048,32768,131072."),
     ] = "4096",
     ubatch: UBatchSize = None,
-    attention: Attention = None,
+    mla: Mla = None,
+    k_cache: KCache = None,
     cache_type: CacheType = None,
     overrides: Overrides = None,
     override_file: OverrideFile = None,
@@ -88,7 +90,7 @@ def plan(
     from graphrt import load
     from graphrt.models.memory_use import memory_use
 
-    options = {**where, **given(attention=attention, cache_type=cache_type, n_ubatch=ubatch)}
+    options = {**where, **given(mla=mla, k_cache=k_cache, cache_type=cache_type, n_ubatch=ubatch)}
     models = [load(file, n_ctx=size, **options) for size in sizes]
     found = [memory_use(each.new_context()) for each in models]
     warn_of_placement(models[0].scheduler)

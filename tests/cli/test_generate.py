@@ -72,7 +72,7 @@ def test_without_a_prompt_it_says_what_to_give(graphrt: Command, mixtral: Path) 
     ("arguments", "words"),
     [
         (["--top-p", 2], "top_p is 2"),
-        (["--attention", "telepathy"], 'no attention "telepathy"'),
+        (["--mla", "telepathy"], 'unknown mla "telepathy"'),
         (["--cache-type", "q9"], "q9"),
         (["-ot", "exps=nowhere"], 'no backend is called "nowhere"'),
         (["-c", 2], "2"),

@@ -129,13 +129,13 @@ def test_a_cache_larger_than_the_machine():
 
 
 @pytest.mark.parametrize("cache_type", ["f16", "bf16", "q8_0", "q4_0"])
-@pytest.mark.parametrize(("name", "attention"), [("llama", None), ("deepseek3", "naive"), ("deepseek3", "absorbed")])
-def test_a_model_runs_with_a_small_cache(name, attention, cache_type, gguf, expected):
+@pytest.mark.parametrize(("name", "mla"), [("llama", None), ("deepseek3", "naive"), ("deepseek3", "absorbed")])
+def test_a_model_runs_with_a_small_cache(name, mla, cache_type, gguf, expected):
     if cache_type in ("q8_0", "q4_0") and name == "deepseek3":
         with pytest.raises(SettingsError, match="not whole blocks"):
-            graphrt.load(gguf(name), attention=attention, cache_type=cache_type, backends="reference")
+            graphrt.load(gguf(name), mla=mla, cache_type=cache_type, backends="reference")
         return
-    model = graphrt.load(gguf(name), attention=attention, cache_type=cache_type, backends="reference")
+    model = graphrt.load(gguf(name), mla=mla, cache_type=cache_type, backends="reference")
     right = expected(name)
     logits = model.logits(right.tokens)
     size = np.sqrt(np.mean(right.logits**2))

@@ -71,12 +71,14 @@ def test_backends_and_overrides(gguf):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention": "sparse"}, 'deepseek2 has no attention "sparse"; choose absorbed or naive'),
+        ({"mla": "sparse"}, 'unknown mla "sparse"; choose one of auto, naive, absorbed, pp-opt, flashmla2'),
+        ({"k_cache": "turned"}, 'unknown k_cache "turned"; choose roped or unroped'),
+        ({"mla": "pp-opt", "k_cache": "unroped"}, "pp-opt multiplies with keys as the cache has them"),
         ({"cache_type": "q4_k"}, 'unknown cache_type "q4_k"; choose one of f32'),
         ({"n_ubatch": 0}, "n_ubatch is 0; it must be at least 1"),
         ({"n_ctx": 0}, "n_ctx is 0; it must be at least 1"),
         ({"n_ctx": 1 << 40}, "n_ctx is 1099511627776; it must be at least 1 and below 2147483648"),
-        ({"atention": "naive"}, r"unknown option atention; known: n_ctx, threads, attention, cache_type, kv_file, n_ubatch"),
+        ({"atention": "naive"}, r"option atention; known: n_ctx, threads, cache_type, k_cache, kv_file, mla, n_ubatch"),
         ({"backends": "abacus"}, 'no backend is called "abacus"'),
     ],
 )

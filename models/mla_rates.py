@@ -1,0 +1,199 @@
+"""The rates of a machine for multi-head latent attention: measured once for each kind of attention, then kept on disk.
+
+The ops that a model will run are timed with its own shapes and dtypes, over few cells and heads, in a second or two.
+They are measured anew when kernels, threads or the machine change, and by `graphrt tune`.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import inf
+
+import numpy as np
+
+import graphrt
+from graphrt import Graph, Scheduler, constant, dtypes, ops
+from graphrt.backend import Backend
+from graphrt.buffer import HOST
+from graphrt.dtypes import DType
+from graphrt.kept import Kept
+from graphrt.models.mla_choice import Kind
+from graphrt.models.mla_cost import THEORY, Curve, Rates
+from graphrt.tensor import Tensor
+from graphrt.testing import random_blocks
+
+FILE = "mla.json"
+CELLS = 512
+HEADS = 8  # measured: enough that threads share the work; rates do not depend on more
+TOKENS = (1, 16, 32, 64, 128, 256, 512)  # that expand, or whose queries and values are products
+ABSORBING = (1, 4, 16, 32, 64, 128, 512)  # times HEADS rows
+READ = 32 << 20  # bytes of cells, more than caches hold
+SAMPLE = 4093  # random values or blocks, a prime number
+CURVES = ("absorb", "expand", "products")
+ROUNDS = 3
+
+
+class MeasuredRates:
+    """Tells the rates of attention on the backend where a layer's cache lives.
+
+    Args:
+        scheduler: of the model.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._known: dict[tuple[str, Kind], Rates] = {}
+
+    def __call__(self, layer: int, kind: Kind) -> Rates:
+        """Rates that are known, kept, or measured now; of a device, its own word."""
+        backend = self._scheduler.home(f"cache_latent-{layer}")
+        if backend.speed is not None:
+            return Rates.of(*backend.speed, f"by {backend.name}'s rates")
+        if backend.memory != HOST or backend.name == "reference":
+            return THEORY
+        key = (backend.name, kind)
+        if key not in self._known:
+            self._known[key] = self._kept(backend, kind) or self.measure(backend, kind)
+        return self._known[key]
+
+    def measure(self, backend: Backend, kind: Kind) -> Rates:
+        """Measure now, and keep."""
+        threads = self._scheduler.settings.threads
+        rates = Stopwatch(Scheduler([backend], overrides=(), threads=threads, sched_debug=0), kind).rates()
+        curves = {name: getattr(rates, name).points for name in CURVES}
+        self._store(backend).put(str(kind), {**curves, "read": rates.read})
+        return rates
+
+    def _kept(self, backend: Backend, kind: Kind) -> Rates | None:
+        """What was measured before; None where nothing was, or what is there cannot be."""
+        found = self._store(backend).get(str(kind))
+        with suppress(TypeError, ValueError, KeyError):
+            curves = {name: Curve(tuple((float(rows), float(rate)) for rows, rate in found[name])) for name in CURVES}
+            rates = Rates(**curves, read=float(found["read"]), origin="measured")
+            if rates.is_sound:
+                return rates
+        return None
+
+    def _store(self, backend: Backend) -> Kept:
+        versions = f"graphrt {graphrt.__version__} {backend.name} {backend.version}"
+        threads = self._scheduler.settings.thread_count
+        return Kept(FILE, f"{platform.node()} {platform.machine()} {versions} threads {threads}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Something to time: what makes it run, how many rows it works on at a time, and its operations."""
+
+    run: Callable[[], None]
+    rows: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Times the ops of one kind of attention, all of whose tokens see all cells.
+
+    Args:
+        scheduler: makes their plans.
+        kind: shapes and dtypes.
+    """
+
+    scheduler: Scheduler
+    kind: Kind
+
+    def rates(self) -> Rates:
+        """All rates; tells a person at a terminal what takes so long."""
+        if sys.stderr.isatty():
+            print(f"measuring once how fast attention is here: {self.kind}", file=sys.stderr, flush=True)
+        shape = self.kind.heads
+        cell_bytes = self.kind.cache.row_bytes(shape.rank + shape.rope)
+        samples = {
+            "absorb": [self._absorbing(tokens, self._heads, CELLS) for tokens in ABSORBING],
+            "expand": [self._expanding(tokens) for tokens in TOKENS],
+            "products": [self._products(tokens) for tokens in TOKENS],
+            "read": [self._absorbing(1, 1, READ // cell_bytes)],
+        }
+        seconds = in_turns([sample.run for each in samples.values() for sample in each])
+        curves = {
+            name: Curve(tuple((sample.rows, sample.flops / next(seconds)) for sample in each))
+            for name, each in samples.items()
+        }
+        reading = curves.pop("read").points[0][1] / shape.attention("absorb", 1) * shape.count
+        return Rates(**curves, read=reading * cell_bytes, origin="measured")
+
+    @property
+    def _heads(self) -> int:
+        return min(self.kind.heads.count, max(HEADS, self.scheduler.settings.thread_count))
+
+    def _absorbing(self, tokens: int, heads: int, cells: int) -> Sample:
+        shape = replace(self.kind.heads, count=heads)
+        q = _filled("q", (tokens, heads, shape.rank + shape.rope))
+        latents = self._latents(cells)
+        y = ops.attention(q, latents, latents[..., : shape.rank], *_all_seen(tokens, cells), scale=0.1)
+        return Sample(self._runner(y), tokens * heads, shape.attention("absorb", tokens * cells))
+
+    def _expanding(self, tokens: int) -> Sample:
+        shape = replace(self.kind.heads, count=self._heads)
+        q = _filled("q", (tokens, shape.count, shape.nope + shape.rope))
+        weights, where, order = self._weights(), _all_seen(tokens, CELLS), self.kind.keys_transposed
+        y = ops.mla_attention(q, self._latents(CELLS), *weights, *where, scale=0.1, keys_transposed=order)
+        return Sample(self._runner(y), tokens, shape.products(CELLS) + shape.attention("expand", tokens * CELLS))
+
+    def _products(self, tokens: int) -> Sample:
+        shape = replace(self.kind.heads, count=self._heads)
+        keys, values = self._weights()
+        absorb = ops.mul_mat if self.kind.keys_transposed else ops.mul_mat_transposed
+        q = _filled("q", (shape.count, tokens, shape.nope))
+        latents = _filled("latents", (shape.count, tokens, shape.rank))
+        run = self._runner(absorb(keys, q), ops.mul_mat(values, latents))
+        return Sample(run, tokens, shape.products(tokens))
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        kind, shape, heads = self.kind, self.kind.heads, self._heads
+        keys = (heads, shape.rank, shape.nope) if kind.keys_transposed else (heads, shape.nope, shape.rank)
+        values = (heads, shape.value, shape.rank)
+        return _filled("keys", keys, kind.keys), _filled("values", values, kind.values)
+
+    def _latents(self, cells: int) -> Tensor:
+        return _filled("cells", (cells, 1, self.kind.heads.rank + self.kind.heads.rope), self.kind.cache)
+
+    def _runner(self, *nodes: Tensor) -> Callable[[], None]:
+        return self.scheduler.plan(Graph(nodes)).execute
+
+
+def in_turns(runs: Sequence[Callable[[], None]]) -> Iterator[float]:
+    """The least seconds of each run; they take turns, so that a busy moment does not fall on one of them alone."""
+    for run in runs:
+        run()
+    least = [inf] * len(runs)
+    for _ in range(ROUNDS):
+        for number, run in enumerate(runs):
+            start = time.perf_counter()
+            run()
+            least[number] = min(least[number], max(time.perf_counter() - start, 1e-9))
+    return iter(least)
+
+
+def _all_seen(tokens: int, cells: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens of one sequence, all behind all cells: positions and sequences of tokens and of cells."""
+    return (
+        constant("q_pos", np.full(tokens, cells, np.int32)),
+        constant("q_seq", np.zeros(tokens, np.int32)),
+        constant("cell_pos", np.arange(cells, dtype=np.int32)),
+        constant("cell_seq", np.ones(cells, np.int64)),
+    )
+
+
+def _filled(name: str, shape: tuple[int, ...], dtype: DType = dtypes.f32) -> Tensor:
+    """Random values, the same few over and over."""
+    generator, blocks = np.random.default_rng(0), (*shape[:-1], shape[-1] // dtype.block)
+    if dtype.is_quantized:
+        few = random_blocks(generator, (SAMPLE, dtype.block), dtype).reshape(-1)
+    else:
+        few = generator.standard_normal(SAMPLE, np.float32).astype(dtype.numpy)
+    return constant(name, np.resize(few, blocks))
