@@ -7,7 +7,7 @@ run does so because a rule, or an op that a device lacks, parted a weight from w
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from graphrt.copies import Copies, Copy
@@ -53,6 +53,8 @@ def moving_weights(placements: Placements, copies: Copies) -> list[MovingWeights
             alike = _LAYER.sub("blk.*.", copy.value.root.name)
             key = (alike, placements.memory_of(copy.value), copy.memory, readers[0].backend.name)
             groups.setdefault(key, []).append(copy)
+    told = {key: group for key, group in groups.items() if sum(copy.nbytes for copy in group) >= WORTH_TELLING}
+    at_home = _read_at_home(placements) if told else set()
     return [
         MovingWeights(
             name=group[0].value.root.name if len(group) == 1 else name,
@@ -61,10 +63,9 @@ def moving_weights(placements: Placements, copies: Copies) -> list[MovingWeights
             source=source,
             target=target,
             reason=_reason(group[0], placements),
-            remedy=_remedy(group, placements, backend),
+            remedy=_remedy([copy.value.root for copy in group], backend, at_home),
         )
-        for (name, source, target, backend), group in groups.items()
-        if sum(copy.nbytes for copy in group) >= WORTH_TELLING
+        for (name, source, target, backend), group in told.items()
     ]
 
 
@@ -76,19 +77,20 @@ def _reason(copy: Copy, placements: Placements) -> str:
     return next(refused, f"{node.name} runs on {placed.backend.name}: {placed.reason}")
 
 
-def _remedy(group: Sequence[Copy], placements: Placements, backend: str) -> str:
-    roots = [copy.value.root for copy in group]
-    if any(_is_read_at_home(root, placements) for root in roots):
+def _remedy(weights: Sequence[Tensor], backend: str, at_home: Container[Tensor]) -> str:
+    if any(weight in at_home for weight in weights):
         return "both memories read it: bring its readers to one with --override-node"
-    return f'"{_rule(roots)}={backend}" as the first override would save that'
+    return f'"{_rule(weights)}={backend}" as the first override would save that'
 
 
-def _is_read_at_home(weight: Tensor, placements: Placements) -> bool:
-    memory = placements.memory_of(weight)
-    return any(
-        placed.backend.memory == memory and any(src is not None and src.root is weight for src in node.srcs)
+def _read_at_home(placements: Placements) -> set[Tensor]:
+    """The weights that some node reads where they live."""
+    return {
+        src.root
         for node, placed in placements.nodes.items()
-    )
+        for src in node.srcs
+        if src is not None and src.root.role == "weight" and placements.memory_of(src) == placed.backend.memory
+    }
 
 
 def _rule(weights: Sequence[Tensor]) -> str:
