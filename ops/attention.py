@@ -87,28 +87,35 @@ def attention(
     )
     if sinks is not None:
         require(sinks.shape == (heads,), f"[attention] sinks {describe(sinks)} must be [H], with H = {heads} of q")
-    _require_turns(k, cell_rotation, freq_factors, rope)
+    require_turns("attention", "k", k, cell_rotation, freq_factors, rope)
     require(window >= 0, f"[attention] window must not be negative, got {window}; 0 means none")
     require(softcap >= 0, f"[attention] softcap must not be negative, got {softcap}; 0 means none")
     return Meta(dtypes.f32, (tokens, heads, v.shape[2]))
 
 
-def _require_turns(k: Tensor, cell_rotation: Tensor | None, freq_factors: Tensor | None, rope: Rotation | None) -> None:
-    """Raise GraphError unless the keys can turn so."""
+def require_turns(
+    op: str,
+    argument: str,
+    k: Tensor,
+    cell_rotation: Tensor | None,
+    freq_factors: Tensor | None,
+    rope: Rotation | None,
+) -> None:
+    """Raise GraphError unless the keys k [N, Hkv, Dk] of an op's argument can turn so."""
     given = (rope is not None, cell_rotation is not None)
     require(
         given[0] == given[1] and (given[0] or freq_factors is None),
-        f"[attention] cell_rotation ({'given' if given[1] else 'absent'}), rope ({'given' if given[0] else 'absent'}) "
+        f"[{op}] cell_rotation ({'given' if given[1] else 'absent'}), rope ({'given' if given[0] else 'absent'}) "
         f"and freq_factors ({'absent' if freq_factors is None else 'given'}): give the first two together, the third "
         f"only with them",
     )
     if rope is not None and cell_rotation is not None:
-        require_dtype("attention", "cell_rotation", cell_rotation, (dtypes.i32,))
+        require_dtype(op, "cell_rotation", cell_rotation, (dtypes.i32,))
         require(
             cell_rotation.shape == k.shape[:1],
-            f"[attention] cell_rotation {describe(cell_rotation)} must be [N], with N = {k.shape[0]} of k",
+            f"[{op}] cell_rotation {describe(cell_rotation)} must be [N], with N = {k.shape[0]} of {argument}",
         )
-        require_rotation("attention", "k", k, freq_factors, rope)
+        require_rotation(op, argument, k, freq_factors, rope)
 
 
 @attention.reference
@@ -193,7 +200,7 @@ def _(draw: Draw) -> Tensor:
         draw.tensor((cells,), dtypes.i32, layout="dense", low=-1, high=30),
         draw.tensor((cells,), dtypes.i64, layout="dense", low=0, high=7),
         draw.tensor((heads,), dtypes.f32, low=-2.0, high=2.0) if draw.boolean() else None,
-        _drawn_turns(draw, cells) if rope else None,
+        drawn_turns(draw, cells) if rope else None,
         draw.tensor((pairs,), dtypes.f32, low=1.0, high=8.0) if rope and draw.boolean() else None,
         scale=width**-0.5,
         window=draw.choice([0, 1, 12]),
@@ -202,7 +209,7 @@ def _(draw: Draw) -> Tensor:
     )
 
 
-def _drawn_turns(draw: Draw, cells: int) -> Tensor:
+def drawn_turns(draw: Draw, cells: int) -> Tensor:
     """Rotations of cells: none, one for all, positions in runs of cells, runs of shifts, or anything."""
     start, cell = draw.choice([0, -7, 100_000]), np.arange(cells)
     kind = draw.choice(["none", "one", "positions", "shifts", "any"])

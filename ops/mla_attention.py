@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,9 +10,10 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
-from graphrt.ops.attention import visible
+from graphrt.ops.attention import drawn_turns, require_turns, visible
 from graphrt.ops.checks import VALUES, describe, present, require_dtype, require_float, require_values
 from graphrt.ops.matmul import product_tolerance
+from graphrt.ops.rope import Rotation, drawn_rotation, turned
 from graphrt.ops.softmax import softmax_of
 from graphrt.tensor import Tensor
 
@@ -29,24 +31,29 @@ def mla_attention(
     q_seq: Tensor,
     cell_pos: Tensor,
     cell_seq: Tensor,
+    cell_rotation: Tensor | None = None,
+    freq_factors: Tensor | None = None,
     *,
     scale: float,
     keys_transposed: bool = False,
+    rope: Rotation | None = None,
 ) -> Meta:
     """Attend to latents as to the keys and values they stand for: y = softmax(scale · q · kᵀ) · v for each head.
 
     Cell n holds [c | k_pe]: its latent c [r], and the rotated key part k_pe [dr] that all heads share. Head h has the
-    key k = [Wk[h] · c | k_pe] and the value v = Wv[h] · c. Queries see cells by the rule of `attention`. The result is
-    that of the absorbed form, attention to the latents themselves by queries brought to their space; expansion takes
-    fewer operations from about r · (dn + dv) / (2r - dn - dv) tokens on.
+    key k = [Wk[h] · c | k_pe] and the value v = Wv[h] · c. Queries see cells, and rotated parts turn by cell_rotation,
+    as in `attention`. The result is that of the absorbed form, attention to the latents themselves by queries brought
+    to their space; expansion takes fewer operations from about r · (dn + dv) / (2r - dn - dv) tokens on.
 
     Args:    q [T, H, dn+dr] f32|f16|bf16, any strides, the part without rotation first;
              latent [N, 1, r+dr] floats or quantized, dense rows;
              keys Wk [H, dn, r], or with keys_transposed [H, r, dn];  values Wv [H, dv, r]: both floats or quantized,
              dense rows;  q_pos [T] i32;  q_seq [T] i32, in 0..63;  cell_pos [N] i32, -1: empty;
-             cell_seq [N] i64, one bit for each sequence;  scale of the logits
+             cell_seq [N] i64, one bit for each sequence;  cell_rotation [N] i32, in positions, may be negative;
+             freq_factors [dims/2] f32, as those of rope;  scale of the logits;
+             rope: how rows of latent turn, from element r on at the earliest, given with cell_rotation
     Returns: [T, H, dv] f32; a query that sees nothing gives zeros
-    Raises:  GraphError if shapes or dtypes do not fit
+    Raises:  GraphError if shapes or dtypes do not fit, or rope or cell_rotation is given without the other
     Source:  DeepSeek-V2, arXiv:2405.04434
     """
     require_float("mla_attention", q=q)
@@ -82,6 +89,12 @@ def mla_attention(
         f"[mla_attention] cell_pos {describe(cell_pos)} and cell_seq {describe(cell_seq)} must be [N], with "
         f"N = {cells} of latent",
     )
+    require_turns("mla_attention", "latent", latent, cell_rotation, freq_factors, rope)
+    require(
+        rope is None or rope.first >= rank,
+        f"[mla_attention] rope begins at element {rope.first if rope else 0} of latent {describe(latent)}, inside the "
+        f"r = {rank} that are expanded; pass first={rank}",
+    )
     return Meta(dtypes.f32, (tokens, heads, values.shape[1]))
 
 
@@ -95,17 +108,22 @@ def _(
     q_seq: Array,
     cell_pos: Array,
     cell_seq: Array,
+    cell_rotation: Array | None,
+    freq_factors: Array | None,
     *,
     scale: float,
     keys_transposed: bool,
+    rope: Rotation | None,
 ) -> Array:
-    q32, cache, wk, wv = (dtypes.to_f32(each) for each in (q, latent[:, 0], keys, values))
+    q32, cache, wk, wv = (dtypes.to_f32(each) for each in (q, latent, keys, values))
     y = np.zeros((len(q32), len(wv), wv.shape[1]), np.float32)
     if y.size == 0 or len(cache) == 0:
         return y
+    if rope is not None and cell_rotation is not None:
+        cache = turned(cache, cell_rotation, freq_factors, rope).astype(np.float32)
     seen = visible(q_pos, q_seq, cell_pos, cell_seq, 0)  # [T, N]
     cache[~seen.any(axis=0)] = 0.0  # what empty cells hold must not matter, infinities too
-    c, k_pe = np.split(cache, [wv.shape[2]], axis=1)  # [N, r], [N, dr]
+    c, k_pe = np.split(cache[:, 0], [wv.shape[2]], axis=1)  # [N, r], [N, dr]
     for head in range(len(wv)):
         k_nope = c @ (wk[head] if keys_transposed else wk[head].T)  # [N, dn]
         k = np.concatenate([k_nope, k_pe], axis=1)  # [N, dn+dr]
@@ -120,8 +138,10 @@ def _(node: Tensor) -> Cost:
     tokens, heads, width = q.shape
     expansion = keys.size + values.size
     products = latent.shape[0] * (expansion + tokens * heads * (width + values.shape[1]))
+    rope = node.params["rope"]
+    turns = 3 * latent.shape[0] * rope.width(latent.shape[2]) if rope else 0
     nbytes = q.nbytes + latent.nbytes + keys.nbytes + values.nbytes + node.nbytes
-    return Cost(flops=2 * products, nbytes=nbytes, batch=tokens)
+    return Cost(flops=2 * products + turns, nbytes=nbytes, batch=tokens)
 
 
 @mla_attention.cases
@@ -137,6 +157,7 @@ def _(draw: Draw) -> Tensor:
         rope = latent_dtype.block
     transposed = draw.boolean() and nope % weights[0].block == 0
     latent = draw.tensor((cells, 1, rank + rope), latent_dtype, layout="rows", low=-2.0, high=2.0)
+    turning = replace(drawn_rotation(draw, rope), first=rank, dims=rope) if draw.boolean() else None
     return mla_attention(
         draw.tensor((tokens, heads, nope + rope), low=-2.0, high=2.0),
         latent,
@@ -146,6 +167,9 @@ def _(draw: Draw) -> Tensor:
         draw.ids((tokens,), 3),
         draw.tensor((cells,), dtypes.i32, layout="dense", low=-1, high=30),
         draw.tensor((cells,), dtypes.i64, layout="dense", low=0, high=7),
+        drawn_turns(draw, cells) if turning else None,
+        draw.tensor((rope // 2,), dtypes.f32, low=1.0, high=8.0) if turning and draw.boolean() else None,
         scale=(nope + rope) ** -0.5 * rank**-0.5,
         keys_transposed=transposed,
+        rope=turning,
     )

@@ -15,7 +15,7 @@ from graphrt.backends.cpu.attention_layout import setting
 from graphrt.backends.cpu.attention_results import clearer, finisher
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel, native
-from graphrt.backends.cpu.mla_cells import cells_marker, latents_expander, latents_loader, score_hider
+from graphrt.backends.cpu.mla_cells import begin_turning, cells_marker, latents_expander, latents_loader, score_hider
 from graphrt.backends.cpu.mla_layout import CELLS, KEYS, LATENT, VALUES, Layout, chunks, parts_of_head
 from graphrt.backends.cpu.mla_panels import queries_loader, weights_loader
 from graphrt.backends.cpu.mla_steps import panel_scorer, softmax_updater, value_mixer
@@ -24,9 +24,9 @@ from graphrt.backends.cpu.tile import tile
 from graphrt.tensor import Tensor
 
 
-def chunk_attender(lanes, vectors, columns, pairs):
+def chunk_attender(lanes, vectors, columns, pairs, mode):
     """A helper: let all queries of a head attend to one chunk of cells."""
-    mark, load, hide = cells_marker(lanes), latents_loader(lanes, pairs), score_hider(lanes, vectors)
+    mark, load, hide = cells_marker(lanes), latents_loader(lanes, pairs, mode), score_hider(lanes, vectors)
     expand = latents_expander(lanes, vectors, columns, pairs)
     score, update = panel_scorer(lanes, vectors, columns, pairs), softmax_updater(lanes, vectors, pairs)
     mix, width = value_mixer(lanes, vectors, columns, pairs), lanes * vectors
@@ -51,15 +51,20 @@ def chunk_attender(lanes, vectors, columns, pairs):
     return attend_chunk
 
 
-def attend_expanded(lanes: int, vectors: int, columns: int, pairs: bool) -> Kernel:
-    """Native: every head, part by part; those of one part to the end. `pairs`: of bfloat16, else float32."""
-    attend_chunk = chunk_attender(lanes, vectors, columns, pairs)
+def attend_expanded(lanes: int, vectors: int, columns: int, pairs: bool, mode: str) -> Kernel:
+    """Native: every head, part by part; those of one part to the end.
+
+    Args: pairs: whether words are pairs of bfloat16, else float32; mode: of the latents' rotation, "" for none.
+    """
+    attend_chunk = chunk_attender(lanes, vectors, columns, pairs, mode)
     load_weights, load_queries = weights_loader(lanes, vectors, pairs), queries_loader(lanes, vectors, pairs)
     clear, finish_row = clearer(lanes), finisher(lanes, False)
 
     def run(args, ith, nth):
         heads, tokens, parts = size(args, at.Q, 2), size(args, at.Q, 1), parts_of_head(args, nth)
         scratch = setting(args, at.WORKSPACE) + ith * setting(args, at.SCRATCH_BYTES)
+        if mode:
+            begin_turning(args, scratch)
         item = claim(setting(args, at.COUNTER), 1)
         while item < heads * parts:
             head, part = item // parts, item % parts
@@ -105,8 +110,8 @@ def merge_heads(lanes: int) -> Kernel:
 @lowering(ops.mla_attention, workspace=lambda node, threads: Layout(node).workspace(threads))
 def _(node: Tensor) -> list[Call]:
     layout, shape, lanes = Layout(node), tile(), host.level().lanes
-    places = [at.Y, at.Q, LATENT, KEYS, VALUES, at.Q_POS, at.Q_SEQ, at.CELL_POS, at.CELL_SEQ]
-    given = dict(zip(places, [node, *node.srcs], strict=True))
+    positions = (at.Q_POS, at.Q_SEQ, at.CELL_POS, at.CELL_SEQ, at.CELL_ROTATION, at.FREQ_FACTORS)
+    given = dict(zip((at.Y, at.Q, LATENT, KEYS, VALUES, *positions), [node, *node.srcs], strict=True))
     tensors = [given.get(place) for place in range(at.TENSORS)]
-    attending = native(attend_expanded, lanes, shape.vectors, shape.columns, layout.pairs)
+    attending = native(attend_expanded, lanes, shape.vectors, shape.columns, layout.pairs, layout.mode)
     return [Call(each, tensors, layout.scalars, layout.extras) for each in (attending, native(merge_heads, lanes))]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from graphrt.backends.cpu import attention_layout as at
-from graphrt.backends.cpu.args import address, size, stride
+from graphrt.backends.cpu.args import TENSOR_WORDS, address, size, stride
 from graphrt.backends.cpu.attention_cells import NONE, SOME, position_of, seen_at_a_glance, sequences_of
 from graphrt.backends.cpu.attention_layout import setting
-from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO
+from graphrt.backends.cpu.attention_rotation import row_turner, start_turner
+from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO, float_setting
 from graphrt.backends.cpu.bf16 import interleave, pack
 from graphrt.backends.cpu.dot import load_i32
 from graphrt.backends.cpu.helpers import helper
@@ -25,6 +26,7 @@ from graphrt.backends.cpu.mla_layout import (
     POSITIONS,
     ROPE_AT,
     ROPE_WORDS,
+    SPEEDS,
     VALUE_PANELS,
     VALUES,
     WEIGHT_BYTES,
@@ -99,12 +101,21 @@ def score_hider(lanes, vectors):
 # ---- expansion -------------------------------------------------------------------------------------------------------
 
 
-def latents_loader(lanes, pairs):
+@helper
+def begin_turning(args, scratch):
+    """Make the thread's turner ready."""
+    speeds, pairs = args + 8 * (at.TENSORS * TENSOR_WORDS + SPEEDS), setting(args, at.PAIRS)
+    factors, step = address(args, at.FREQ_FACTORS), stride(args, at.FREQ_FACTORS, 3)
+    start_turner(scratch + setting(args, at.TURNER), pairs, speeds, factors, step, float_setting(args, at.MAGNITUDE))
+
+
+def latents_loader(lanes, pairs, mode):
     """A helper: bring a chunk's latents to LATENTS and their rotated parts to KEYS; cells nobody sees become zeros.
 
     A cell that is seen by nobody may hold anything, NaN too, and 0 · NaN would spoil the sums.
     """
     expand_row, clear, pack_row = row_expander(lanes), line_clearer(lanes), row_packer(lanes, pairs)
+    turn_row = row_turner(lanes, mode)
 
     @helper
     def load_latents(args, scratch, first_cell, cells):
@@ -118,6 +129,9 @@ def latents_loader(lanes, pairs):
                 source = address(args, LATENT) + (first_cell + c) * stride(args, LATENT, 1)
                 kind, expand, count = setting(args, at.K_KIND), setting(args, at.K_EXPAND), size(args, LATENT, 3)
                 expand_row(source, stride(args, LATENT, 3), kind, expand, count, line)
+                if mode:
+                    rotation = position_of(args, at.CELL_ROTATION, first_cell + c)
+                    turn_row(scratch + setting(args, at.TURNER), line + 4 * setting(args, at.FIRST), rotation)
                 row = line
             latent = scratch + setting(args, LATENTS) + c * setting(args, LATENT_PITCH)
             pack_row(row, setting(args, LATENT_WORDS), latent)

@@ -15,15 +15,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
+
 from graphrt import dtypes
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu import bf16, host
 from graphrt.backends.cpu.args import size
 from graphrt.backends.cpu.attention_layout import parts_of, setting
+from graphrt.backends.cpu.attention_rotation import turner_bytes
 from graphrt.backends.cpu.elements import kinds, present
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.tile import tile
 from graphrt.backends.cpu.transfer import expand_address
+from graphrt.ops.rope import Rotation
 from graphrt.tensor import Tensor
 
 CELLS = 128  # in a chunk
@@ -37,6 +41,7 @@ KEYS_EXPAND, KEYS_TRANSPOSED, LATENT_PITCH, LINE_PITCH = range(_EXTRAS, _EXTRAS 
 LATENT_WORDS, ROPE_WORDS, LATENT_DEPTH, KEY_DEPTH, ROPE_AT = range(_EXTRAS + 4, _EXTRAS + 9)
 KEY_PANELS, VALUE_PANELS, WEIGHT_BYTES, QUERY_BYTES = range(_EXTRAS + 9, _EXTRAS + 13)
 POSITIONS, WEIGHTS, LATENTS, EXPANDED = range(_EXTRAS + 13, _EXTRAS + 17)
+SPEEDS = _EXTRAS + 17  # one for each pair of the rotation, in float64
 
 
 @helper
@@ -117,6 +122,22 @@ class Layout:
         return _up(rank, self.width), _up(nope, self.width), _up(rope, self.width), _up(value, self.width)
 
     @property
+    def rope(self) -> Rotation:
+        """The rotation of latents' rows; one that turns nothing where there is none."""
+        found, row = self.node.params["rope"], self.sources[1].shape[2]
+        assert found is None or isinstance(found, Rotation)
+        return found or Rotation(first=row)
+
+    @property
+    def turning_pairs(self) -> int:
+        return self.rope.width(self.sources[1].shape[2]) // 2
+
+    @property
+    def mode(self) -> str:
+        """The rotation's mode, "" where nothing turns."""
+        return self.rope.mode if self.turning_pairs else ""
+
+    @property
     def rows(self) -> int:
         """Queries in whole panels."""
         return _up(max(1, self.sources[0].shape[0]), self.width)
@@ -176,6 +197,7 @@ class Layout:
             at.SCORES: 4 * touched * self.width,
             at.FACTORS: 4 * self.width,
             at.SEEN: CELLS,
+            at.TURNER: turner_bytes(self.turning_pairs) if self.mode else 0,
             at.RESULT: self.result[-1],
         }
         starts = accumulate((_up(nbytes, LINE) for nbytes in sizes.values()), initial=0)
@@ -202,6 +224,9 @@ class Layout:
             at.SUMS: sums,
             at.TOTALS: totals,
             at.RESULT_BYTES: nbytes,
+            at.FIRST: self.rope.first,
+            at.PAIRS: self.turning_pairs,
+            at.MAGNITUDE: float(self.rope.magnitude),
             **self.places,
         }
         return [known.get(number, 0) for number in range(at.WORKSPACE)]
@@ -221,6 +246,7 @@ class Layout:
             value // self.width,
             *self.panels[:2],
             *(self.places[place] for place in (POSITIONS, WEIGHTS, LATENTS, EXPANDED)),
+            *(int(bits) for bits in self.rope.speeds(self.sources[1].shape[2]).view(np.int64)),
         ]
 
     def workspace(self, threads: int) -> int:

@@ -9,9 +9,9 @@ from graphrt.backends.cpu.bf16 import interleave
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, load_one, store_f32
 from graphrt.backends.cpu.mla_layout import KEY_DEPTH, QUERY_BYTES, VALUE_PANELS
-from graphrt.backends.cpu.simd import maximum, select, splat
+from graphrt.backends.cpu.simd import select, splat
 from graphrt.backends.cpu.tile import multiply_up_to
-from graphrt.backends.cpu.vector_math import exp, like
+from graphrt.backends.cpu.vector_math import exp_below_zero, like
 
 
 def panel_scorer(lanes, vectors, columns, pairs):
@@ -44,21 +44,22 @@ def softmax_updater(lanes, vectors, pairs):
             before = load_f32(highest_at, "f32", lanes)
             highest = before
             for c in range(cells):
-                highest = maximum(highest, load_f32(scores + 4 * width * c, "f32", lanes))
+                score = load_f32(scores + 4 * width * c, "f32", lanes)
+                highest = select(highest < score, score, highest)
             base = select(highest == HIDDEN, like(highest, ZERO), highest)
-            factor = exp(before - base)
+            factor = exp_below_zero(before - base)
             total = load_f32(sum_at, "f32", lanes) * factor
             if pairs:
                 if cells % 2:
                     store_f32(scores + 4 * width * cells, "f32", splat(HIDDEN, lanes))
                 for c in range(0, cells, 2):
-                    first = exp(load_f32(scores + 4 * width * c, "f32", lanes) - base)
-                    second = exp(load_f32(scores + 4 * width * (c + 1), "f32", lanes) - base)
+                    first = exp_below_zero(load_f32(scores + 4 * width * c, "f32", lanes) - base)
+                    second = exp_below_zero(load_f32(scores + 4 * width * (c + 1), "f32", lanes) - base)
                     store_f32(scores + 2 * width * c, "f32", interleave(first, second))
                     total = total + (first + second)
             else:
                 for c in range(cells):
-                    power = exp(load_f32(scores + 4 * width * c, "f32", lanes) - base)
+                    power = exp_below_zero(load_f32(scores + 4 * width * c, "f32", lanes) - base)
                     store_f32(scores + 4 * width * c, "f32", power)
                     total = total + power
             store_f32(highest_at, "f32", highest)

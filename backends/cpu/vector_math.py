@@ -29,6 +29,7 @@ LOG2_E = np.float32(1.4426950408889634)
 LN2_HIGH = np.float32(0.693359375)  # few bits, so that a whole number times it is exact
 LN2_LOW = np.float32(-2.12194440e-4)
 EXP_LOWEST, EXP_HIGHEST = np.float32(-104.0), np.float32(89.0)  # beyond: 0, infinity
+EXP_NORMAL = np.float32(-88.03)  # 2 to the -127, whose bits as a power of two are those of 0
 SHIFTER = np.float32(12582912.0)  # 1.5 · 2²³: adding it leaves a whole number in the low bits
 EXPONENT_OF_ONE, MANTISSA_BITS = np.int32(127), np.int32(23)
 TANH_NEAR = np.float32(0.625)
@@ -85,6 +86,17 @@ def exp(x):
     half = n * HALF + SHIFTER
     rest = n - (half - SHIFTER) + SHIFTER
     return power * _power_of_two(half) * _power_of_two(rest)
+
+
+@helper
+def exp_below_zero(x):
+    """e to the x for x that is not above 0; numbers too small for float32's normal range become 0."""
+    x = select(x < EXP_NORMAL, like(x, EXP_NORMAL), x)
+    shifted = fma(x, like(x, LOG2_E), like(x, SHIFTER))
+    n = shifted - SHIFTER
+    r = fma(n, like(x, -LN2_HIGH), x)
+    r = fma(n, like(x, -LN2_LOW), r)
+    return (fma(_exp_tail(r), r * r, r) + ONE) * _power_of_two(shifted)
 
 
 @helper
