@@ -8,7 +8,8 @@ one for each expert that some token uses; from here on both are the same. The ta
     at COLUMNS      per column 2 words: row number of x, address of its row of y
 
 The kernels of a product get four tensors, y (the node), w, x and ids (absent in mul_mat), and as extras the offsets in
-the workspace of the columns, the prepared x, and the threads' scratch memory, and the bytes of scratch of one thread.
+the workspace of the columns, the prepared x, and the threads' scratch memory, the bytes of scratch of one thread, and
+the slice of x's rows, [first, last), that is prepared and multiplied now.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from graphrt.tensor import Tensor
 
 Y, W, X, IDS, TENSORS = 0, 1, 2, 3, 4
 WORKSPACE = TENSORS * TENSOR_WORDS
-COUNTER, COLUMNS, PREPARED, SCRATCH, SCRATCH_BYTES = (WORKSPACE + i for i in range(1, 6))
+COUNTER, COLUMNS, PREPARED, SCRATCH, SCRATCH_BYTES, SLICE_FIRST, SLICE_LAST = (WORKSPACE + i for i in range(1, 8))
 GROUPS, GROUP_BYTES, COLUMN_BYTES = 64, 32, 16
 MATRIX, FIRST, LAST, FIRST_TILE = 0, 1, 2, 3
 X_ROW, Y_ADDRESS = 0, 1
@@ -47,7 +48,7 @@ class Layout:
     scratch: int
 
     @property
-    def extras(self) -> list[int]:
+    def offsets(self) -> list[int]:
         """The offsets, as kernels get them, and the bytes of one thread's scratch memory."""
         columns = GROUPS + GROUP_BYTES * self.groups
         prepared = _aligned(columns + COLUMN_BYTES * self.columns)
@@ -55,7 +56,7 @@ class Layout:
 
     def nbytes(self, threads: int) -> int:
         """Bytes of the whole workspace."""
-        *_, scratch, each = self.extras
+        *_, scratch, each = self.offsets
         return scratch + threads * each
 
 

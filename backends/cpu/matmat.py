@@ -17,6 +17,8 @@ from graphrt.backends.cpu.grouping import (
     FIRST_TILE,
     LAST,
     MATRIX,
+    SLICE_FIRST,
+    SLICE_LAST,
     Y_ADDRESS,
     W,
     column_word,
@@ -42,7 +44,7 @@ def scratch_bytes(tile: Tile) -> int:
 
 
 def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int) -> Kernel:
-    """Native: y for every column, over x prepared as tiles of `columns` columns."""
+    """Native: y for every column, over a slice of x prepared as tiles of `columns` columns; later slices add to it."""
     height_of_tile = lanes * vectors
     fill_panel = _panel_filler(dtype, lanes, vectors)
     multiply = tile_multiplier(lanes, vectors, columns)
@@ -50,7 +52,8 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int) -> Kernel:
     result_at = strip_at + 4 * lanes * STRIP
 
     def run(args, ith, nth):
-        height, width = size(args, W, 2), size(args, W, 3)
+        first_element, last_element = word(args, SLICE_FIRST), word(args, SLICE_LAST)
+        height, width = size(args, W, 2), last_element - first_element
         bands = (height + height_of_tile - 1) // height_of_tile
         total = group_count(args) * bands
         panel = scratch(args, ith)
@@ -61,10 +64,10 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int) -> Kernel:
             rows = min(height_of_tile, height - row)
             first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
             tiles = prepared(args) + group_word(args, group, FIRST_TILE) * width * columns * 4
-            for start in range(0, max(width, 1), DEPTH):
-                depth = min(DEPTH, width - start)
+            for start in range(first_element, max(last_element, 1), DEPTH):
+                depth = min(DEPTH, last_element - start)
                 fill_panel(args, matrix, row, rows, start, depth, panel, panel + strip_at)
-                x = tiles + start * columns * 4
+                x = tiles + (start - first_element) * columns * 4
                 for column in range(first, last, columns):
                     count = min(columns, last - column)
                     multiply(panel, x, depth, panel + result_at, count)

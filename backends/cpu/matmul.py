@@ -8,12 +8,15 @@ from graphrt.backends.cpu import matmat, transposed
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
 from graphrt.backends.cpu.jit import Kernel, native
 from graphrt.backends.cpu.matvec import mul_mat_columns
-from graphrt.backends.cpu.prepare import PIECE_BYTES, group_columns, prepare_rows, prepare_tiles, row_bytes
+from graphrt.backends.cpu.prepare import PIECE, PIECE_BYTES, group_columns, prepare_rows, prepare_tiles, row_bytes
 from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.tile import tile
 from graphrt.backends.cpu.vecdot import Units, units_of
 from graphrt.ops.matmul import mul_mat, mul_mat_transposed
 from graphrt.tensor import Tensor
+
+# Prepared at a time of an x with many columns: a mixture of experts has each token once for every expert that it uses.
+SLICE_BYTES = 12 << 20
 
 
 def has_many_columns(node: Tensor) -> bool:
@@ -32,14 +35,29 @@ def layout(node: Tensor) -> Layout:
     w, x, *ids = operands(node)
     if has_many_columns(node):
         shape = tile()
-        tiles = columns(node) // shape.columns + min(matrices(w), columns(node))
-        prepared = tiles * shape.columns * x.shape[-1] * 4
+        prepared = tiled_columns(node) * min(x.shape[-1], slice_depth(node)) * 4
         scratch = max(matmat.scratch_bytes(shape), transposed.scratch_bytes(shape))
     else:
         prepared = x.size // max(1, x.shape[-1]) * row_bytes(units(node).form, x.shape[-1])
         scratch = transposed.scratch_bytes(tile())
     cursors = 8 * matrices(w) if ids else 0
     return Layout(matrices(w), columns(node), prepared, max(PIECE_BYTES, scratch, cursors))
+
+
+def tiled_columns(node: Tensor) -> int:
+    """Columns of x as tiles, of which each group's last one may be partly empty, at most."""
+    w, *_ = operands(node)
+    of_tile = tile().columns
+    return (columns(node) // of_tile + min(matrices(w), columns(node))) * of_tile
+
+
+def slice_depth(node: Tensor) -> int:
+    """Elements of x's rows that are prepared at a time: as few slices, all about as deep, as SLICE_BYTES allow."""
+    depth = operands(node)[1].shape[-1]
+    pieces = -(-depth // PIECE)
+    pieces_at_once = max(1, SLICE_BYTES // max(1, tiled_columns(node) * PIECE_BYTES))
+    slices = max(1, -(-pieces // pieces_at_once))
+    return max(1, -(-pieces // slices)) * PIECE
 
 
 def units(node: Tensor) -> Units:
@@ -52,20 +70,21 @@ def product_calls(node: Tensor) -> list[Call]:
     """The calls of a product: group the columns and prepare x, then multiply."""
     w, x, *_ = operands(node)
     tensors = [node, *node.srcs, *[None] * (3 - len(node.srcs))]
-    extras = layout(node).extras
+    depth, offsets = x.shape[-1], layout(node).offsets
     is_transposed = node.op is mul_mat_transposed
 
-    def call(function: Callable[..., Kernel], *constants: object) -> Call:
-        return Call(native(function, *constants), tensors, extras=extras)
+    def call(function: Callable[..., Kernel], *constants: object, first: int = 0, last: int = depth) -> Call:
+        return Call(native(function, *constants), tensors, extras=[*offsets, first, last])
 
     if has_many_columns(node):
-        shape = tile()
+        shape, step = tile(), slice_depth(node)
         multiply = transposed.transposed_tiles if is_transposed else matmat.mul_mat_tiles
-        return [
-            call(group_columns, shape.columns),
-            call(prepare_tiles, shape.columns, x.dtype.name),
-            call(multiply, w.dtype.name, shape.lanes, shape.vectors, shape.columns),
-        ]
+        calls = [call(group_columns, shape.columns)]
+        for first in range(0, max(depth, 1), step):
+            part = {"first": first, "last": min(first + step, depth)}
+            calls.append(call(prepare_tiles, shape.columns, x.dtype.name, **part))
+            calls.append(call(multiply, w.dtype.name, shape.lanes, shape.vectors, shape.columns, **part))
+        return calls
     prepare = call(prepare_rows, units(node).form, units(node).offset, x.dtype.name)
     if is_transposed:
         return [prepare, call(transposed.transposed_columns, w.dtype.name)]

@@ -20,6 +20,8 @@ from graphrt.backends.cpu.grouping import (
     FIRST_TILE,
     IDS,
     LAST,
+    SLICE_FIRST,
+    SLICE_LAST,
     X_ROW,
     X,
     column_word,
@@ -102,24 +104,26 @@ def prepare_rows(form: str, offset: int, dtype: str) -> Kernel:
 
 
 def prepare_tiles(tile: int, dtype: str) -> Kernel:
-    """Native: write x as tiles of `tile` columns; the tables must be there. Past a group's end nothing is written."""
+    """Native: write a slice of x as tiles of `tile` columns, nothing past a group's end; the tables must be there."""
     piece_of = _piece_of(dtype)
 
     def run(args, ith, nth):
-        width = size(args, X, 3)
+        first_element, last_element = word(args, SLICE_FIRST), word(args, SLICE_LAST)
+        depth = last_element - first_element
         buffer = scratch(args, ith)
         item = claim(word(args, COUNTER), 1)
         while item < tile_count(args):
             group = group_of_tile(args, item)
             first = group_word(args, group, FIRST) + (item - group_word(args, group, FIRST_TILE)) * tile
             for column in range(first, min(first + tile, group_word(args, group, LAST))):
-                target = prepared(args) + item * width * tile * 4 + (column - first) * 4
+                target = prepared(args) + item * depth * tile * 4 + (column - first) * 4
                 row = row_address(args, X, column_word(args, column, X_ROW))
-                for start in range(0, width, PIECE):
-                    count = min(PIECE, width - start)
+                for start in range(first_element, last_element, PIECE):
+                    count = min(PIECE, last_element - start)
                     source = piece_of(row, stride(args, X, 3), start, count, buffer)
                     for k in range(count):
-                        store_one(target + (start + k) * tile * 4, "f32", load_one(source + 4 * k, "f32"))
+                        place = target + (start - first_element + k) * tile * 4
+                        store_one(place, "f32", load_one(source + 4 * k, "f32"))
             item = claim(word(args, COUNTER), 1)
 
     return run

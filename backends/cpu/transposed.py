@@ -18,6 +18,8 @@ from graphrt.backends.cpu.grouping import (
     FIRST_TILE,
     LAST,
     MATRIX,
+    SLICE_FIRST,
+    SLICE_LAST,
     X_ROW,
     Y_ADDRESS,
     W,
@@ -78,12 +80,13 @@ def transposed_columns(dtype: str) -> Kernel:
 
 
 def transposed_tiles(dtype: str, lanes: int, vectors: int, columns: int) -> Kernel:
-    """Native: y for every column, over x prepared as tiles of `columns` columns."""
+    """Native: y for every column, over a slice of x prepared as tiles of `columns` columns; later slices add to it."""
     rows_of_tile = lanes * vectors
     expand_band, multiply = _band_expander(dtype), tile_multiplier(lanes, vectors, columns)
 
     def run(args, ith, nth):
-        height, width = size(args, W, 2), size(args, W, 3)
+        first_row, last_row = word(args, SLICE_FIRST), word(args, SLICE_LAST)
+        height, width = last_row - first_row, size(args, W, 3)
         bands = (width + BAND - 1) // BAND
         line, panels = scratch(args, ith), scratch(args, ith) + 4 * BAND
         result = panels + 4 * BAND * DEPTH
@@ -94,15 +97,15 @@ def transposed_tiles(dtype: str, lanes: int, vectors: int, columns: int) -> Kern
             first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
             tiles = prepared(args) + group_word(args, group, FIRST_TILE) * height * columns * 4
             width_of_band = min(BAND, width - start)
-            for row in range(0, max(height, 1), DEPTH):
-                depth = min(DEPTH, height - row)
+            for row in range(first_row, max(last_row, 1), DEPTH):
+                depth = min(DEPTH, last_row - row)
                 for k in range(depth):
                     expand_band(args, matrix, row + k, start, width_of_band, line)
                     for at in range(0, width_of_band, rows_of_tile):
                         place = panels + 4 * (at * DEPTH + k * rows_of_tile)
                         for i in range(0, rows_of_tile, lanes):
                             store_f32(place + 4 * i, "f32", load_f32(line + 4 * (at + i), "f32", lanes))
-                x = tiles + row * columns * 4
+                x = tiles + (row - first_row) * columns * 4
                 for column in range(first, last, columns):
                     count = min(columns, last - column)
                     for at in range(0, width_of_band, rows_of_tile):

@@ -5,7 +5,7 @@ import pytest
 
 import graphrt
 from graphrt import dtypes, ops
-from graphrt.backends.cpu import host
+from graphrt.backends.cpu import host, matmul
 from graphrt.testing import check, normalised_error, random_blocks
 
 VALUES = [dtype.name for dtype in (*dtypes.FLOATS, *dtypes.QUANTIZED)]
@@ -124,3 +124,19 @@ def test_numbers_that_are_not_finite_reach_the_result(name, bad):
     got = graphrt.Scheduler(["cpu"], threads=2).plan(graphrt.Graph([node])).run()[0]
     assert not np.isfinite(got[0]).any()
     assert np.isfinite(got[1]).all()
+
+
+@pytest.mark.parametrize("op", [ops.mul_mat, ops.mul_mat_transposed, ops.mul_mat_id])
+@pytest.mark.parametrize("depth", [1000, 256, 2048])
+def test_slices_of_the_depth_add_up_and_take_less_workspace(op, depth, monkeypatch):
+    w = weights("f32", 3, 40, depth) if op is not ops.mul_mat_transposed else weights("f32", 3, depth, 40)
+    x = weights("f32", *((30, 1, depth) if op is ops.mul_mat_id else (3, 60, depth)))
+    ids = [np.stack([np.roll(np.arange(3), i) for i in range(30)]).astype(np.int32)] if op is ops.mul_mat_id else []
+    arrays = [w, x, *ids]
+    node = op(*(graphrt.constant(name, each) for name, each in zip("wxi", arrays, strict=False)))
+    whole = matmul.workspace(node, 2)
+    monkeypatch.setattr(matmul, "SLICE_BYTES", 1)
+    assert matmul.slice_depth(node) == 256
+    assert (matmul.workspace(node, 2) < whole) == (depth > 256)
+    got = graphrt.Scheduler(["cpu"], threads=2).plan(graphrt.Graph([node])).run()[0]
+    assert normalised_error(got, op.evaluate(node, arrays)) < 1e-11
