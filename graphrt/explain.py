@@ -106,6 +106,7 @@ class Explanation:
     phase: str | None
     notes: tuple[str, ...]
     compute_bytes: int
+    staging_bytes: int
     splits: tuple[SplitNote, ...]
     output_copies: tuple[CopyNote, ...]
     homes: tuple[HomeNote, ...]
@@ -144,6 +145,7 @@ class Explainer:
             phase=schedule.graph.phase,
             notes=schedule.graph.notes,
             compute_bytes=schedule.compute_bytes,
+            staging_bytes=schedule.staging_bytes,
             splits=splits,
             output_copies=self._copies(len(schedule.splits)),
             homes=tuple(homes),
@@ -230,6 +232,8 @@ def _lines(told: Explanation, level: int) -> Iterator[str]:
         limit = "" if memory.limit is None else f" of {memory.limit:,}"
         held = f"{memory.compute_bytes:,} compute + {memory.resident_bytes:,} resident bytes"
         yield f"memory {memory.name}: {held}{limit}"
+    if told.staging_bytes:
+        yield f"staging for asynchronous devices: {told.staging_bytes:,} bytes on the host for each run under way"
     for text, matches in told.rules:
         yield f'rule "{text}": {_count(matches, "tensor")}' if matches else f'rule "{text}": matches nothing here'
     yield from (f"warning: {moving}" for moving in told.moving)

@@ -7,10 +7,12 @@ first = pipeline.result()                  the results, in order
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import numpy as np
 
@@ -52,6 +54,7 @@ class Pipeline:
         self._thread = 0
         self._under_way: deque[_Run] = deque()
         self._done: deque[list[Array]] = deque()
+        self._said: WeakSet[Plan] = WeakSet()
 
     def __len__(self) -> int:
         """Runs submitted whose result was not taken."""
@@ -66,6 +69,7 @@ class Pipeline:
             self._finish()
         for name, array in {**(inputs or {}), **named}.items():
             plan.set_input(name, np.asarray(array))
+        self._say(plan)
         self._count += 1
         self._thread = threading.get_ident()
         plan.forget_cancel()
@@ -97,6 +101,14 @@ class Pipeline:
             self._plan.cancel()
         for run in tuple(self._under_way):
             run.plan.drop(self._thread)
+
+    def _say(self, plan: Plan) -> None:
+        """GRAPH_SCHED_DEBUG: what a plan's runs take."""
+        if plan.sched_debug and plan not in self._said:
+            self._said.add(plan)
+            staging, outputs = plan.schedule.staging_bytes, sum(output.extent for output in plan.graph.outputs)
+            held = f"{staging + outputs:,} bytes on the host for each ({staging:,} staging, {outputs:,} outputs)"
+            print(f"pipeline: up to {self.depth} runs under way, {held}", file=sys.stderr)
 
     def _finish(self) -> None:
         try:

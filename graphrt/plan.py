@@ -40,7 +40,7 @@ class Plan:
 
     Args:
         check_numerics: 1 stops a run at the first result that is not finite, 2 also at one that the reference denies.
-        print_times: run node by node, and print on stderr what each took.
+        sched_debug: 1 lets pipelines say on stderr what they hold, 4 runs node by node and prints what each took.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Plan:
         residents: Residents,
         *,
         check_numerics: int = 0,
-        print_times: bool = False,
+        sched_debug: int = 0,
     ) -> None:
         self.schedule = schedule
         self.graph = schedule.graph
@@ -69,7 +69,7 @@ class Plan:
         self._cancelled = False
         self._thread: int | None = None
         self._check_numerics = check_numerics
-        self._print_times = print_times
+        self.sched_debug = sched_debug
 
     @property
     def compute_bytes(self) -> int:
@@ -108,7 +108,7 @@ class Plan:
         if self._check_numerics:
             execute_watched(self, compare=self._check_numerics > 1)
             return
-        if self._print_times:
+        if self.sched_debug >= 4:
             print(execute_timed(self), file=sys.stderr)
             return
         self._go(self._all_steps, self._synchronize)
@@ -121,7 +121,7 @@ class Plan:
         Returns: the outputs, in memory of their own, and the events after which they hold what they should.
         Raises: as `execute`.
         """
-        if self._check_numerics or self._print_times:
+        if self._check_numerics or self.sched_debug >= 4:
             self.execute()
             return [self.output(i).copy() for i in range(len(self.graph.outputs))], []
         self._slot.number = slot

@@ -164,7 +164,7 @@ def _make_plan(schedule: Schedule, residents: Residents, settings: Settings, are
         arenas,
         residents,
         check_numerics=settings.check_numerics,
-        print_times=settings.sched_debug >= 4,
+        sched_debug=settings.sched_debug,
     )
 
 

@@ -18,6 +18,7 @@ from graphrt.errors import Cancelled
 from graphrt.plan import Plan
 from tests.interrupts import HEED
 
+AT_ONCE_OR_NOT = pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "asynchronous"])
 W = np.eye(8, dtype=np.float32)
 X = np.arange(16, dtype=np.float32).reshape(2, 8)
 
@@ -28,6 +29,7 @@ def device_plan(device: SimBackend) -> Plan:
     return Scheduler([device, "reference"], overrides=["w=sim"]).plan(Graph(y))
 
 
+@AT_ONCE_OR_NOT
 @pytest.mark.parametrize(
     ("number", "message"),
     [
@@ -35,8 +37,8 @@ def device_plan(device: SimBackend) -> Plan:
         (2, r"\[copy\] result \(64 bytes\) from sim to host failed: the link broke"),
     ],
 )
-def test_a_copy_that_fails_is_named_and_the_next_run_works(number, message):
-    device = SimBackend(failure=RuntimeError("the link broke"))
+def test_a_copy_that_fails_is_named_and_the_next_run_works(number, message, asynchronous):
+    device = SimBackend(failure=RuntimeError("the link broke"), asynchronous=asynchronous)
     plan = device_plan(device)
     device.failures.copy = number
     with pytest.raises(KernelError, match=message):
@@ -44,16 +46,19 @@ def test_a_copy_that_fails_is_named_and_the_next_run_works(number, message):
     assert np.array_equal(plan.run(x=X)[0], X)
 
 
+@AT_ONCE_OR_NOT
 @pytest.mark.parametrize(("kernel", "name"), [("relu", "result"), (1, "product"), (2, "result")])
-def test_a_kernel_that_raises_is_named_and_the_next_run_works(kernel, name):
-    plan = device_plan(SimBackend(fail_kernel=kernel, failure=RuntimeError("an illegal address")))
+def test_a_kernel_that_raises_is_named_and_the_next_run_works(kernel, name, asynchronous):
+    failure = RuntimeError("an illegal address")
+    plan = device_plan(SimBackend(fail_kernel=kernel, failure=failure, asynchronous=asynchronous))
     with pytest.raises(KernelError, match=rf"the kernel of Tensor\({name}: .* failed: an illegal address"):
         plan.run(x=X)
     assert np.array_equal(plan.run(x=X)[0], X)
 
 
-def test_an_upload_of_a_weight_that_fails_can_be_tried_again():
-    device = SimBackend(fail_copy=1)
+@AT_ONCE_OR_NOT
+def test_an_upload_of_a_weight_that_fails_can_be_tried_again(asynchronous):
+    device = SimBackend(fail_copy=1, asynchronous=asynchronous)
     y = ops.mul_mat(graphrt.weight("w", W), graphrt.input("x", X.shape))
     scheduler = Scheduler([device, "reference"], overrides=["w=sim"])
     with pytest.raises(KernelError, match=r"weight w .*to sim.*a failure on demand"):
@@ -90,19 +95,21 @@ def test_memory_that_other_plans_took_is_an_error_and_is_given_back_with_them():
     assert np.array_equal(scheduler.plan(wide[1]).run(x=x)[0], x)
 
 
-def test_an_interrupt_inside_a_kernel_passes_and_the_next_run_works():
-    plan = device_plan(SimBackend(fail_kernel=2, failure=KeyboardInterrupt()))
+@AT_ONCE_OR_NOT
+def test_an_interrupt_inside_a_kernel_passes_and_the_next_run_works(asynchronous):
+    plan = device_plan(SimBackend(fail_kernel=2, failure=KeyboardInterrupt(), asynchronous=asynchronous))
     with pytest.raises(KeyboardInterrupt):
         plan.run(x=X)
     assert np.array_equal(plan.run(x=X)[0], X)
 
 
-def test_cancel_from_another_thread_stops_the_run_and_the_next_one_works():
+@AT_ONCE_OR_NOT
+def test_cancel_from_another_thread_stops_the_run_and_the_next_one_works(asynchronous):
     """A long chain that changes backend at each node; another thread cancels as soon as it runs."""
     y = graphrt.input("x", X.shape)
     for _ in range(1000):
         y = ops.neg(ops.relu(y))
-    device = SimBackend()
+    device = SimBackend(asynchronous=asynchronous)
     plan = Scheduler([device, "reference"], node_overrides=["relu=sim", "neg=reference"]).plan(Graph(y))
     started = device.clock.count
 
@@ -120,8 +127,65 @@ def test_cancel_from_another_thread_stops_the_run_and_the_next_one_works():
     assert plan.run(x=X)[0].shape == X.shape
 
 
-def test_a_watch_that_returns_false_stops_the_run_at_once():
-    device = SimBackend()
+@AT_ONCE_OR_NOT
+@pytest.mark.parametrize("node_by_node", [False, True])
+def test_a_cancel_before_a_run_stops_that_run_and_no_other(node_by_node, asynchronous):
+    plan = device_plan(SimBackend(asynchronous=asynchronous))
+    plan.cancel()
+    with pytest.raises(Cancelled, match="the run was cancelled"):
+        plan.observe(lambda node, array: True) if node_by_node else plan.execute()
+    assert np.array_equal(plan.run(x=X)[0], X)
+    plan.cancel()
+    plan.forget_cancel()
+    assert np.array_equal(plan.run(x=X)[0], X)
+
+
+def test_a_cancel_drops_what_waits_in_a_devices_queue():
+    """The device is held up, the host waits for it: of the second split nothing runs after the cancel."""
+    device = SimBackend(asynchronous=True)
+    y = ops.relu(ops.mul_mat(graphrt.weight("w", W), graphrt.input("x", X.shape)))
+    other = SimBackend("other", asynchronous=True)
+    plan = Scheduler([device, other, "reference"], overrides=["w=sim"], node_overrides=["relu=other"]).plan(Graph(y))
+    held, release, failed = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        held.set()
+        release.wait()
+
+    def run() -> None:
+        with pytest.raises(Cancelled) as error:
+            plan.run(x=X)
+        failed.append(error.value)
+
+    device._queue.begin(hold)
+    held.wait()
+    runner = threading.Thread(target=run)
+    runner.start()
+    while not device._queue._items or not other._queue._works:
+        time.sleep(0.0001)
+    plan.cancel()
+    release.set()
+    runner.join()
+    assert failed
+    assert device.clock.count["mul_mat"] == other.clock.count["relu"] == 0
+    assert np.array_equal(plan.run(x=X)[0], X)
+
+
+def test_a_thread_whose_work_fails_does_not_fail_that_of_another():
+    device = SimBackend(asynchronous=True, fail_kernel=1)
+    plans = [device_plan(device), device_plan(device)]
+    with pytest.raises(KernelError, match=r"the kernel of .*product"):
+        plans[0].run(x=X)
+    results = []
+    thread = threading.Thread(target=lambda: results.append(plans[1].run(x=X)[0]))
+    thread.start()
+    thread.join()
+    assert np.array_equal(results[0], X)
+
+
+@AT_ONCE_OR_NOT
+def test_a_watch_that_returns_false_stops_the_run_at_once(asynchronous):
+    device = SimBackend(asynchronous=asynchronous)
     plan = device_plan(device)
     seen = []
     with pytest.raises(Cancelled, match="stopped after product"):

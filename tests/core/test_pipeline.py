@@ -212,3 +212,19 @@ def test_wrong_use_is_an_error():
         Pipeline(depth=0)
     with pytest.raises(GraphError, match=r"\[pipeline\] no run is under way; submit one first"):
         Pipeline().result()
+
+
+def test_the_memory_that_it_takes_is_told(capsys):
+    """Staging: the input and what goes from sim0 to sim1; outputs are read into memory of their own."""
+    devices = [SimBackend("sim0", asynchronous=True), SimBackend("sim1", asynchronous=True)]
+    scheduler = Scheduler(
+        [*devices, "reference"], overrides=[r"blk\.[0-3]=sim0", r"blk\.[4-7]=sim1"], sched_debug=1, threads=1
+    )
+    plan = scheduler.plan(Graph(layers()))
+    assert plan.schedule.staging_bytes == plan.schedule.explain().staging_bytes == 2 * PARTS[0].nbytes
+    assert "staging for asynchronous devices: 4,096 bytes on the host for each run under way" in capsys.readouterr().err
+    pipeline = Pipeline(depth=3)
+    for x in PARTS[:2]:
+        pipeline.submit(plan, x=x)
+    told = "pipeline: up to 3 runs under way, 6,144 bytes on the host for each (4,096 staging, 2,048 outputs)\n"
+    assert capsys.readouterr().err == told

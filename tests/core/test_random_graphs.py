@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 
+import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +18,9 @@ from graphrt import PlacementError, Scheduler, Settings, Tensor
 from graphrt.backend import Backend, create
 from graphrt.backends.blas import BlasBackend
 from graphrt.backends.sim import SimBackend
+from graphrt.dtypes import Array
 from graphrt.explain import describe
+from graphrt.pipeline import Pipeline
 from graphrt.plan import Plan
 from graphrt.testing import Draw
 from tests.core.random_graphs import Oracle, RandomGraph, difference, random_graph
@@ -62,31 +66,47 @@ def check(draw: Draw) -> None:
     except PlacementError:
         assert limit_is_exceeded(scheduler, case, assigned)
         return
-    poisoned = draw.boolean()
-    for _ in range(2):
-        expected, got = oracle.run(), run(plan, case, poisoned)
+    way = draw.choice([run, run_poisoned, run_in_pipeline])
+    for got in way(plan, case):
+        expected = oracle.run()
         for output, want, have, coarse in zip(case.graph.outputs, expected, got, case.coarse, strict=True):
             error = difference(have, want)
             assert error <= (COARSE_TOLERANCE if coarse else TOLERANCE), (
-                f"{output!r}: error {error:.2e}, poisoned {poisoned}\n{have}\n{want}\n{describe(plan.schedule)}"
+                f"{output!r}: error {error:.2e}, {way.__name__}\n{have}\n{want}\n{describe(plan.schedule)}"
             )
 
 
-def run(plan: Plan, case: RandomGraph, poisoned: bool) -> list:
-    """The outputs of one run; where poisoned, node by node, and what nothing should read any more is overwritten."""
-    if not poisoned:
-        return plan.run(case.inputs)
+def run(plan: Plan, case: RandomGraph) -> Iterator[list[Array]]:
+    """The outputs of two runs, one after the other."""
+    for _ in range(2):
+        yield plan.run(case.inputs)
+
+
+def run_poisoned(plan: Plan, case: RandomGraph) -> Iterator[list[Array]]:
+    """Of two runs node by node, where what nothing should read any more is overwritten."""
     for name, array in case.inputs.items():
         plan.set_input(name, array)
-    for item, step in plan.steps_by_node():
-        step()
-        if isinstance(item, Tensor):
-            plan.poison_freed(item)
-    return [plan.output(i).copy() for i in range(len(case.graph.outputs))]
+    for _ in range(2):
+        for item, step in plan.steps_by_node():
+            step()
+            if isinstance(item, Tensor):
+                plan.poison_freed(item)
+        yield [plan.output(i).copy() for i in range(len(case.graph.outputs))]
+
+
+def run_in_pipeline(plan: Plan, case: RandomGraph) -> Iterator[list[Array]]:
+    """Of two runs under way at once; inputs are overwritten as soon as they were submitted."""
+    pipeline = Pipeline(depth=2)
+    for _ in range(2):
+        pipeline.submit(plan, case.inputs)
+        for name in case.inputs:
+            plan.input(name).view(np.uint8)[...] = 0xFF
+    while pipeline:
+        yield pipeline.result()
 
 
 def draw_backends(draw: Draw) -> list[Backend]:
-    """The host's backends, and up to three devices with gaps and limits, in any order."""
+    """The host's backends, and up to three devices with gaps and limits, asynchronous or not, in any order."""
     backends: list[Backend] = [CPU] if draw.integer(0, 3) else []
     if draw.boolean():
         backends.insert(0, BlasBackend(ONE_THREAD, min_batch=draw.choice([0, 2, 32])))
@@ -94,7 +114,7 @@ def draw_backends(draw: Draw) -> list[Backend]:
     for number in range(draw.integer(0, 3)):
         missing = {draw.choice(gaps) for _ in range(draw.integer(0, 4))}
         limit = draw.choice([None, None, 2_000, 40_000, 400_000])
-        device = SimBackend(f"sim{number}", missing=missing, limit=limit)
+        device = SimBackend(f"sim{number}", missing=missing, limit=limit, asynchronous=draw.boolean())
         backends.insert(draw.integer(0, len(backends)), device)
     return backends or [create("reference", ONE_THREAD)]
 
