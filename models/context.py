@@ -19,7 +19,7 @@ from graphrt.errors import Cancelled, GraphError
 from graphrt.graph import Phase
 from graphrt.models.batch import Batch, extremes
 from graphrt.models.blocks import Decoder
-from graphrt.models.kv_cache import KRotation, KVCache
+from graphrt.models.kv_cache import CacheShape, KRotation, KVCache
 from graphrt.models.kv_file import KVFile
 from graphrt.models.sequences import Sequences
 from graphrt.models.ubatch import UBatch
@@ -80,11 +80,12 @@ class Context(Sequences):
         kv_file: str | Path | None = None,
         architecture: str = "",
     ) -> None:
-        shape = (len(decoder.layers), size, decoder.cache_layout, cache_type, k_rotation)
-        cache = KVCache(*shape)
-        identity = {"architecture": architecture, "weights": _fingerprint(decoder), **cache.identity}
-        self._file = None if kv_file is None else KVFile(kv_file, identity, cache)
-        super().__init__(cache if self._file is None else KVCache(*shape, self._file.arrays), scheduler, identity)
+        numbers = (len(decoder.layers), size, decoder.cache_layout, cache_type, k_rotation)
+        shape = CacheShape(*numbers)
+        identity = {"architecture": architecture, "weights": _fingerprint(decoder), **shape.identity}
+        self._file = None if kv_file is None else KVFile(kv_file, identity, shape)
+        memory = None if self._file is None else self._file.arrays
+        super().__init__(KVCache(*numbers, memory), scheduler, identity)
         self.decoder = decoder
         self.ubatch = ubatch
         self.watch: Watch | None = None
@@ -202,9 +203,11 @@ class Context(Sequences):
 
 
 def _fingerprint(decoder: Decoder) -> int:
-    """A number that tells models of one shape apart."""
-    norm = decoder.output_norm.weight.data
-    return 0 if norm is None else crc32(np.ascontiguousarray(norm))
+    """A number that tells models of one shape apart, by a few of their weights; 0 where these have no data."""
+    norm, embedding = decoder.output_norm.weight.data, decoder.embedding.data
+    if norm is None or embedding is None:
+        return 0
+    return crc32(np.ascontiguousarray(embedding[:: max(1, len(embedding) // 8)]), crc32(np.ascontiguousarray(norm)))
 
 
 def _phase_of(tokens: int) -> Phase:

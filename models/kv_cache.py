@@ -6,6 +6,7 @@ C cells, G key/value heads, W width of one head, T tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,12 +15,45 @@ from graphrt import dtypes, ops, state
 from graphrt.buffer import Buffer
 from graphrt.dtypes import Array, DType
 from graphrt.errors import SettingsError
-from graphrt.models.cells import Cells
+from graphrt.models.cells import FIELDS, Cells
 from graphrt.tensor import Tensor
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 KRotation = Literal["roped", "unroped"]
 Layout = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What memory a cache is of; KVCache says what the fields are.
+
+    Raises: SettingsError if the dtype cannot hold such rows.
+    """
+
+    layers: int
+    size: int
+    layout: Layout
+    dtype: str = "f16"
+    k_rotation: KRotation = "roped"
+
+    def __post_init__(self) -> None:
+        cache_dtype(self.dtype, self.layout)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two caches must have in common for the rows of one to be the other's."""
+        layout = {part: list(shape) for part, shape in self.layout.items()}
+        return {"layers": self.layers, "layout": layout, "dtype": self.dtype.lower(), "k_rotation": self.k_rotation}
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and dtype of every array of a cache, by name: the cells' FIELDS, then each layer's parts."""
+        dtype = dtypes.get(self.dtype)
+        found = {name: ((self.size,), np.dtype(field)) for name, field in FIELDS.items()}
+        for layer in range(self.layers):
+            for part, (heads, width) in self.layout.items():
+                found[part_name(part, layer)] = ((self.size, heads, width // dtype.block), dtype.numpy)
+        return found
 
 
 class KVCache:
@@ -32,7 +66,7 @@ class KVCache:
             two parts; the latent cache of multi-head latent attention is one.
         dtype: name of the dtype of all parts.
         k_rotation: "roped" where keys are kept as they are after rotation by their position, "unroped" where before.
-        memory: arrays to lie in, by name: the cells' FIELDS, and part_name's for every layer and part; a file's.
+        memory: arrays to lie in, CacheShape's by name, such as a file's.
     Raises: SettingsError if the dtype cannot hold such rows.
     """
 
@@ -65,12 +99,6 @@ class KVCache:
     def states(self) -> Sequence[Tensor]:
         """The memory of every part, [C, G, W] each, layer by layer."""
         return [part for parts in self._parts for part in parts.values()]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What two caches must have in common for the rows of one to be the other's."""
-        layout = {part: list(shape) for part, shape in self.layout.items()}
-        return {"layers": self.layers, "layout": layout, "dtype": self.dtype.name, "k_rotation": self.k_rotation}
 
     def write(
         self, layer: int, part: str, rows: Tensor, cells: Tensor, first: int = 0, after: Tensor | None = None

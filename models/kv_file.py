@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ import numpy as np
 
 from graphrt.buffer import HOST
 from graphrt.errors import FormatError, SettingsError
-from graphrt.models.cells import EMPTY, FIELDS, UNKNOWN
-from graphrt.models.kv_cache import KVCache
+from graphrt.models.cells import EMPTY, UNKNOWN
+from graphrt.models.kv_cache import CacheShape
 from graphrt.models.saved_state import PREFIX, parse_header, require_same
 from graphrt.placement import Placements
 
@@ -34,17 +36,17 @@ class KVFile:
     Args:
         path: a file; one that is not there, or empty, is made.
         identity: of the model and its cache.
-        cache: a cache of the shape that the file has.
+        shape: of the cache.
     Attributes:
         arrays: the cells' fields and the layers' parts by name, over the file.
     Raises: FormatError if the file is damaged, or of another model or size; SettingsError if another process has it, or
         there is no room for it.
     """
 
-    def __init__(self, path: str | Path, identity: Mapping[str, Any], cache: KVCache) -> None:
+    def __init__(self, path: str | Path, identity: Mapping[str, Any], shape: CacheShape) -> None:
         self.path = Path(path)
-        expected = {**identity, "cells": cache.cells.size}
-        places, total = _places(cache)
+        expected = {**identity, "cells": shape.size}
+        places, total = _places(shape)
         try:
             self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         except OSError as error:
@@ -58,7 +60,7 @@ class KVFile:
                 self._make(total)
             self._bytes = np.memmap(self._file, np.uint8, "r+", shape=(total,))
             self.arrays = {
-                name: np.ndarray(shape, dtype, self._bytes, offset) for name, (offset, shape, dtype) in places.items()
+                name: np.ndarray(*shape.arrays[name], self._bytes, offset) for name, offset in places.items()
             }
             if not length:
                 self.arrays["positions"][:], self.arrays["tokens"][:] = EMPTY, UNKNOWN
@@ -90,18 +92,20 @@ class KVFile:
             )
 
     def _make(self, total: int) -> None:
-        """Give the new file its length, and room on the disk where the system lets us ask for it."""
+        """Give the new file its length, and room on the disk: a mapping that runs out of it would end the process."""
+        free = shutil.disk_usage(self.path.parent).free
         try:
+            if total > free:
+                raise OSError(errno.ENOSPC, f"{free:,} bytes are free there")
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file.fileno(), 0, total)
             else:
                 self._file.truncate(total)
         except OSError as error:
             self.path.unlink()
-            why = "the disk has no room" if error.errno == errno.ENOSPC else error.strerror
             raise SettingsError(
-                f"[kv file] {self.path} cannot be made {total:,} bytes long: {why}; lower n_ctx, or choose a smaller "
-                f"cache type or another folder"
+                f"[kv file] {self.path} cannot be made {total:,} bytes long: {error.strerror}; lower n_ctx, or choose "
+                f"a smaller cache type or another folder"
             ) from error
 
     def _check(self, expected: Mapping[str, Any], length: int, total: int) -> None:
@@ -126,14 +130,12 @@ class KVFile:
         self._bytes[: len(header)] = np.frombuffer(header, np.uint8)
 
 
-def _places(cache: KVCache) -> tuple[dict[str, tuple[int, tuple[int, ...], Any]], int]:
-    """Offset, shape and dtype of each array in the file, and the file's length."""
-    arrays = {name: ((cache.cells.size,), np.dtype(dtype)) for name, dtype in FIELDS.items()}
-    arrays |= {memory.name: (memory.blocks_shape, memory.dtype.numpy) for memory in cache.states}
+def _places(shape: CacheShape) -> tuple[dict[str, int], int]:
+    """Offset of each array in the file, and the file's length."""
     places, end = {}, PAGE
-    for name, (shape, dtype) in arrays.items():
-        places[name] = (end, shape, dtype)
-        end += -(-int(np.prod(shape)) * dtype.itemsize // PAGE) * PAGE
+    for name, (lengths, dtype) in shape.arrays.items():
+        places[name] = end
+        end += -(-prod(lengths) * dtype.itemsize // PAGE) * PAGE
     return places, end
 
 
