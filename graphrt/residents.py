@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-import numpy as np
-
 from graphrt.buffer import HOST, Buffer, HostBuffer
 from graphrt.errors import PlacementError
 from graphrt.placement import Placement
