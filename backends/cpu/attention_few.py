@@ -7,8 +7,6 @@ attention_cells.py, and so do the values of chunks in which some cells are hidde
 
 from __future__ import annotations
 
-import numpy as np
-
 from graphrt import dtypes
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, claim, share, size, stride
@@ -16,20 +14,12 @@ from graphrt.backends.cpu.attention_cells import ALL, NONE, look, prefetch, tile
 from graphrt.backends.cpu.attention_layout import CELLS, FEW_PITCH, groups_of, parts_of, rows_of_head, setting
 from graphrt.backends.cpu.attention_results import clearer, shared_result
 from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO, hide_from, row_loader, score_capper
-from graphrt.backends.cpu.attention_tile import dot_tile
-from graphrt.backends.cpu.attention_turns import (
-    AS_THEY_LIE,
-    KEYS_TURN,
-    QUERIES_TURNED,
-    begin_turning,
-    lines_aimer,
-    set_aim,
-    tile_turner,
-)
+from graphrt.backends.cpu.attention_tile import dot_tile, dot_turned_tile
+from graphrt.backends.cpu.attention_turns import begin_turning, lines_aimer, set_aim, tile_turner
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_one
-from graphrt.backends.cpu.simd import maximum, reduce_add, reduce_max, splat
+from graphrt.backends.cpu.simd import lane, maximum, reduce_add, reduce_max, splat
 from graphrt.backends.cpu.tile import multiply_tile
 from graphrt.backends.cpu.vector_math import exp
 
@@ -44,30 +34,51 @@ def prefetch_rows(source, pitch, nbytes):
             prefetch(source + c * pitch + i)
 
 
-def scorer(lanes, dtype):
-    """A helper: scores of rows of q, `pitch` bytes apart, with keys of a plain dtype, `key_pitch` bytes apart."""
-    nbytes = dtypes.get(dtype).nbytes
+def dotter(lanes, dtype, mode, rows, columns):
+    """A helper: scores of a few rows of q with a few keys of a plain dtype, which turn unless mode is ""."""
 
     @helper
-    def score(lines, pitch, rows, keys, key_pitch, width, cells, scores):
+    def dot(args, q, k, k_pitch, width, turns, scores):
+        pitch, first, pairs = setting(args, at.KEY_PITCH), setting(args, at.FIRST), setting(args, at.PAIRS)
+        y, step = FEW_PITCH, setting(args, at.TURN_BYTES)
+        if mode:
+            dot_turned_tile(
+                q, pitch, k, k_pitch, width, first, pairs, turns, step, scores, y, dtype, lanes, rows, columns, mode
+            )
+        else:
+            dot_tile(q, pitch, k, k_pitch, width, scores, y, dtype, lanes, rows, columns)
+
+    return dot
+
+
+def scorer(lanes, dtype, mode):
+    """A helper: scores of rows of q with keys, `key_pitch` bytes apart, of a plain dtype, which turn as in dotter."""
+    nbytes = dtypes.get(dtype).nbytes
+    dot_4, dot_2, dot_1 = (dotter(lanes, dtype, mode, rows, GULP) for rows in (4, 2, 1))
+    dot_one = dotter(lanes, dtype, mode, 1, 1)
+
+    @helper
+    def score(args, lines, rows, keys, key_pitch, width, turns, cells, scores):
+        pitch, turn_bytes = setting(args, at.KEY_PITCH), setting(args, at.TURN_BYTES)
         r = 0
         while r < rows:
             q, target = lines + r * pitch, scores + r * FEW_PITCH
             for c in range(0, cells, GULP):
-                k, s = keys + c * key_pitch, target + 4 * c
+                k, turn, s = keys + c * key_pitch, turns + c * turn_bytes, target + 4 * c
                 if r == 0:
                     prefetch_rows(k + CELLS * key_pitch, key_pitch, nbytes * width)
                 if c + GULP > cells:
                     for i in range(c, cells):
+                        key, turn = keys + i * key_pitch, turns + i * turn_bytes
                         for j in range(r, min(r + 4, rows)):
-                            one, place = lines + j * pitch, scores + j * FEW_PITCH + 4 * i
-                            dot_tile(one, 0, keys + i * key_pitch, 0, width, place, 0, dtype, lanes, 1, 1)
+                            place = scores + j * FEW_PITCH + 4 * i
+                            dot_one(args, lines + j * pitch, key, key_pitch, width, turn, place)
                 elif r + 4 <= rows:
-                    dot_tile(q, pitch, k, key_pitch, width, s, FEW_PITCH, dtype, lanes, 4, GULP)
+                    dot_4(args, q, k, key_pitch, width, turn, s)
                 elif r + 2 <= rows:
-                    dot_tile(q, pitch, k, key_pitch, width, s, FEW_PITCH, dtype, lanes, 2, GULP)
+                    dot_2(args, q, k, key_pitch, width, turn, s)
                 else:
-                    dot_tile(q, pitch, k, key_pitch, width, s, FEW_PITCH, dtype, lanes, 1, GULP)
+                    dot_1(args, q, k, key_pitch, width, turn, s)
             r += 4 if r + 4 <= rows else (2 if r + 2 <= rows else 1)
 
     return score
@@ -116,7 +127,7 @@ def updater(lanes):
             power = exp(load_f32(scores + 4 * c, "f32", lanes) - base)
             store_f32(scores + 4 * c, "f32", power)
             added = added + power
-        factor = np.float32(np.exp(np.float64(before) - base))
+        factor = lane(exp(splat(before - base, lanes)), 0)
         sum_at = result + setting(args, at.SUMS) + 4 * r
         store_one(result + 4 * r, "f32", highest)
         store_one(sum_at, "f32", load_one(sum_at, "f32") * factor + reduce_add(added))
@@ -134,26 +145,29 @@ def cache_row(args, tensor, kv_head, cell):
     return address(args, tensor) + cell * stride(args, tensor, 1) + kv_head * stride(args, tensor, 2)
 
 
-def head_attender(lanes, vectors, key_dtype, value_dtype, mode):
-    """A helper: let the rows of one kv head, turned back or not, attend to one chunk, whose keys must turn or not."""
-    turn = tile_turner(lanes, mode)
-    fill, cap, update = tile_filler(lanes), score_capper(lanes), updater(lanes)
-    score, mix = scorer(lanes, key_dtype or "f32"), mixer(lanes, vectors, "f32", False)
-    mix_directly = mixer(lanes, vectors, value_dtype or "f32", True)
+def head_attender(lanes, vectors, key_dtype, value_dtype, mode, whole):
+    """A helper: let the rows of one kv head attend to one chunk; turns of keys as lines_aimer gives them."""
+    fill, cap, update, turn = tile_filler(lanes), score_capper(lanes), updater(lanes), tile_turner(lanes, mode)
+    score, score_turned = (scorer(lanes, key_dtype or "f32", each) for each in ("", mode))
+    mix, mix_directly = mixer(lanes, vectors, "f32", False), mixer(lanes, vectors, value_dtype or "f32", True)
 
     @helper
-    def attend_head(args, scratch, result, kv_head, first_cell, cells, answer, aim):
+    def attend_head(args, scratch, result, kv_head, first_cell, cells, answer, lines, turns):
         rows, group, scores = rows_of_head(args), setting(args, at.GROUP), scratch + setting(args, at.SCORES)
-        pitch = setting(args, at.KEY_PITCH)
-        lines = scratch + setting(args, at.TURNED if aim == QUERIES_TURNED else at.LINES) + kv_head * rows * pitch
+        lines += kv_head * rows * setting(args, at.KEY_PITCH)
         if key_dtype:
             keys, key_pitch = cache_row(args, at.K, kv_head, first_cell), stride(args, at.K, 1)
-            score(lines, pitch, rows, keys, key_pitch, size(args, at.K, 3), cells, scores)
+            width = size(args, at.K, 3)
         else:
             fill(args, at.K, kv_head, first_cell, cells, scratch)
-            if mode and aim == KEYS_TURN:
-                turn(args, scratch, first_cell, cells, 0)
-            score(lines, pitch, rows, scratch + setting(args, at.KEYS), pitch, pitch // 4, cells, scores)
+            keys, key_pitch = scratch + setting(args, at.KEYS), setting(args, at.KEY_PITCH)
+            width = key_pitch // 4
+        if mode and turns and not whole:
+            turn(args, scratch, first_cell, cells, 0)
+        if mode and turns and whole:
+            score_turned(args, lines, rows, keys, key_pitch, width, turns, cells, scores)
+        else:
+            score(args, lines, rows, keys, key_pitch, width, 0, cells, scores)
         for r in range(rows):
             row = scores + r * FEW_PITCH
             if setting(args, at.SOFTCAP) != 0:
@@ -175,9 +189,9 @@ def head_attender(lanes, vectors, key_dtype, value_dtype, mode):
 
 
 def attend_few(lanes: int, vectors: int, key_dtype: str, value_dtype: str, mode: str, whole: bool) -> Kernel:
-    """Native: every run of kv heads, part by part; dtypes where rows are read directly, else ""."""
-    attend_head, load_row = head_attender(lanes, vectors, key_dtype, value_dtype, mode), row_loader(lanes)
-    clear, aim_lines = clearer(lanes), lines_aimer(lanes, mode)
+    """Native: every run of kv heads, part by part; dtypes where rows are read directly, else ""; see Layout.turning."""
+    attend_head = head_attender(lanes, vectors, key_dtype, value_dtype, mode, whole)
+    load_row, clear, aim = row_loader(lanes), clearer(lanes), lines_aimer(lanes, mode, whole)
 
     def run(args, ith, nth):
         rows, kv_heads, cells = rows_of_head(args), size(args, at.K, 2), size(args, at.K, 1)
@@ -201,14 +215,15 @@ def attend_few(lanes: int, vectors: int, key_dtype: str, value_dtype: str, mode:
             first, last = share((cells + CELLS - 1) // CELLS, part, parts)
             for chunk in range(first, last):
                 count = min(CELLS, cells - chunk * CELLS)
-                answer, aim = look(args, 0, tokens, chunk * CELLS, count, seen), AS_THEY_LIE
+                answer = look(args, 0, tokens, chunk * CELLS, count, seen)
                 if answer != NONE:
+                    queries, turns = lines, 0
                     if mode:
-                        lines_of_task = (last_head - first_head) * rows
-                        aim = aim_lines(args, scratch, first_head * rows, lines_of_task, chunk * CELLS, count)
+                        taken = (last_head - first_head) * rows
+                        queries, turns = aim(args, scratch, first_head * rows, taken, chunk * CELLS, count)
                     for head in range(first_head, last_head):
                         result = shared_result(args, head, part, parts, nth)
-                        attend_head(args, scratch, result, head, chunk * CELLS, count, answer, aim)
+                        attend_head(args, scratch, result, head, chunk * CELLS, count, answer, queries, turns)
             item = claim(setting(args, at.COUNTER), 1)
 
     return run

@@ -37,8 +37,8 @@ Y, Q, K, V, Q_POS, Q_SEQ, CELL_POS, CELL_SEQ, SINKS, CELL_ROTATION, FREQ_FACTORS
 # The scalars of the kernels' calls. Pitches, places in a thread's scratch memory, and its size are in bytes.
 SCALE, SOFTCAP, WINDOW, Q_KIND, K_KIND, V_KIND, SINK_KIND, K_EXPAND, V_EXPAND, K_BYTES, V_BYTES, SHARED = range(12)
 GROUP, BLOCK, KEY_PITCH, TILE_PITCH, VALUE_PITCH, PANEL_BYTES, SUMS, TOTALS, RESULT_BYTES = range(12, 21)
-FIRST, PAIRS, MAGNITUDE = range(21, 24)  # of the rotation of keys: its first element, its pairs
-LINES, PANELS, KEYS, VALUES, SCORES, FACTORS, SEEN, TURNER, TURNED, SPLIT, TURNS, RESULT = range(24, 36)
+FIRST, PAIRS, TURN_BYTES, MAGNITUDE = range(21, 25)  # of the rotation of keys
+LINES, PANELS, KEYS, VALUES, SCORES, FACTORS, SEEN, TURNER, TURNED, TURNS, RESULT = range(25, 36)
 SCRATCH_BYTES, WORKSPACE, COUNTER = range(36, 39)
 SPEEDS = COUNTER + 1  # one for each pair, in float64
 
@@ -155,7 +155,7 @@ class Layout:
     def direct(self) -> tuple[str, str]:
         """The dtypes of k and v where rows can be read as they lie, in whole vectors; "" where not."""
         found = [x.dtype.name if x.dtype.is_float and x.shape[2] % tile().rows == 0 else "" for x in self.sources[1:]]
-        return "" if self.rope else found[0], found[1]
+        return found[0] if self.rope is None or self.turning[1] else "", found[1]
 
     @cached_property
     def pitches(self) -> list[int]:
@@ -196,7 +196,6 @@ class Layout:
             CELLS * (ROWS + 1),
             turner_bytes(self.pairs) if self.rope else 0,
             lines if by_few else 0,
-            self.rows * keys if by_few else 0,
             CELLS * turn_bytes(self.pairs) if by_few else 0,
             0 if self.few else self.result[-1],
         ]
@@ -226,6 +225,7 @@ class Layout:
             *self.result,
             rope.first,
             self.pairs,
+            turn_bytes(self.pairs),
             float(rope.magnitude),
             *self.places,
         ]

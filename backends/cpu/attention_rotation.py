@@ -14,7 +14,7 @@ import numpy as np
 from graphrt.backends.cpu.elements import FLOAT32
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_integer, store_one
-from graphrt.backends.cpu.rope import load_speeds, table_of, turn_halves, turn_neighbours
+from graphrt.backends.cpu.rope import evens, load_speeds, odds, table_of, turn_halves, turn_neighbours
 
 OFFSETS = 64  # turns in the table; a power of two
 STEP = 8  # OFFSETS = STEP²: the table is made of the products of STEP turns by STEP others
@@ -150,3 +150,25 @@ def row_turner(lanes, mode):
         turn(row, upper, FLOAT32, row, upper, FLOAT32, cosines, cosines + sines_at(turner), pairs)
 
     return turn_row
+
+
+def turn_apart(lanes, mode):
+    """A helper: turn a float32 row of whole vectors of pairs, from `source` to `target`, and there put pairs apart.
+
+    The first elements of all pairs come to stand before the second ones, as they always do in mode "neox".
+    """
+    neighbours = mode == "normal"
+
+    @helper
+    def turn(target, source, cosines, sines, pairs):
+        for i in range(0, 4 * pairs, 4 * lanes):
+            if neighbours:
+                u, v = load_f32(source + 2 * i, "f32", lanes), load_f32(source + 2 * i + 4 * lanes, "f32", lanes)
+                a, b = evens(u, v), odds(u, v)
+            else:
+                a, b = load_f32(source + i, "f32", lanes), load_f32(source + 4 * pairs + i, "f32", lanes)
+            c, s = load_f32(cosines + i, "f32", lanes), load_f32(sines + i, "f32", lanes)
+            store_f32(target + i, "f32", a * c - b * s)
+            store_f32(target + 4 * pairs + i, "f32", a * s + b * c)
+
+    return turn

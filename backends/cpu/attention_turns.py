@@ -13,14 +13,24 @@ from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import TENSOR_WORDS, address, stride
 from graphrt.backends.cpu.attention_cells import position_of
 from graphrt.backends.cpu.attention_layout import CELLS, ROWS, SPEEDS, setting
-from graphrt.backends.cpu.attention_rotation import AIM, row_turner, start_turner
+from graphrt.backends.cpu.attention_rotation import (
+    AIM,
+    NEVER,
+    current_turn,
+    offset_turn,
+    row_turner,
+    start_turner,
+    turn_apart,
+    turn_maker,
+)
 from graphrt.backends.cpu.attention_steps import float_setting, rows_loader
+from graphrt.backends.cpu.elements import FLOAT32
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, load_integer, store_f32, store_integer
+from graphrt.backends.cpu.rope import turn_halves, turn_neighbours
 
 ONE = np.float32(1)
 SAME, RISING, ANY = 0, 1, 2
-AS_THEY_LIE, QUERIES_TURNED, KEYS_TURN = 0, 1, 2
 
 
 @helper
@@ -94,29 +104,45 @@ def tile_turner(lanes, mode):
     return turn
 
 
-def lines_aimer(lanes, mode):
-    """A helper: turn back the queries of some kv heads, row by row, where that spares turning a chunk's keys.
+def lines_aimer(lanes, mode, whole):
+    """A helper: make ready the queries of some kv heads, row by row, and the turns of keys, for a chunk.
 
-    It tells which queries to take, and whether keys must turn.
+    It gives the address of the queries' rows, and that of the keys' turns: 0 where the keys are taken as they lie. Only
+    whole vectors turn on the way to products, by turns side by side, one for each cell; otherwise the address is that
+    of the turner, for the tile of keys to turn. Where keys turn so, pairs of queries are put apart.
     """
-    turn_row = row_turner(lanes, mode)
+    make_turn, current, put_apart = turn_maker(lanes), current_turn(lanes), turn_apart(lanes, mode)
+    turn = (turn_neighbours if mode == "normal" else turn_halves)(lanes)
 
     @helper
     def aim(args, scratch, first_line, lines, first_cell, cells):
+        turner, pitch, pairs = scratch + setting(args, at.TURNER), setting(args, at.KEY_PITCH), setting(args, at.PAIRS)
         kind, rotation = survey(args, scratch, first_cell, cells)
-        if kind != SAME:
-            return KEYS_TURN
-        if rotation == 0:
-            return AS_THEY_LIE
-        if rotation != aim_of(args, scratch):
-            set_aim(args, scratch, rotation)
-            turner, pitch = scratch + setting(args, at.TURNER), setting(args, at.KEY_PITCH)
-            for line in range(first_line, first_line + lines):
-                source = scratch + setting(args, at.LINES) + line * pitch
-                target = scratch + setting(args, at.TURNED) + line * pitch
-                for i in range(0, pitch, 4 * lanes):
-                    store_f32(target + i, "f32", load_f32(source + i, "f32", lanes))
-                turn_row(turner, target + 4 * setting(args, at.FIRST), -rotation)
-        return QUERIES_TURNED
+        if kind == SAME and rotation == 0:
+            return scratch + setting(args, at.LINES), 0
+        if kind == SAME and rotation == aim_of(args, scratch):
+            return scratch + setting(args, at.TURNED), 0
+        if kind != SAME and not whole:
+            return scratch + setting(args, at.LINES), turner
+        set_aim(args, scratch, rotation if kind == SAME else NEVER)
+        back, turns, turn_bytes = offset_turn(turner, 0), offset_turn(turner, 0), setting(args, at.TURN_BYTES)
+        if kind == ANY:
+            turns = scratch + setting(args, at.TURNS)
+            for c in range(cells):
+                make_turn(turner, position_of(args, at.CELL_ROTATION, first_cell + c), turns + c * turn_bytes)
+        else:
+            back = current(turner, -rotation)
+        for line in range(first_line, first_line + lines):
+            source = scratch + setting(args, at.LINES) + line * pitch
+            target = scratch + setting(args, at.TURNED) + line * pitch
+            for i in range(0, pitch, 4 * lanes):
+                store_f32(target + i, "f32", load_f32(source + i, "f32", lanes))
+            x, y = source + 4 * setting(args, at.FIRST), target + 4 * setting(args, at.FIRST)
+            sines = back + turn_bytes // 2
+            if kind != SAME:
+                put_apart(y, x, back, sines, pairs)
+            else:
+                turn(y, y + 4 * pairs, FLOAT32, x, x + 4 * pairs, FLOAT32, back, sines, pairs)
+        return scratch + setting(args, at.TURNED), 0 if kind == SAME else turns
 
     return aim
