@@ -109,19 +109,14 @@ class Graph:
                     f"[graph] {write.name} writes into {write.root!r}, which is read-only; "
                     f"write into a state (graphrt.state), or into a copy (ops.cont)"
                 )
-        ancestors = _ancestors(self.nodes)
-        position = {node: i for i, node in enumerate(self.nodes)}
-        touching = _touching(self.nodes)
-        for write in writes:
-            for node in touching[write.root]:
-                if node is write or not _touches(node, write) or _follows(node, write, ancestors, position):
-                    continue
-                if _follows(write, node, ancestors, position):
-                    continue
-                raise GraphError(
-                    f"[graph] {node.name} reads {write.root.name} and {write.name} writes it, in no order; "
-                    f"let the later of the two take the other's result as its source"
-                )
+        for first, conflicts in _conflicts(self.nodes, writes).items():
+            followers = _followers(self.nodes, first, max(conflicts))
+            for second, (node, write) in conflicts.items():
+                if self.nodes[second] not in followers:
+                    raise GraphError(
+                        f"[graph] {node.name} reads {write.root.name} and {write.name} writes it, in no order; "
+                        f"let the later of the two take the other's result as its source"
+                    )
 
 
 def _sources(node: Tensor) -> list[Tensor]:
@@ -144,19 +139,30 @@ def _in_order(outputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
             stack.extend((src, False) for src in reversed(_sources(tensor)) if src not in done)
 
 
-def _ancestors(nodes: list[Tensor]) -> dict[Tensor, int]:
-    """For each node, a bit set (by position) of the nodes whose results it needs."""
-    bits: dict[Tensor, int] = {}
-    for i, node in enumerate(nodes):
-        mine = 1 << i
-        for src in _sources(node):
-            mine |= bits.get(src, 0)
-        bits[node] = mine
-    return bits
+def _conflicts(nodes: list[Tensor], writes: list[Tensor]) -> dict[int, dict[int, tuple[Tensor, Tensor]]]:
+    """Writes with the other nodes that touch the same bytes: by the position of the first of the two, then the other's.
+
+    So each first node is looked at once, and what follows it only as far as its last conflict, mostly in one layer: the
+    whole check takes time in proportion to the graph.
+    """
+    position = {node: i for i, node in enumerate(nodes)}
+    touching = _touching(nodes)
+    conflicts: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+    for write in writes:
+        for node in touching[write.root]:
+            if node is not write and _touches(node, write):
+                first, second = sorted((position[node], position[write]))
+                conflicts.setdefault(first, {})[second] = (node, write)
+    return conflicts
 
 
-def _follows(later: Tensor, earlier: Tensor, ancestors: dict[Tensor, int], position: dict[Tensor, int]) -> bool:
-    return bool(ancestors[later] >> position[earlier] & 1)
+def _followers(nodes: list[Tensor], first: int, last: int) -> set[Tensor]:
+    """Of the nodes up to position `last`, the one at `first` and those that need its result."""
+    found = {nodes[first]}
+    for node in nodes[first + 1 : last + 1]:
+        if any(src in found for src in node.srcs):
+            found.add(node)
+    return found
 
 
 def _touched(node: Tensor) -> list[Tensor]:

@@ -4,8 +4,8 @@ List it before "cpu" and it takes the products of prompts where it measured fast
 Weights that BLAS cannot read are expanded to float32 by the CPU backend's kernels, a tile of some MiB at a time.
 
 Threads: BLAS has its own, as many as OPENBLAS_NUM_THREADS or OMP_NUM_THREADS (MKL_NUM_THREADS) said when NumPy was
-loaded; GRAPH_THREADS does not reach them. The CPU backend's threads wait parked while BLAS works, so the two do not
-compete.
+loaded; GRAPH_THREADS does not reach them. The CPU backend's threads park while BLAS works; those of OpenBLAS spin long
+after a product and slow down what follows, unless OPENBLAS_THREAD_TIMEOUT=14 lets them sleep (docs/benchmarks/blas.md).
 """
 
 from __future__ import annotations

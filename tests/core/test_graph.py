@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,50 @@ def test_two_unordered_writes_are_found():
     other = ops.set_rows(cache, graphrt.input("other", (1, 4)), graphrt.input("at", (1,), "i32"))
     with pytest.raises(GraphError, match=r"in no order"):
         Graph([written, other])
+
+
+def reads_and_writes(generator: random.Random) -> list[graphrt.Tensor]:
+    """Results that read or write random rows of a state, each through one of those before or the state itself."""
+    cache, x = graphrt.state("cache", (4, 2)), graphrt.input("x", (2, 2))
+    held, results = [cache], []
+    for _ in range(3):
+        target = generator.choice([held[-1], held[-1], held[-1], *held])
+        if generator.random() < 0.5:
+            results.append(ops.silu(target[generator.choice([0, 2]) :]))
+        else:
+            row = generator.choice([0, 1, 2])
+            written = ops.cpy(target[row : row + 2], generator.choice([x, x, *(y[:2] for y in results)]))
+            results.append(written)
+            held.append(cache if written.shape != cache.shape else written)
+    return results
+
+
+def has_order(a: graphrt.Tensor, b: graphrt.Tensor) -> bool:
+    def needs(later: graphrt.Tensor, earlier: graphrt.Tensor) -> bool:
+        return later is earlier or any(needs(src, earlier) for src in later.srcs if src is not None)
+
+    return needs(a, b) or needs(b, a)
+
+
+def rows(tensor: graphrt.Tensor) -> set[int]:
+    return set(range(tensor.offset, tensor.offset + tensor.extent))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_reads_and_writes_are_refused_exactly_where_two_have_no_order(seed):
+    results = reads_and_writes(random.Random(seed))
+    touched = [(node, rows(node.srcs[0]), node.op.kind == "write") for node in results]
+    unordered = any(
+        (writes or also_writes) and mine & others and not has_order(node, other)
+        for number, (node, mine, writes) in enumerate(touched)
+        for other, others, also_writes in touched[:number]
+        if node.srcs[0].root is other.srcs[0].root
+    )
+    if unordered:
+        with pytest.raises(GraphError, match="in no order"):
+            Graph(results)
+    else:
+        Graph(results)
 
 
 def test_writes_to_parts_that_do_not_meet_need_no_order():
