@@ -78,22 +78,22 @@ class Scheduler:
             assigned: your own word on nodes, weights and states, by backend name; it comes before every rule.
         Raises: PlacementError if no backend supports a node, or a memory's limit is exceeded.
         """
-        graph = graph if isinstance(graph, Graph) else Graph(graph)
-        rules, node_rules = _fresh(self._rules), _fresh(self._node_rules)
-        schedule = make_schedule(
-            graph,
-            self.backends,
-            self.settings,
-            compile=partial(_make_plan, residents=self._residents, settings=self.settings),
-            rules=rules,
-            node_rules=node_rules,
-            assigned=assigned,
-        )
+        schedule = self._decide(graph, assigned)
         self._moving.update((str(moving), None) for moving in schedule.moving)
-        self._phases.add(graph.phase)
-        for rule, used in zip((*self._rules, *self._node_rules), (*rules, *node_rules), strict=True):
+        self._phases.add(schedule.graph.phase)
+        placed = (*schedule.rules, *schedule.node_rules)
+        for rule, used in zip((*self._rules, *self._node_rules), placed, strict=True):
             rule.matches += used.matches
         return schedule
+
+    def reserve(self, graph: Graph | Tensor, arena: SharedArena) -> None:
+        """Make room in an arena for a plan of a graph, which is not made yet; `unmatched` and `moving` pass it over.
+
+        Raises: PlacementError if a memory has no room.
+        """
+        schedule = self._decide(graph)
+        for backend in schedule.backends:
+            arena.at_least(backend, schedule.memory.sizes.get(backend.memory, 0))
 
     def home(self, name: str) -> Backend:
         """The backend that the rules give a state of that name to; where they say nothing, the first on the host."""
@@ -150,6 +150,17 @@ class Scheduler:
         plan = self.plan(graph)
         outputs = plan.run(inputs)  # type: ignore[arg-type]
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _decide(self, graph: Graph | Tensor, assigned: Mapping[Tensor, str] | None = None) -> Schedule:
+        return make_schedule(
+            graph if isinstance(graph, Graph) else Graph(graph),
+            self.backends,
+            self.settings,
+            compile=partial(_make_plan, residents=self._residents, settings=self.settings),
+            rules=_fresh(self._rules),
+            node_rules=_fresh(self._node_rules),
+            assigned=assigned,
+        )
 
 
 def _make_plan(schedule: Schedule, residents: Residents, settings: Settings, arena: SharedArena | None = None) -> Plan:

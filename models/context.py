@@ -7,6 +7,7 @@ read. The cells' table is read where it lies, so that nothing in a step grows wi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
@@ -91,9 +92,11 @@ class Context(Sequences):
         self.watch: Watch | None = None
         self.progress: Progress | None = None
         self.last_plan: Plan | None = None
-        self._cancelled = self._is_closed = False
+        self._cancelled = self._is_closed = self._is_reserved = False
         self._arena = SharedArena()
         self._steps: dict[tuple[int, int, int, Phase, bool], _Step] = {}
+        if scheduler.settings.sched_debug:
+            print(self.cache.describe(), file=sys.stderr)
 
     def close(self) -> None:
         """Write the cache's file to the disk and let it go; the context is of no use afterwards."""
@@ -184,10 +187,18 @@ class Context(Sequences):
 
     def plan(self, tokens: int, rows: int, cells: int, phase: Phase | None = None) -> Plan:
         """That graph, compiled, over memory that all plans of this context share."""
+        if not self._is_reserved:
+            self._reserve()
         plan = self.scheduler.plan(self.graph(tokens, rows, cells, phase), self._arena)
         if self._file is not None:
             self._file.require_host(plan.schedule.placements)
         return plan
+
+    def _reserve(self) -> None:
+        """Take memory for a full ubatch at once: plans of ever more tokens would each leave a smaller buffer behind."""
+        for tokens in (self.ubatch, 1):
+            self.scheduler.reserve(self.graph(min(tokens, self.size), 1, self.size), self._arena)
+        self._is_reserved = True
 
     def _check(self, batch: Batch) -> None:
         if self._is_closed:
