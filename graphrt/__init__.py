@@ -25,6 +25,7 @@ from graphrt.errors import (
 )
 from graphrt.graph import Graph
 from graphrt.op import Cost, Meta, Op, op
+from graphrt.pipeline import Pipeline
 from graphrt.plan import Plan
 from graphrt.schedule import Schedule
 from graphrt.scheduler import Scheduler, SharedArena
@@ -46,6 +47,7 @@ __all__ = [
     "Model",
     "NumericsError",
     "Op",
+    "Pipeline",
     "PlacementError",
     "Plan",
     "Schedule",

@@ -75,3 +75,25 @@ def test_an_interrupt_in_a_kernel_leaves_the_context_usable(context):
         context.decode(Batch.of([5, 6]))
     context.watch = None
     np.testing.assert_array_equal(context.decode(Batch.of([5, 6])), expected)
+
+
+def test_a_cancel_in_the_instant_before_the_plan_runs_stops_it(context):
+    context.decode(Batch.of([5, 6]))
+    (step,) = context._steps.values()
+
+    def cancel_then_execute():
+        context.cancel()
+        step.plan.execute()
+
+    step.execute = cancel_then_execute
+    context.clear()
+    with pytest.raises(Cancelled):
+        context.decode(Batch.of([5, 6]))
+    assert context.cells.used == 0
+
+
+def test_a_cancel_after_a_decode_does_not_stop_the_next(context):
+    expected = context.decode(Batch.of([5, 6])).copy()
+    context.cancel()
+    context.clear()
+    np.testing.assert_array_equal(context.decode(Batch.of([5, 6])), expected)
