@@ -63,8 +63,7 @@ class Plan:
         for number, part in enumerate(self._splits):
             self._steps += self._copies_before(number)
             self._steps.append(part.backend.compile(part).run)
-        self._output_steps = self._copies_before(len(self._splits))
-        self._all_steps = [*self._steps, *self._output_steps]
+        self._all_steps = [*self._steps, *self._copies_before(len(self._splits))]
         self._inputs = {name: self._place(leaf, HOST).array(leaf) for name, leaf in self.graph.inputs.items()}
         self._cancelled = False
         self._thread: int | None = None

@@ -44,6 +44,11 @@ def two() -> list[SimBackend]:
     return [SimBackend("sim0"), SimBackend("sim1")]
 
 
+def asynchronous() -> list[SimBackend]:
+    """Two devices that work while the host goes on."""
+    return [SimBackend("sim0", asynchronous=True), SimBackend("sim1", asynchronous=True)]
+
+
 def lacking() -> list[SimBackend]:
     """A device without attention and without rows."""
     return [SimBackend(missing=["attention", "get_rows"])]
@@ -79,6 +84,12 @@ PLACES = {
     ),
     "experts of one layer on the CPU": Place(sim, {"gpu_layers": 99, "overrides": [n_cpu_moe(1)]}),
     "layers on two devices": Place(two, {"overrides": [r"^blk\.0\.=sim0", r"^blk\.=sim1", "^cache_.*-0$=sim0"]}),
+    "layers on two asynchronous devices": Place(
+        asynchronous, {"overrides": [r"^blk\.0\.=sim0", r"^blk\.=sim1", "^cache_.*-0$=sim0", "^cache_=sim1"]}
+    ),
+    "experts on the CPU, offloaded to an asynchronous device": Place(
+        asynchronous, {"gpu_layers": 99, "overrides": [cpu_moe()], "op_offload_min_batch": 1}
+    ),
     "caches on a device, weights on the CPU": Place(sim, {"overrides": ["^cache_=sim"]}),
     "a device without attention": Place(lacking, {"gpu_layers": 99}),
     "experts on a device in prompts": Place(sim, {"overrides": ["exps@prompt=sim", "attn@decode=sim"]}),
