@@ -117,9 +117,9 @@ class Context(Sequences):
             return self._run(batch)
         parts = []
         for start in range(0, len(batch), self.ubatch):
+            self._tell(start, len(batch))
             parts.append(self._run(batch[start : start + self.ubatch]).copy())
-            if self.progress is not None:
-                self.progress(min(start + self.ubatch, len(batch)), len(batch))
+        self._tell(len(batch), len(batch))
         return np.concatenate(parts)
 
     def cancel(self) -> None:
@@ -199,6 +199,10 @@ class Context(Sequences):
         for tokens in (self.ubatch, 1):
             self.scheduler.reserve(self.graph(min(tokens, self.size), 1, self.size), self._arena)
         self._is_reserved = True
+
+    def _tell(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(done, total)
 
     def _check(self, batch: Batch) -> None:
         if self._is_closed:

@@ -18,6 +18,7 @@ from graphrt.cli.options import (
     Device,
     GpuLayers,
     KCache,
+    KVFile,
     Mla,
     ModelArgument,
     OverrideFile,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from graphrt.models.model import Model
 
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT
+
+ENDINGS = {"running": "interrupt", "context full": "context full (with --context-shift it goes on)"}
 
 Prompt = str | Sequence[Mapping[str, str]]
 
@@ -63,11 +66,18 @@ def generate(
     ] = 1.0,
     repeat_last: Annotated[int, typer.Option("--repeat-last", help="Recent tokens that the penalty looks at.")] = 64,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the choices.", show_default="random")] = None,
+    context_shift: Annotated[
+        bool, typer.Option("--context-shift", help="When the context is full, forget half of it and go on.")
+    ] = False,
+    keep: Annotated[
+        int, typer.Option("--keep", min=-1, help="Tokens of the prompt that are not forgotten then; -1: all of them.")
+    ] = 0,
     ctx_size: ContextSize = None,
     threads: Threads = None,
     mla: Mla = None,
     k_cache: KCache = None,
     cache_type: CacheType = None,
+    kv_file: KVFile = None,
     overrides: Overrides = None,
     override_file: OverrideFile = None,
     override_node: OverrideNode = None,
@@ -82,6 +92,7 @@ def generate(
     [bold]graphrt generate tiny-deepseek2 -p "ROMEO:" -n 200 --seed 1[/]
     [bold]graphrt generate model.gguf --chat -p "What is a tensor?" --temp 0[/]
     [bold]graphrt generate model.gguf -p "Once" -ot "ffn_.*_exps=cpu" -vv[/]
+    [bold]graphrt generate model.gguf --chat --kv-file talk.kv --context-shift --keep -1[/]
     """
     sampling = {
         "temperature": temperature,
@@ -95,7 +106,7 @@ def generate(
     from graphrt import load
 
     start = time.perf_counter()
-    options = given(mla=mla, k_cache=k_cache, cache_type=cache_type, sched_debug=verbose or None)
+    options = given(mla=mla, k_cache=k_cache, cache_type=cache_type, kv_file=kv_file, sched_debug=verbose or None)
     where = placement(
         overrides=overrides,
         override_file=override_file,
@@ -105,32 +116,36 @@ def generate(
         device=device,
         gpu_layers=gpu_layers,
     )
-    loaded = load(model, n_ctx=ctx_size, threads=threads, **where, **options)
-    load_seconds = time.perf_counter() - start
     request: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or (), **sampling}
-    if chat and prompt is None:
-        _converse(loaded, system, request)
-        return
-    if prompt is None:
-        raise typer.BadParameter("give the text to go on from, or --chat to talk with the model", param_hint="--prompt")
-    text = sys.stdin.read() if prompt == "-" else prompt
-    generation = _stream(loaded, _conversation(system, text) if chat else text, request, echo="" if chat else text)
-    warn_of_placement(loaded.scheduler)
-    _show_timings(generation, load_seconds)
+    request |= {"context_shift": context_shift, "keep": keep}
+    # Left by an interrupt or an error too, the model puts its cache's file in order.
+    with load(model, n_ctx=ctx_size, threads=threads, **where, **options) as loaded:
+        load_seconds = time.perf_counter() - start
+        if chat and prompt is None:
+            _converse(loaded, system, request)
+            return
+        if prompt is None:
+            hint = "give the text to go on from, or --chat to talk with the model"
+            raise typer.BadParameter(hint, param_hint="--prompt")
+        text = sys.stdin.read() if prompt == "-" else prompt
+        generation = _stream(loaded, _conversation(system, text) if chat else text, request, echo="" if chat else text)
+        warn_of_placement(loaded.scheduler)
+        _show_timings(generation, load_seconds, loaded.contexts.idle[-1].cache.describe())
     if generation.finish_reason == "running":
         raise typer.Exit(INTERRUPTED)
 
 
 def _stream(model: Model, prompt: Prompt, request: Mapping[str, Any], echo: str = "") -> Generation:
     """Write the pieces as they come, `echo` before the first; returns the finished generation."""
-    generation = model.generate(prompt, **request)
-    try:
-        for piece in generation:
-            # Not before the first piece is here: until then the line may show the progress of compiling.
-            output.write(echo + piece)
-            echo = ""
-    except KeyboardInterrupt:
-        generation.close()
+    with output.tokens_progress("prompt") as progress:
+        generation = model.generate(prompt, progress=progress, **request)
+        try:
+            for piece in generation:
+                # Not before the first piece is here: until then the line may show progress.
+                output.write(echo + piece)
+                echo = ""
+        except KeyboardInterrupt:
+            generation.close()
     output.write(echo + "\n")
     return generation
 
@@ -155,15 +170,19 @@ def _conversation(system: str | None, text: str) -> list[dict[str, str]]:
     return [*first, {"role": "user", "content": text}]
 
 
-def _show_timings(generation: Generation, load_seconds: float) -> None:
-    timings = generation.timings
+def _show_timings(generation: Generation, load_seconds: float, cache: str) -> None:
+    timings, ended = generation.timings, ENDINGS.get(generation.finish_reason, generation.finish_reason)
     table = output.table("", ">tokens", ">time", ">tokens/s")
     table.add_row("load", "", f"{load_seconds:.2f} s", "")
     table.add_row("compile", "", f"{timings.compile_seconds:.2f} s", "")
-    table.add_row("prompt", str(timings.prompt_tokens), f"{timings.prompt_seconds:.2f} s", f"{timings.prompt_rate:.1f}")
+    if timings.reused_tokens:
+        table.add_row("reused", str(timings.reused_tokens), "", "")
+    run = timings.prompt_tokens - timings.reused_tokens
+    table.add_row("prompt", str(run), f"{timings.prompt_seconds:.2f} s", f"{timings.prompt_rate:.1f}")
     table.add_row(
         "decode", str(timings.decoded_tokens), f"{timings.decode_seconds:.2f} s", f"{timings.decode_rate:.1f}"
     )
     table.add_row("sampling", str(len(generation.tokens)), f"{timings.sample_seconds:.2f} s", "")
-    table.caption = f"ended by: {'interrupt' if generation.finish_reason == 'running' else generation.finish_reason}"
-    output.stderr().print(table)
+    if timings.context_shifts:
+        ended += f", after {timings.context_shifts} context shifts"
+    output.stderr().print(table, f"[dim]ended by: {ended}\n{cache}[/]", soft_wrap=True)

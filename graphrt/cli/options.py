@@ -89,6 +89,14 @@ CacheType = Annotated[
         "--cache-type", metavar="DTYPE", help="Element type of the KV cache: f32, f16, bf16, q8_0 …", show_default="f16"
     ),
 ]
+KVFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--kv-file",
+        metavar="FILE",
+        help="Keep the KV cache in this file, mapped into memory; what it holds of the prompt is not run again.",
+    ),
+]
 UBatchSize = Annotated[
     int | None,
     typer.Option("-ub", "--ubatch", min=1, help="Tokens of a prompt in one run of the graph.", show_default="512"),

@@ -103,6 +103,28 @@ def step_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
         yield lambda done, total, words: progress.update(task, completed=done, total=total, words=words)
 
 
+@contextmanager
+def tokens_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """The function (tokens done, tokens in all) that shows a bar on stderr, at a terminal, until all are done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = stderr()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(title, total=None)
+
+    def show(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        bar.start()
+        if done == total:
+            bar.stop()
+
+    try:
+        yield show
+    finally:
+        bar.stop()
+
+
 def size(nbytes: float) -> str:
     """Bytes in a unit that reads well: 1.50 GiB."""
     if nbytes < 1024:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,37 @@ def test_a_wrong_option_is_named(graphrt: Command, deepseek2: Path, arguments: l
     assert result.code == 1
     assert result.err.startswith("error: ")
     assert words in result.err
+
+
+def test_a_cache_in_a_file_saves_the_prompt_from_being_run_again(
+    graphrt: Command, mixtral: Path, tmp_path: Path
+) -> None:
+    arguments = ["generate", mixtral, "-p", "hello world", "-n", 3, "--temp", 0, "--kv-file", tmp_path / "cache.kv"]
+    first, second = graphrt(*arguments), graphrt(*arguments)
+    assert (first.code, second.code) == (0, 0)
+    assert first.out == second.out
+    assert "reused" not in first.err
+    assert "reused" in second.err
+    assert "KV cache: " in second.err
+
+
+def test_a_full_context_ends_or_shifts(graphrt: Command, mixtral: Path) -> None:
+    arguments = ["generate", mixtral, "-p", "hello", "-n", 60, "--temp", 5, "--seed", 3, "-c", 16]
+    assert "ended by: context full (with --context-shift it goes on)" in graphrt(*arguments).err
+    assert "ended by: max_tokens, after" in graphrt(*arguments, "--context-shift", "--keep", 2).err
+
+
+def test_a_long_prompt_shows_its_progress_at_a_terminal_only(
+    graphrt: Command, mixtral: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["generate", mixtral, "-p", "a b c d " * 150, "-n", 1, "--temp", 0, "-c", 2048]
+    assert "/" not in graphrt(*arguments).err.replace("tokens/s", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "0/752" in re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", graphrt(*arguments).err)
+
+
+def test_verbose_prints_the_size_of_the_cache(graphrt: Command, mixtral: Path, deepseek2: Path) -> None:
+    arguments = ["-p", "a", "-n", 1, "-c", 64, "-v"]
+    keys = "KV cache: 0.02 MiB (64 cells, 2 layers), K (f16 2x16): 0.01 MiB, V (f16 2x16): 0.01 MiB\n"
+    assert keys in graphrt("generate", mixtral, *arguments).err
+    assert "64 cells, 3 layers, latent f16 80)\n" in graphrt("generate", deepseek2, *arguments).err
