@@ -104,7 +104,7 @@ def _(node: Tensor) -> list[Call]:
     layout, shape, lanes = Layout(node), tile(), host.level().lanes
     tensors, scalars = [node, *node.srcs], layout.scalars
     if layout.few:
-        attending = native(attend_few, lanes, shape.vectors, *layout.direct, *layout.turning)
+        attending = native(attend_few, lanes, layout.stripe, *layout.direct, *layout.turning)
     else:
         attending = native(attend, lanes, layout.vectors, shape.vectors, shape.columns, layout.turning[0])
     merging = native(merge, lanes, layout.few)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -12,8 +11,8 @@ from graphrt.backends.cpu.args import address, size, stride
 from graphrt.backends.cpu.attention_layout import CELLS, ROWS, setting
 from graphrt.backends.cpu.elements import FLOAT32, loop_one
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.memory import load_integer, store_f32, store_integer, store_one
-from graphrt.backends.cpu.simd import I8, I32, call, splat
+from graphrt.backends.cpu.memory import emit_prefetch, load_integer, store_f32, store_integer, store_one
+from graphrt.backends.cpu.simd import splat
 from graphrt.backends.cpu.transfer import call_with
 
 NONE, SOME, ALL = 0, 1, 2
@@ -104,8 +103,7 @@ def prefetch(typingctx, address):
     """Ask for the cache line at an address, which need not be valid."""
 
     def codegen(context, builder, signature, values):
-        pointer = builder.inttoptr(values[0], I8.as_pointer())
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
+        emit_prefetch(builder, values[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen

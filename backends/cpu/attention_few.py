@@ -14,13 +14,12 @@ from graphrt.backends.cpu.attention_cells import ALL, NONE, look, prefetch, tile
 from graphrt.backends.cpu.attention_layout import CELLS, FEW_PITCH, groups_of, parts_of, rows_of_head, setting
 from graphrt.backends.cpu.attention_results import clearer, shared_result
 from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO, hide_from, row_loader, score_capper
-from graphrt.backends.cpu.attention_tile import dot_tile, dot_turned_tile
+from graphrt.backends.cpu.attention_tile import dot_tile, dot_turned_tile, mix_tile
 from graphrt.backends.cpu.attention_turns import begin_turning, lines_aimer, set_aim, tile_turner
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_one
 from graphrt.backends.cpu.simd import lane, maximum, reduce_add, reduce_max, splat
-from graphrt.backends.cpu.tile import multiply_tile
 from graphrt.backends.cpu.vector_math import exp
 
 GULP = 4  # cells scored together
@@ -85,25 +84,25 @@ def scorer(lanes, dtype, mode):
 
 
 def mixer(lanes, vectors, dtype, directly):
-    """A helper: totals += powers · values, the values of a plain dtype, `value_pitch` bytes apart."""
+    """A helper: totals += powers · values, the values of a plain dtype, `pitch` bytes apart, stripe by stripe.
+
+    Those read directly are asked for a chunk ahead.
+    """
     nbytes, stripe = dtypes.get(dtype).nbytes, lanes * vectors
 
     @helper
-    def mix(values, value_pitch, scores, rows, cells, totals, pitch, width):
-        r = 0
+    def mix(args, values, pitch, scores, rows, cells, totals, width):
+        total_pitch, r = setting(args, at.VALUE_PITCH), 0
         while r < rows:
-            x, y = scores + r * FEW_PITCH, totals + r * pitch
+            x, ahead = scores + r * FEW_PITCH, CELLS * pitch if directly and r == 0 else 0
             for i in range(0, width, stripe):
-                v, t = values + i * nbytes, y + 4 * i
-                if r == 0 and directly:
-                    for c in range(cells):
-                        prefetch(v + (c + CELLS) * value_pitch)
+                v, t = values + i * nbytes, totals + r * total_pitch + 4 * i
                 if r + 4 <= rows:
-                    multiply_tile(v, value_pitch, x, 4, FEW_PITCH, cells, t, pitch, dtype, lanes, vectors, 4, True)
+                    mix_tile(v, pitch, ahead, x, FEW_PITCH, cells, t, total_pitch, dtype, lanes, vectors, 4)
                 elif r + 2 <= rows:
-                    multiply_tile(v, value_pitch, x, 4, FEW_PITCH, cells, t, pitch, dtype, lanes, vectors, 2, True)
+                    mix_tile(v, pitch, ahead, x, FEW_PITCH, cells, t, total_pitch, dtype, lanes, vectors, 2)
                 else:
-                    multiply_tile(v, value_pitch, x, 4, FEW_PITCH, cells, t, pitch, dtype, lanes, vectors, 1, True)
+                    mix_tile(v, pitch, ahead, x, FEW_PITCH, cells, t, total_pitch, dtype, lanes, vectors, 1)
             r += 4 if r + 4 <= rows else (2 if r + 2 <= rows else 1)
 
     return mix
@@ -175,15 +174,15 @@ def head_attender(lanes, vectors, key_dtype, value_dtype, mode, whole):
             if answer != ALL:
                 hide_from(args, scratch, r // group, row, 4, cells)
             update(args, result, r, row, cells)
-        totals, total_pitch = result + setting(args, at.TOTALS), setting(args, at.VALUE_PITCH)
+        totals, width = result + setting(args, at.TOTALS), setting(args, at.VALUE_PITCH) // 4
         if value_dtype and answer == ALL:
-            values, value_pitch = cache_row(args, at.V, kv_head, first_cell), stride(args, at.V, 1)
-            mix_directly(values, value_pitch, scores, rows, cells, totals, total_pitch, size(args, at.V, 3))
+            values, pitch = cache_row(args, at.V, kv_head, first_cell), stride(args, at.V, 1)
+            mix_directly(args, values, pitch, scores, rows, cells, totals, width)
             return
         if key_dtype or not setting(args, at.SHARED):
             fill(args, at.V, kv_head, first_cell, cells, scratch)
-        values, value_pitch = scratch + setting(args, at.VALUES), setting(args, at.TILE_PITCH)
-        mix(values, value_pitch, scores, rows, cells, totals, total_pitch, total_pitch // 4)
+        values, pitch = scratch + setting(args, at.VALUES), setting(args, at.TILE_PITCH)
+        mix(args, values, pitch, scores, rows, cells, totals, width)
 
     return attend_head
 

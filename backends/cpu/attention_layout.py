@@ -157,6 +157,12 @@ class Layout:
         found = [x.dtype.name if x.dtype.is_float and x.shape[2] % tile().rows == 0 else "" for x in self.sources[1:]]
         return found[0] if self.rope is None or self.turning[1] else "", found[1]
 
+    @property
+    def stripe(self) -> int:
+        """Vectors of values that few rows mix at a time: as many as registers hold the sums of, for four rows."""
+        most = 4 if host.level().name in ("avx512", "neon") else 2
+        return most if self.pitches[2] % (4 * host.level().lanes * most) == 0 else tile().vectors
+
     @cached_property
     def pitches(self) -> list[int]:
         """Of a row of q and k, of a row of the tile of values, of a row of totals."""

@@ -1,4 +1,4 @@
-"""The inner loops of attention of few rows: dot products of a few queries with a few keys, in registers."""
+"""The inner loops of attention of few rows, in registers: queries by keys, and the mixing of values."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from graphrt.backends.cpu.memory import load_vector
-from graphrt.backends.cpu.simd import F32, I64, _reduce, constant, literal, shuffle
+from graphrt.backends.cpu.memory import emit_prefetch, load_vector
+from graphrt.backends.cpu.simd import F32, I64, _reduce, broadcast, constant, literal, shuffle
 from graphrt.backends.cpu.tile import element_bytes, load_widened, loop, multiply_add
 
 BLOCK = 4  # lanes, 128 bits, within which processors shuffle best
@@ -77,6 +77,52 @@ def dot_turned_tile(
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic(prefer_literal=True)
+def mix_tile(
+    typingctx, values, pitch, ahead, powers, powers_pitch, cells, totals, totals_pitch, dtype, lanes, vectors, rows
+):
+    """totals[r, i] += sum over c < cells of powers[r, c] · values[c, i], for i < vectors · lanes.
+
+    Args: values [cells, vectors · lanes] of a plain dtype, powers [rows, cells] and totals [rows, vectors · lanes]
+          float32, rows their pitch in bytes apart; what lies `ahead` bytes from the values read is asked for.
+          The last four are constants.
+    """
+    constants = [literal(item) for item in (dtype, lanes, vectors, rows)]
+    if None in constants:
+        return None
+    signature = types.void(*[types.int64] * 8, dtype, lanes, vectors, rows)
+
+    def codegen(context, builder, signature, values):
+        _emit_mix(builder, values[:8], *constants)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _emit_mix(builder, places, dtype, lanes, vectors, rows):
+    values, pitch, ahead, powers, powers_pitch, cells, totals, totals_pitch = places
+    vector, nbytes = ir.VectorType(F32, lanes), element_bytes(dtype) * lanes
+    power_rows = [builder.add(powers, builder.mul(powers_pitch, I64(r))) for r in range(rows)]
+    total_rows = [builder.add(totals, builder.mul(totals_pitch, I64(r))) for r in range(rows)]
+    targets = [builder.add(row, I64(4 * lanes * v)) for row in total_rows for v in range(vectors)]
+
+    def body(c, sums):
+        at = builder.add(values, builder.mul(c, pitch))
+        for start in range(0, vectors * nbytes, 64):
+            emit_prefetch(builder, builder.add(builder.add(at, ahead), I64(start)))
+        row = [load_widened(builder, builder.add(at, I64(nbytes * v)), dtype, lanes) for v in range(vectors)]
+        result = []
+        for r, power_row in enumerate(power_rows):
+            place = builder.add(power_row, builder.shl(c, I64(2)))
+            power = broadcast(builder, builder.load(builder.inttoptr(place, F32.as_pointer()), align=4), lanes)
+            result += [multiply_add(builder, row[v], power, sums[r * vectors + v]) for v in range(vectors)]
+        return result
+
+    starts = [load_vector(builder, place, F32, lanes) for place in targets]
+    for place, total in zip(targets, loop(builder, cells, 1, starts, body), strict=True):
+        builder.store(total, builder.inttoptr(place, vector.as_pointer()), align=4)
 
 
 class _Tile:
