@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 
 from graphrt.models.cells import require_room
 from graphrt.models.context import Context
@@ -20,6 +21,7 @@ class ContextPool:
     def __init__(self, make: Callable[[], Context], idle: Sequence[Context] = ()) -> None:
         self.idle = list(idle)
         self._make = make
+        self._lock = Lock()
 
     @contextmanager
     def lend(self, prompt: Sequence[int] = ()) -> Iterator[Context]:
@@ -28,18 +30,22 @@ class ContextPool:
         The prompt's last token is never among them: it must be run for its logits.
         Raises: GraphError if the prompt is longer than the context.
         """
-        context = max(self.idle, key=lambda each: (each.common_prefix(prompt), -each.cells.used), default=None)
-        if context is None:
-            context = self._make()
-        require_room(context.size, 0, len(prompt))
-        if context in self.idle:
-            self.idle.remove(context)
+        context = self._take(prompt) or self._make()
         try:
+            require_room(context.size, 0, len(prompt))
             context.seq_keep(0)
             context.seq_rm(0, context.common_prefix(prompt))
             yield context
         finally:
             self.idle.append(context)
+
+    def _take(self, prompt: Sequence[int]) -> Context | None:
+        """The best of the contexts that wait, which waits no longer; of equal ones the emptiest."""
+        with self._lock:
+            best = max(self.idle, key=lambda each: (each.common_prefix(prompt), -each.cells.used), default=None)
+            if best is not None:
+                self.idle.remove(best)
+            return best
 
     def close(self) -> None:
         """Close every context that waits."""
