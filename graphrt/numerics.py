@@ -210,7 +210,9 @@ _ORIGIN = {
 def _overflow_hint(node: Tensor, ranges: list[Values | None]) -> str | None:
     largest = max((found.largest for found in ranges if found is not None), default=0.0)
     if node.dtype.name == "f16":
-        return f"f16 holds at most {F16_MAX:.0f}, the sources reach {largest:.4g}: use bf16 or f32 for {node.root.name}"
+        cache = " (of a model's cache: cache_type=bf16)" if node.root.role == "state" else ""
+        remedy = f"use bf16 or f32 for {node.root.name}{cache}"
+        return f"f16 holds at most {F16_MAX:.0f}, the sources reach {largest:.4g}: {remedy}"
     if node.dtype.is_quantized and largest > F16_MAX:
         return f"the scales of {node.dtype} blocks are f16, the sources reach {largest:.4g}: use bf16 or f32"
     if largest > F32_MAX**0.5:

@@ -35,11 +35,11 @@ class Kind:
         return f"{shape} over {heads.rank} in {self.cache}, by {order}{self.keys} and {self.values}"
 
 
-RateSource = Callable[[int, Kind], Rates]
-"""Tells the rates of one kind of attention on the machine where a layer, given by its number, runs."""
+RateSource = Callable[[int, Kind, bool], Rates]
+"""Tells the rates of one kind of attention where a layer, given by its number, runs; whether it may measure them."""
 
 
-def equal_rates(layer: int, kind: Kind) -> Rates:
+def equal_rates(layer: int, kind: Kind, measure: bool) -> Rates:
     """Of a machine that nothing is known of."""
     return THEORY
 
@@ -73,7 +73,8 @@ class Chooser:
             times = max(absorb, expand) / min(absorb, expand)
             return Choice(way, f"mla auto: {NAMES[way]} {about}: {times:.3g} times fewer operations")
         keys, values, transposed = expansion.keys.dtype, expansion.values.dtype, expansion.keys_transposed
-        rates = self.rates(layer, Kind(self.heads, cache, keys, values, transposed))
+        is_there = expansion.keys.root.data is not None  # else a model is planned that nobody runs here
+        rates = self.rates(layer, Kind(self.heads, cache, keys, values, transposed), is_there)
         model = CostModel(self.heads, cache.row_bytes(self.heads.rank + self.heads.rope), rates)
         way = model.faster(tokens, cells)
         other: Way = "absorb" if way == "expand" else "expand"

@@ -31,7 +31,10 @@ class LatentExpansion:
         k_b, v_b, kv_b = (f"{block}_{name}.weight" for name in ("k_b", "v_b", "kv_b"))
         joint = weights.find(kv_b, (heads * (nope + value), rank))
         if joint is None:
-            return cls(None, weights.take(k_b, (heads, rank, nope)), weights.take(v_b, (heads, value, rank)))
+            keys = weights.take(k_b, (heads, rank, nope))
+            weights.require_in_range(keys)
+            return cls(None, keys, weights.take(v_b, (heads, value, rank)))
+        weights.require_in_range(joint)
         weights.ignore(k_b, v_b)
         per_head = joint.reshape(heads, nope + value, rank)  # [H, dn+dv, r]
         return cls(joint, per_head[:, :nope], per_head[:, nope:])

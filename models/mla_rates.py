@@ -49,8 +49,8 @@ class MeasuredRates:
         self._scheduler = scheduler
         self._known: dict[tuple[str, Kind], Rates] = {}
 
-    def __call__(self, layer: int, kind: Kind) -> Rates:
-        """Rates that are known, kept, or measured now; of a device, its own word."""
+    def __call__(self, layer: int, kind: Kind, measure: bool) -> Rates:
+        """Rates that are known, kept, or, with `measure`, measured now; of a device, its own word."""
         backend = self._scheduler.home(f"cache_latent-{layer}")
         if backend.speed is not None:
             return Rates.of(*backend.speed, f"by {backend.name}'s rates")
@@ -58,7 +58,10 @@ class MeasuredRates:
             return THEORY
         key = (backend.name, kind)
         if key not in self._known:
-            self._known[key] = self._kept(backend, kind) or self.measure(backend, kind)
+            kept = self._kept(backend, kind)
+            if kept is None and not measure:
+                return THEORY
+            self._known[key] = kept or self.measure(backend, kind)
         return self._known[key]
 
     def measure(self, backend: Backend, kind: Kind) -> Rates:

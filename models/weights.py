@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from graphrt import dtypes
 from graphrt.errors import FormatError
 from graphrt.models.gguf_file import GGUFFile
+from graphrt.numerics import F16_MAX
 from graphrt.tensor import Tensor
+
+SIGN = np.uint16(0x8000)
+F16_LARGEST = np.uint16(0x7BFF)  # bits of 65504; those of infinity and NaN are above
 
 
 class Weights:
@@ -51,6 +58,24 @@ class Weights:
         if name not in self._taken:
             self._taken[name] = stored.leaf(shape)
         return self._taken[name]
+
+    def require_in_range(self, tensor: Tensor) -> None:
+        """Raise FormatError if a tensor was too large for the f16 it is stored in, as attn_k_b of some models is.
+
+        A converter then leaves infinities, or the largest number of f16. Other types reach farther, and are not read.
+        """
+        if tensor.dtype is not dtypes.f16 or tensor.data is None:
+            return
+        magnitudes = tensor.data.view(np.uint16) & ~SIGN
+        over = int(np.count_nonzero(magnitudes >= F16_LARGEST))
+        if over:
+            kept = magnitudes[magnitudes < F16_LARGEST].max(initial=0).view(np.float16)
+            short = tensor.name.removesuffix(".weight").rpartition(".")[2]
+            raise FormatError(
+                f'[{self.file.path.name}] tensor "{tensor.name}" is f16, and {over:,} of its {tensor.size:,} values '
+                f"are beyond the {F16_MAX:.0f} that f16 can hold, or no numbers (the largest other one is {kept:.4g}); "
+                f"convert it again with --type bf16, or this tensor alone: llama-quantize --tensor-type {short}=bf16"
+            )
 
     def ignore(self, *names: str) -> None:
         """Say that tensors, if they exist, are not needed."""

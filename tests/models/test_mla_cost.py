@@ -97,7 +97,7 @@ def expansion():
 
 
 def test_operations_alone_decide_where_they_are_clear(expansion):
-    def never(layer, kind):
+    def never(layer, kind, measure):
         raise AssertionError("nothing is to be measured for one token")
 
     choice = Chooser(LITE, never).choose(0, expansion, dtypes.f16, 1, 4096)
@@ -106,7 +106,8 @@ def test_operations_alone_decide_where_they_are_clear(expansion):
 
 
 def test_else_the_rates_of_the_layers_machine_do(expansion):
-    def rates(layer, kind):
+    def rates(layer, kind, measure):
+        assert not measure, "the weights have no data"
         assert str(kind) == "16 heads of 128+64/128 over 512 in q8_0, by transposed q8_0 and q8_0"
         return Rates.of(1e11, 1e10, "made up") if layer else THEORY
 
