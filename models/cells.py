@@ -20,7 +20,8 @@ EMPTY = -1
 UNKNOWN = -1  # the token of a cell whose row is not written yet
 MAX_SEQUENCES = 64
 MAX_POSITION = 1 << 31
-BUCKET = 256  # cells that attention looks at come in multiples of this, so that a compiled plan serves many tokens
+BITS = np.left_shift(1, np.arange(MAX_SEQUENCES), dtype=np.int64)  # the set that holds one sequence alone
+BUCKET = 256  # cells that attention looks at come in multiples of this or more, so that a plan serves many tokens
 FIELDS = {"positions": np.int32, "sequences": np.int64, "shifts": np.int32, "tokens": np.int32}
 INPUTS = {"positions": "inp_cell_pos", "sequences": "inp_cell_seq", "shifts": "inp_cell_shift"}
 
@@ -66,9 +67,13 @@ class Cells:
     # -- room ------------------------------------------------------------------------------------------------------
 
     def visible_with(self, cells: Array) -> int:
-        """The number of cells that attention must look at once `cells` are in use too, in whole buckets."""
+        """The number of cells that attention must look at once `cells` are in use too, in whole buckets.
+
+        A bucket is an eighth to a sixteenth of many cells: empty ones cost less than a plan for each 256 of them.
+        """
         end = max(self._end, int(cells[-1]) + 1)
-        return min(self.size, max(BUCKET, -(-end // BUCKET) * BUCKET))
+        bucket = max(BUCKET, 1 << end.bit_length() >> 4)
+        return min(self.size, -(-end // bucket) * bucket)
 
     def require_free(self, count: int) -> None:
         """Raise GraphError unless `count` cells are free."""
@@ -95,7 +100,7 @@ class Cells:
     def occupy(self, cells: Array, positions: Array, sequences: Array) -> None:
         """Give the free cells that `find` found to tokens: their positions, and their one sequence each."""
         self.positions[cells] = positions
-        self.sequences[cells] = 1 << sequences.astype(np.int64)
+        self.sequences[cells] = BITS[sequences]
         for sequence, position in zip(sequences.tolist(), positions.tolist(), strict=True):
             if position > self.last[sequence]:
                 self.last[sequence] = position
@@ -110,7 +115,7 @@ class Cells:
 
         Raises: GraphError, with nothing changed, if too few are free.
         """
-        alone = np.count_nonzero(self.sequences[: self._end] == _bits(1 << _checked(sequence)))
+        alone = np.count_nonzero(self.sequences[: self._end] == BITS[_checked(sequence)])
         self.require_free(len(positions) - int(alone))
         self.seq_rm(sequence)
         taken = self.find(len(positions))
@@ -155,7 +160,7 @@ class Cells:
 
     def seq_cp(self, source: int, target: int, p0: int = -1, p1: int = -1) -> None:
         """Let sequence `target` share the cells of `source`; nothing is copied."""
-        self.sequences[self._inside(_checked(source), p0, p1)] |= _bits(1 << _checked(target))
+        self.sequences[self._inside(_checked(source), p0, p1)] |= BITS[_checked(target)]
         self._find_last(1 << target)
 
     def seq_add(self, sequence: int, p0: int, p1: int, delta: int) -> Moves:
@@ -226,7 +231,7 @@ class Cells:
                 f"[kv cache] position {positions.max()} of sequence {sequence} would be out of range; "
                 f"positions are 0 to {MAX_POSITION - 1}"
             )
-        mine = _bits(1 << sequence)
+        mine = BITS[sequence]
         moved = positions != self.positions[inside]
         inside, positions = inside[moved], positions[moved]
         is_shared = (self.sequences[inside] != mine) & (positions >= 0)
@@ -278,7 +283,7 @@ class Cells:
         """Look up the last position of each of these sequences (a bit set) anew."""
         for sequence in range(MAX_SEQUENCES):
             if sequences >> sequence & 1:
-                found = self.positions[: self._end][self.sequences[: self._end] & _bits(1 << sequence) != 0]
+                found = self.positions[: self._end][self.sequences[: self._end] & BITS[sequence] != 0]
                 self.last[sequence] = int(found.max(initial=EMPTY))
 
     def _take_over(self) -> None:

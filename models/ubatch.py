@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from graphrt import input, ops
 from graphrt.models.kv_cache import KVCache
@@ -97,14 +98,17 @@ class UBatch:
             rope, freq_factors: how keys of the model rotate; None: they do not, and neither do moved cells' keys.
         Returns: [T, H, Dv] f32.
         """
-        if self.cell_rotation is None or rope is None:
-            return ops.attention(q, k, v, *self.where, scale=scale)
-        turns = {"cell_rotation": self.cell_rotation, "freq_factors": freq_factors, "rope": self.key_rotation(rope)}
-        return ops.attention(q, k, v, *self.where, scale=scale, **turns)
+        return ops.attention(q, k, v, *self.where, scale=scale, **self.turns(rope, freq_factors))
 
-    def key_rotation(self, rope: Rotation) -> Rotation:
-        """The rotation of keys by `cell_rotation`; those that were rotated once have their magnitude already."""
-        return rope if self.cache.k_rotation == "unroped" else replace(rope, magnitude=1.0)
+    def turns(self, rope: Rotation | None, freq_factors: Tensor | None = None) -> dict[str, Any]:
+        """The keywords by which an op of attention turns keys by `cell_rotation`; none where it is not to.
+
+        Keys that were rotated once have the rotation's magnitude already.
+        """
+        if self.cell_rotation is None or rope is None:
+            return {}
+        rope = rope if self.cache.k_rotation == "unroped" else replace(rope, magnitude=1.0)
+        return {"cell_rotation": self.cell_rotation, "freq_factors": freq_factors, "rope": rope}
 
     def note(self, line: str) -> None:
         """Tell how a layer came to its form; what several layers say is kept once."""
