@@ -45,6 +45,11 @@ def test_visible_cells_come_in_buckets_up_to_the_size():
     assert Cells(100).visible_with(np.array([3])) == 100
 
 
+@pytest.mark.parametrize(("end", "seen"), [(4096, 4096), (4097, 4608), (8193, 9216), (32768, 32768), (32769, 36864)])
+def test_buckets_grow_with_the_cells(end, seen):
+    assert Cells(1 << 20).visible_with(np.array([end - 1])) == seen
+
+
 def test_an_overflow_names_the_numbers_and_the_remedy():
     cells = Cells(10)
     put(cells, range(8))
