@@ -155,9 +155,7 @@ class LatentCacheAttention(LatentAttention):
     def attend(self, q: Tensor, latent: Tensor, k_pe: Tensor, batch: UBatch) -> Tensor:
         batch.write(self.layer, "latent", latent)
         cells = batch.write(self.layer, "latent", k_pe, first=self.rank)  # [N, 1, r+dr]
-        # mla_attention takes keys as they are; those that are still to be rotated need attention's own way to do it.
-        expands = batch.cell_rotation is None and self.expands(batch)
-        return (self.attend_expanded if expands else self.attend_absorbed)(q, cells, batch)
+        return (self.attend_expanded if self.expands(batch) else self.attend_absorbed)(q, cells, batch)
 
     def attend_expanded(self, q: Tensor, cells: Tensor, batch: UBatch) -> Tensor:
         """q [T, H, dn+dr], cells [N, 1, r+dr] -> [T, H, dv]: FlashMLA-2; no key or value outlives its tile."""
@@ -170,6 +168,7 @@ class LatentCacheAttention(LatentAttention):
             *batch.where,
             scale=self.scale,
             keys_transposed=expansion.keys_transposed,
+            **batch.turns(self.rope.rotation(first=self.rank)),
         ).named(f"kqv-{self.layer}")
 
     def attend_absorbed(self, q: Tensor, cells: Tensor, batch: UBatch) -> Tensor:
