@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from graphrt.backends.cpu import attention_layout as at
@@ -40,6 +42,7 @@ from graphrt.backends.cpu.tile import multiply_up_to
 # ---- who sees what ---------------------------------------------------------------------------------------------------
 
 
+@cache
 def viewer(lanes):
     """A helper: of two vectors with a lane for each query from `token` on, one where it sees a cell, else the other."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, size, stride
 from graphrt.backends.cpu.attention_cells import LEAST, position_of, same, sequence_bit
@@ -33,6 +35,7 @@ from graphrt.backends.cpu.tile import transpose_block
 from graphrt.backends.cpu.transfer import call_with
 
 
+@cache
 def line_clearer(lanes):
     """A helper: fill a row of float32 with zeros."""
 
@@ -44,6 +47,7 @@ def line_clearer(lanes):
     return clear
 
 
+@cache
 def row_expander(lanes):
     """A helper: a row of elements that lie side by side, as float32."""
     copy = loop_one(lanes, same)
@@ -58,6 +62,7 @@ def row_expander(lanes):
     return expand_row
 
 
+@cache
 def row_packer(lanes, pairs):
     """A helper: a row of float32 as so many words at `target`, which may be the row itself."""
 
@@ -74,6 +79,7 @@ def row_packer(lanes, pairs):
     return pack_row
 
 
+@cache
 def lines_transposer(lanes, vectors, pairs):
     """A helper: pack as many rows of float32 as a vector has lanes, and bring them to a panel from `panel` on."""
     pack_row, width = row_packer(lanes, pairs), lanes * vectors

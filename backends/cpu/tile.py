@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from llvmlite import ir
 from numba import types
@@ -127,6 +128,7 @@ def _emit_multiply(builder, places, dtype, lanes, vectors, columns, onto):
         builder.store(total, builder.inttoptr(cell, vector.as_pointer()), align=4)
 
 
+@cache
 def multiply_up_to(lanes: int, vectors: int, columns: int, onto: bool, dtype: str = "f32"):
     """A helper: multiply_tile for 1 … columns columns, by the least of a few compiled widths that holds them.
 
