@@ -31,10 +31,10 @@ from graphrt.backends.cpu.tile import Tile, tile
 from graphrt.tensor import Tensor
 
 
-def chunk_attender(lanes: int, vectors: int, shape: Tile, mode: str):
+def chunk_attender(lanes: int, vectors: int, shape: Tile, mode: str, whole: bool):
     """A helper: let the rows of a block attend to one chunk of cells."""
     fill, cap, width = tile_filler(lanes), score_capper(lanes), lanes * vectors
-    aim, turn = block_aimer(lanes, vectors, mode), tile_turner(lanes, mode)
+    aim, turn = block_aimer(lanes, vectors, mode, whole), tile_turner(lanes, mode, whole)
     score, update = panel_scorer(lanes, vectors, shape.columns), softmax_updater(lanes, vectors)
     mix = value_mixer(lanes, vectors, shape)
 
@@ -64,10 +64,10 @@ def chunk_attender(lanes: int, vectors: int, shape: Tile, mode: str):
     return attend_chunk
 
 
-def attend(lanes: int, vectors: int, value_vectors: int, columns: int, mode: str) -> Kernel:
-    """Native: every block of rows, part by part; those of one part to the end. mode of the keys' rotation, or ""."""
-    attend_chunk = chunk_attender(lanes, vectors, Tile(lanes, value_vectors, columns), mode)
-    load_rows, clear, finish_row = rows_loader(lanes, vectors, mode), clearer(lanes), finisher(lanes)
+def attend(lanes: int, vectors: int, value_vectors: int, columns: int, mode: str, whole: bool) -> Kernel:
+    """Native: every block of rows, part by part; those of one part to the end. See Layout.turning."""
+    attend_chunk = chunk_attender(lanes, vectors, Tile(lanes, value_vectors, columns), mode, whole)
+    load_rows, clear, finish_row = rows_loader(lanes, vectors, mode, whole), clearer(lanes), finisher(lanes)
 
     def run(args, ith, nth):
         total, block, blocks = rows_of_head(args), setting(args, at.BLOCK), blocks_of_head(args)
@@ -106,6 +106,6 @@ def _(node: Tensor) -> list[Call]:
     if layout.few:
         attending = native(attend_few, lanes, layout.stripe, *layout.direct, *layout.turning)
     else:
-        attending = native(attend, lanes, layout.vectors, shape.vectors, shape.columns, layout.turning[0])
+        attending = native(attend, lanes, layout.vectors, shape.vectors, shape.columns, *layout.turning)
     merging = native(merge, lanes, layout.few)
     return [Call(attending, tensors, scalars, layout.extras), Call(merging, tensors, scalars)]

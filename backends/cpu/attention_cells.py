@@ -6,16 +6,26 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from graphrt import dtypes
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, size, stride
 from graphrt.backends.cpu.attention_layout import CELLS, ROWS, setting
-from graphrt.backends.cpu.elements import FLOAT32, loop_one
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.memory import emit_prefetch, load_integer, store_f32, store_integer, store_one
+from graphrt.backends.cpu.memory import (
+    emit_prefetch,
+    load_f32,
+    load_f32_first,
+    load_integer,
+    store_f32,
+    store_f32_first,
+    store_integer,
+    store_one,
+)
 from graphrt.backends.cpu.simd import splat
 from graphrt.backends.cpu.transfer import call_with
 
 NONE, SOME, ALL = 0, 1, 2
+HALF, BRAIN = dtypes.f16.gguf, dtypes.bf16.gguf
 AHEAD = 32  # rows
 ZERO = np.float32(0)
 LEAST, MOST = -(2**31), 2**31 - 1
@@ -109,9 +119,36 @@ def prefetch(typingctx, address):
     return types.void(types.int64), codegen
 
 
-@helper
-def same(x, unused, unused_too):
-    return x
+def row_widener(lanes):
+    """A helper: a row of a plain dtype as float32; a loop for each dtype, chosen once."""
+    copy, from_half, from_brain = (dtype_widener(lanes, dtype) for dtype in ("f32", "f16", "bf16"))
+
+    @helper
+    def widen(target, source, kind, count):
+        if kind == HALF:
+            from_half(target, source, count)
+        elif kind == BRAIN:
+            from_brain(target, source, count)
+        else:
+            copy(target, source, count)
+
+    return widen
+
+
+def dtype_widener(lanes, dtype):
+    """A helper: a row of one plain dtype as float32."""
+    nbytes = dtypes.get(dtype).nbytes
+
+    @helper
+    def widen(target, source, count):
+        whole = count - count % lanes
+        for i in range(0, whole, lanes):
+            store_f32(target + 4 * i, "f32", load_f32(source + nbytes * i, dtype, lanes))
+        if whole < count:
+            rest = load_f32_first(source + nbytes * whole, dtype, lanes, count - whole)
+            store_f32_first(target + 4 * whole, "f32", rest, count - whole)
+
+    return widen
 
 
 def tile_filler(lanes):
@@ -119,7 +156,7 @@ def tile_filler(lanes):
 
     A cell that is seen by nobody may hold anything, NaN too, and 0 · NaN would spoil the sums. Rows end in zeros.
     """
-    copy = loop_one(lanes, same)
+    widen = row_widener(lanes)
 
     @helper
     def fill(args, tensor, kv_head, first_cell, cells, scratch):
@@ -143,7 +180,7 @@ def tile_filler(lanes):
             if expand:
                 call_with(expand, source, stride(args, tensor, 3), width, line)
             else:
-                copy(line, FLOAT32, source, kind, width, ZERO, ZERO)
+                widen(line, source, kind, width)
             for i in range(4 * width, pitch, 4):
                 store_one(line + i, "f32", ZERO)
 

@@ -146,7 +146,7 @@ def cache_row(args, tensor, kv_head, cell):
 
 def head_attender(lanes, vectors, key_dtype, value_dtype, mode, whole):
     """A helper: let the rows of one kv head attend to one chunk; turns of keys as lines_aimer gives them."""
-    fill, cap, update, turn = tile_filler(lanes), score_capper(lanes), updater(lanes), tile_turner(lanes, mode)
+    fill, cap, update, turn = tile_filler(lanes), score_capper(lanes), updater(lanes), tile_turner(lanes, mode, whole)
     score, score_turned = (scorer(lanes, key_dtype or "f32", each) for each in ("", mode))
     mix, mix_directly = mixer(lanes, vectors, "f32", False), mixer(lanes, vectors, value_dtype or "f32", True)
 

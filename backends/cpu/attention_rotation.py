@@ -14,11 +14,21 @@ import numpy as np
 from graphrt.backends.cpu.elements import FLOAT32
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_integer, store_one
-from graphrt.backends.cpu.rope import evens, load_speeds, odds, table_of, turn_halves, turn_neighbours
+from graphrt.backends.cpu.rope import (
+    evens,
+    load_speeds,
+    lower_pairs,
+    odds,
+    table_of,
+    turn_halves,
+    turn_neighbours,
+    upper_pairs,
+)
 
-OFFSETS = 64  # turns in the table; a power of two
+OFFSET_BITS = 6
+OFFSETS = 1 << OFFSET_BITS  # turns in the table
 STEP = 8  # OFFSETS = STEP²: the table is made of the products of STEP turns by STEP others
-SLOTS = 16  # turns of multiples of OFFSETS that are kept
+SLOTS = 16  # turns of multiples of OFFSETS that are kept; a power of two
 WIDEST = 16  # lanes; a turn's rows are filled up to so many
 
 ONE = np.float32(1)
@@ -88,8 +98,8 @@ def turn_multiplier(lanes):
     return multiply
 
 
-def turn_maker(lanes):
-    """A helper: write the turn of a rotation to `target`."""
+def turn_keeper(lanes):
+    """A helper: address of the turn of a multiple of OFFSETS positions; it is kept until its slot is needed."""
     table, multiply = table_of(lanes), turn_multiplier(lanes)
 
     @helper
@@ -106,18 +116,28 @@ def turn_maker(lanes):
                 multiply(high, low, sines, offset_turn(turner, offset))
 
     @helper
-    def make_turn(turner, rotation, target):
-        pairs, sines = load_integer(turner + PAIRS, "i64"), sines_at(turner)
-        speeds = turner + FLOATS
-        if load_integer(turner + IS_READY, "i64") == 0:
-            prepare(turner, pairs, sines, speeds)
-            store_integer(turner + IS_READY, "i64", 1)
-        block, offset = rotation // OFFSETS, rotation % OFFSETS
-        tag, kept = turner + TAGS + 8 * (block % SLOTS), offset_turn(turner, OFFSETS + block % SLOTS)
+    def keep(turner, block):
+        pairs, sines, speeds = load_integer(turner + PAIRS, "i64"), sines_at(turner), turner + FLOATS
+        tag, kept = turner + TAGS + 8 * (block & (SLOTS - 1)), offset_turn(turner, OFFSETS + (block & (SLOTS - 1)))
         if load_integer(tag, "i64") != block:
+            if load_integer(turner + IS_READY, "i64") == 0:
+                prepare(turner, pairs, sines, speeds)
+                store_integer(turner + IS_READY, "i64", 1)
             table(block * OFFSETS, speeds, pairs, magnitude_of(turner), kept, kept + sines)
             store_integer(tag, "i64", block)
-        multiply(kept, offset_turn(turner, offset), sines, target)
+        return kept
+
+    return keep
+
+
+def turn_maker(lanes):
+    """A helper: write the turn of a rotation to `target`."""
+    keep, multiply = turn_keeper(lanes), turn_multiplier(lanes)
+
+    @helper
+    def make_turn(turner, rotation, target):
+        kept = keep(turner, rotation >> OFFSET_BITS)
+        multiply(kept, offset_turn(turner, rotation & (OFFSETS - 1)), sines_at(turner), target)
 
     return make_turn
 
@@ -137,19 +157,51 @@ def current_turn(lanes):
     return current
 
 
-def row_turner(lanes, mode):
-    """A helper: turn a float32 row, given the address of the first element that turns, by a number of positions."""
+def row_turner(lanes, mode, whole):
+    """A helper: turn a float32 row, given the address of the first element that turns, by a number of positions.
+
+    Args: whole: whether pairs make whole vectors; that takes fewer steps.
+    """
     current, turn = current_turn(lanes), (turn_neighbours if mode == "normal" else turn_halves)(lanes)
+    keep, turn_by_two = turn_keeper(lanes), turn_by_product(lanes, mode)
 
     @helper
     def turn_row(turner, row, rotation):
         if rotation == 0 and magnitude_of(turner) == ONE:
             return
-        pairs, cosines = load_integer(turner + PAIRS, "i64"), current(turner, rotation)
-        upper = row + 4 * pairs
-        turn(row, upper, FLOAT32, row, upper, FLOAT32, cosines, cosines + sines_at(turner), pairs)
+        pairs, sines = load_integer(turner + PAIRS, "i64"), sines_at(turner)
+        if whole:
+            kept = keep(turner, rotation >> OFFSET_BITS)
+            turn_by_two(row, kept, offset_turn(turner, rotation & (OFFSETS - 1)), sines, pairs)
+        else:
+            cosines, upper = current(turner, rotation), row + 4 * pairs
+            turn(row, upper, FLOAT32, row, upper, FLOAT32, cosines, cosines + sines, pairs)
 
     return turn_row
+
+
+def turn_by_product(lanes, mode):
+    """A helper: turn a float32 row of whole vectors of pairs by the turn at `x` and then by that at `y`."""
+    neighbours = mode == "normal"
+
+    @helper
+    def turn(row, x, y, sines, pairs):
+        for i in range(0, 4 * pairs, 4 * lanes):
+            c, s = load_f32(x + i, "f32", lanes), load_f32(x + sines + i, "f32", lanes)
+            d, t = load_f32(y + i, "f32", lanes), load_f32(y + sines + i, "f32", lanes)
+            c, s = c * d - s * t, c * t + s * d
+            lower = row + 2 * i if neighbours else row + i
+            upper = lower + 4 * lanes if neighbours else lower + 4 * pairs
+            u, v = load_f32(lower, "f32", lanes), load_f32(upper, "f32", lanes)
+            if neighbours:
+                u, v = evens(u, v), odds(u, v)
+            u, v = u * c - v * s, u * s + v * c
+            if neighbours:
+                u, v = lower_pairs(u, v), upper_pairs(u, v)
+            store_f32(lower, "f32", u)
+            store_f32(upper, "f32", v)
+
+    return turn
 
 
 def turn_apart(lanes, mode):

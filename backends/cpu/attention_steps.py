@@ -55,10 +55,10 @@ def row_loader(lanes):
     return load_row
 
 
-def rows_loader(lanes, vectors, mode):
+def rows_loader(lanes, vectors, mode, whole):
     """A helper: bring a block's rows, turned back by a rotation, to panels [width of q, rows] in the scratch memory."""
     load_row, width = row_loader(lanes), lanes * vectors
-    turn_row = row_turner(lanes, mode)
+    turn_row = row_turner(lanes, mode, whole)
 
     @helper
     def load_rows(args, scratch, kv_head, first_row, rows, rotation):

@@ -71,9 +71,9 @@ def aim_of(args, scratch):
     return load_integer(scratch + setting(args, at.TURNER) + AIM, "i64")
 
 
-def block_aimer(lanes, vectors, mode):
+def block_aimer(lanes, vectors, mode, whole):
     """A helper: turn a block's queries back where that spares turning a chunk's keys; tells whether keys must turn."""
-    load_rows = rows_loader(lanes, vectors, mode)
+    load_rows = rows_loader(lanes, vectors, mode, whole)
 
     @helper
     def aim(args, scratch, kv_head, first_row, rows, first_cell, cells):
@@ -88,9 +88,9 @@ def block_aimer(lanes, vectors, mode):
     return aim
 
 
-def tile_turner(lanes, mode):
+def tile_turner(lanes, mode, whole):
     """A helper: turn the keys of a chunk, expanded to a tile, by what the queries were not turned back by."""
-    turn_row = row_turner(lanes, mode)
+    turn_row = row_turner(lanes, mode, whole)
 
     @helper
     def turn(args, scratch, first_cell, cells, aim):
