@@ -1,4 +1,4 @@
-"""Files that graphrt and llama.cpp both read, and the table of what they differ in."""
+"""Files that graphrt and llama.cpp both read, and the tables of what they differ in."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ PRESETS = ("tiny-llama", "tiny-mixtral", "tiny-deepseek2", "tiny-deepseek-v2", "
 TRAINED = {"trained deepseek2": "tiny-deepseek2", "trained mixtral": "tiny-mixtral"}
 MODELS = (*PRESETS, *TRAINED)
 KINDS = ("f32", "f16", "q8_0", "q4_0", "q4_k")
-HEADER = ("model", "type", "run as", "error", "graphrt", "llama.cpp", "largest", "best token", "greedy tokens")
-ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+TABLES = {
+    "logits": (
+        "graphrt and llama.cpp on the same files: error between them, and of each against exact",
+        ("model", "type", "run as", "error", "graphrt", "llama.cpp", "largest", "best token", "greedy tokens"),
+    ),
+    "perplexity": (
+        "perplexity on held-out text; exact is the same values in f32",
+        ("model", "type", "graphrt", "llama.cpp", "exact", "graphrt / llama.cpp - 1"),
+    ),
+}
+ROWS = pytest.StashKey[dict[str, list[tuple[str, ...]]]]()
 
 
 class Files:
@@ -62,17 +71,26 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Adds a row to the table that is printed at the end."""
-    rows = request.config.stash.setdefault(ROWS, [])
+    """Adds a row to the table of logits that is printed at the end."""
+    return _adder(request.config, "logits")
+
+
+@pytest.fixture
+def perplexity_report(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Adds a row to the table of perplexities that is printed at the end."""
+    return _adder(request.config, "perplexity")
+
+
+def _adder(config: pytest.Config, table: str) -> Callable[..., None]:
+    rows = config.stash.setdefault(ROWS, {}).setdefault(table, [])
     return lambda *cells: rows.append(tuple(map(str, cells)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the table."""
-    rows = config.stash.get(ROWS, [])
-    if not rows:
-        return
-    widths = [max(len(row[column]) for row in [HEADER, *rows]) for column in range(len(HEADER))]
-    terminalreporter.section("graphrt and llama.cpp on the same files: error between them, and of each against exact")
-    for row in (HEADER, *rows):
-        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    """Print the tables."""
+    for table, rows in config.stash.get(ROWS, {}).items():
+        title, header = TABLES[table]
+        widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+        terminalreporter.section(title)
+        for row in (header, *rows):
+            terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
