@@ -18,36 +18,44 @@ def cache_root() -> Path:
 
 
 class Kept:
-    """Values under names, of one machine, beside those of other machines and versions in the same file.
+    """Values under names, of one machine, beside those of other machines in the same file.
 
     A file that is absent, unreadable or damaged holds nothing; one that cannot be written is no error.
 
     Args:
         file: its name in `cache_root`.
-        machine: whatever the values depend on: the machine, versions, threads.
+        machine: the machine and the settings that the values are of.
+        version: of what was measured; values of another version are forgotten.
     """
 
-    def __init__(self, file: str, machine: str) -> None:
+    def __init__(self, file: str, machine: str, version: str) -> None:
         self.path = cache_root() / file
-        self.machine = machine
+        self.machine, self.version = machine, version
 
     def get(self, name: str) -> Any:
         """The value under a name as JSON has it; None where there is none."""
-        return self._read().get(self.machine, {}).get(name)
+        return self._values(self._read()).get(name)
 
     def put(self, name: str, value: Any) -> None:
         """Keep a value, beside whatever others have put there meanwhile."""
         kept = self._read()
-        kept.setdefault(self.machine, {})[name] = value
+        kept[self.machine] = {"version": self.version, "values": {**self._values(kept), name: value}}
         partial = self.path.with_suffix(f".{os.getpid()}")
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(kept, indent=1), encoding="utf-8")
             os.replace(partial, self.path)
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _values(self, kept: dict[str, Any]) -> dict[str, Any]:
+        mine = kept.get(self.machine)
+        if not isinstance(mine, dict) or mine.get("version") != self.version:
+            return {}
+        values = mine.get("values")
+        return values if isinstance(values, dict) else {}
+
+    def _read(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if isinstance(found, dict):
-                return {machine: values for machine, values in found.items() if isinstance(values, dict)}
+                return found
         return {}

@@ -118,11 +118,6 @@ class GGUFFile:
         return cls(first, header, tensors, size)
 
     @property
-    def has_data(self) -> bool:
-        """Whether there is a file, or only the description of one."""
-        return all(tensor.mapping is not None for tensor in self.tensors.values())
-
-    @property
     def architecture(self) -> str:
         """The model's architecture, such as "llama" or "deepseek2".
 

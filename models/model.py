@@ -23,7 +23,7 @@ from graphrt.models.generation import Generation
 from graphrt.models.gguf_file import GGUFFile
 from graphrt.models.hyperparameters import DeepSeek2Hyperparameters, LlamaHyperparameters
 from graphrt.models.kv_cache import cache_dtype
-from graphrt.models.mla_choice import RateSource, equal_rates
+from graphrt.models.mla_choice import RateSource
 from graphrt.models.mla_rates import MeasuredRates
 from graphrt.models.options import ModelOptions
 from graphrt.models.sampling import Sampler, SamplingOptions
@@ -192,8 +192,7 @@ class Model:
 
     def _load_decoder(self, architecture: Architecture) -> Decoder:
         weights, name = Weights(self.file), self.file.path.name
-        rates = MeasuredRates(self.scheduler) if self.file.has_data else equal_rates
-        decoder = architecture.load(self.hyperparameters, weights, self.options, rates)
+        decoder = architecture.load(self.hyperparameters, weights, self.options, MeasuredRates(self.scheduler))
         if weights.unused:
             raise FormatError(
                 f"[{name}] {len(weights.unused)} tensors have no place in graphrt's {self.file.architecture}, such as "
