@@ -6,7 +6,7 @@ from functools import cache
 
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, size, stride
-from graphrt.backends.cpu.attention_cells import LEAST, position_of, same, sequence_bit
+from graphrt.backends.cpu.attention_cells import LEAST, position_of, row_widener, sequence_bit
 from graphrt.backends.cpu.attention_layout import setting
 from graphrt.backends.cpu.attention_steps import ZERO, float_setting, scaled
 from graphrt.backends.cpu.bf16 import interleave, pack
@@ -50,14 +50,14 @@ def line_clearer(lanes):
 @cache
 def row_expander(lanes):
     """A helper: a row of elements that lie side by side, as float32."""
-    copy = loop_one(lanes, same)
+    widen = row_widener(lanes)
 
     @helper
     def expand_row(source, step, kind, expand, count, line):
         if expand:
             call_with(expand, source, step, count, line)
         else:
-            copy(line, FLOAT32, source, kind, count, ZERO, ZERO)
+            widen(line, source, kind, count)
 
     return expand_row
 
