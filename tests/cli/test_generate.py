@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import graphrt as package
 from tests.cli.conftest import Command
+from tests.interrupts import GRAPHRT
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_writes_what_the_model_generates(graphrt: Command, mixtral: Path) -> None:
@@ -96,6 +103,22 @@ def test_a_cache_in_a_file_saves_the_prompt_from_being_run_again(
     assert "reused" not in first.err
     assert "reused" in second.err
     assert "KV cache: " in second.err
+
+
+def test_ctrl_c_leaves_a_cache_that_the_next_run_goes_on_from(graphrt: Command, mixtral: Path, tmp_path: Path) -> None:
+    arguments = ["generate", mixtral, "-p", "hello", "--temp", 0, "-c", 20000, "--kv-file", tmp_path / "cache.kv"]
+    command = [sys.executable, "-c", GRAPHRT, *map(str, arguments), "--context-shift"]
+    environment = {**os.environ, "GRAPH_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "cwd": ROOT}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout is not None
+        process.stdout.read(12)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    result = graphrt(*arguments, "-n", 3)
+    assert "reused" in result.err
+    assert result.out == graphrt(*arguments[:6], "-n", 3).out
 
 
 def test_a_full_context_ends_or_shifts(graphrt: Command, mixtral: Path) -> None:

@@ -1,5 +1,7 @@
 """The cells' table against a plain model of it: any free cell serves, sequences share cells, positions move."""
 
+from time import thread_time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -172,6 +174,21 @@ def test_finding_a_free_cell_far_behind_the_first():
     cells.seq_rm(0, 80_000, 80_002)
     assert cells.find(2).tolist() == [10, 80_000]
     assert cells.find(4).tolist() == [10, 80_000, 80_001, 90_000]
+
+
+def test_a_token_costs_the_same_in_a_long_context():
+    """Processor time of what decoding does to the table, least of many."""
+
+    def seconds(size):
+        cells, times = Cells(size), []
+        put(cells, range(size - 500))
+        for position in range(size - 500, size):
+            start = thread_time()
+            cells.visible_with(put(cells, range(position, position + 1)))
+            times.append(thread_time() - start)
+        return np.median(times)
+
+    assert seconds(1 << 17) < 3 * seconds(1 << 10)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ def rotated_in_place(context: Context) -> None:
     for layer, parts in zip(context.decoder.layers, context.cache._parts, strict=True):
         keys, rope = parts["k"].data, layer.attention.rope
         factors = None if rope.freq_factors is None else rope.freq_factors.data
-        keys[:] = turned(dtypes.to_f32(keys), cells.shifts, factors, replace(rope.rotation(), magnitude=1.0))
+        rotated = turned(dtypes.to_f32(keys), cells.shifts, factors, replace(rope.rotation(), magnitude=1.0))
+        keys[:] = dtypes.from_f32(rotated.astype(np.float32), dtypes.of(keys))
     cells.shifts[:] = 0
     cells.is_shifted = False
 
@@ -93,6 +94,32 @@ def test_edits_of_positions_agree_with_keys_that_are_rotated_again(gguf, name, b
         right = by_hand.decode(batch).copy()
         assert_close(by_shift.decode(batch), right, 1e-4)
         assert_close(unroped.decode(batch), right, 1e-4)
+
+
+@pytest.mark.parametrize(("cache_type", "worst"), [("f16", 3e-3), ("q8_0", 3e-2)])
+@pytest.mark.parametrize("k_cache", ["roped", "unroped"])
+def test_two_hundred_small_shifts_are_one_large_one(one_layer, k_cache, cache_type, worst):
+    """No drift, whatever the cache keeps: keys that are rotated in place two hundred times lose all that they held."""
+
+    def shifted(steps, after=lambda context: None):
+        context = one_layer("tiny-llama", cache_type=cache_type, k_cache=k_cache, n_ctx=256)
+        context.decode(Batch.of([9] * 200))
+        context.decode(Batch.of(TOKENS, 200))
+        for _ in range(steps):
+            context.seq_rm(0, 0, 200 // steps)
+            context.seq_add(0, 200 // steps, -1, -(200 // steps))
+            after(context)
+        return context.decode(Batch.of(TOKENS[:5], 40, all_logits=True)).copy()
+
+    fresh = one_layer("tiny-llama", cache_type="f32", n_ctx=256)
+    fresh.decode(Batch.of(TOKENS))
+    right = fresh.decode(Batch.of(TOKENS[:5], 40, all_logits=True))
+    in_steps = shifted(200)
+    np.testing.assert_array_equal(in_steps, shifted(1))
+    assert_close(in_steps, right, worst)
+    if k_cache == "roped":
+        error, drifted = (np.abs(logits - right).max() for logits in (in_steps, shifted(200, rotated_in_place)))
+        assert drifted > 3 * error
 
 
 def test_a_sequence_that_shares_its_cells_moves_alone(one_layer):
