@@ -118,7 +118,7 @@ def latents_loader(lanes, pairs, mode):
     A cell that is seen by nobody may hold anything, NaN too, and 0 · NaN would spoil the sums.
     """
     expand_row, clear, pack_row = row_expander(lanes), line_clearer(lanes), row_packer(lanes, pairs)
-    turn_row = row_turner(lanes, mode)
+    turn_row = row_turner(lanes, mode, whole=False)
 
     @helper
     def load_latents(args, scratch, first_cell, cells):
