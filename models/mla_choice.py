@@ -29,6 +29,11 @@ class Kind:
     values: DType
     keys_transposed: bool
 
+    @classmethod
+    def of(cls, heads: Heads, expansion: LatentExpansion, cache: DType) -> Kind:
+        """The kind of a layer's attention over a cache."""
+        return cls(heads, cache, expansion.keys.dtype, expansion.values.dtype, expansion.keys_transposed)
+
     def __str__(self) -> str:
         heads, order = self.heads, "transposed " if self.keys_transposed else ""
         shape = f"{heads.count} heads of {heads.nope}+{heads.rope}/{heads.value}"
@@ -72,14 +77,19 @@ class Chooser:
             way: Way = "absorb" if absorb < expand else "expand"
             times = max(absorb, expand) / min(absorb, expand)
             return Choice(way, f"mla auto: {NAMES[way]} {about}: {times:.3g} times fewer operations")
-        keys, values, transposed = expansion.keys.dtype, expansion.values.dtype, expansion.keys_transposed
-        is_there = expansion.keys.root.data is not None  # else a model is planned that nobody runs here
-        rates = self.rates(layer, Kind(self.heads, cache, keys, values, transposed), is_there)
-        model = CostModel(self.heads, cache.row_bytes(self.heads.rank + self.heads.rope), rates)
+        model = self.model(layer, expansion, cache)
         way = model.faster(tokens, cells)
         other: Way = "absorb" if way == "expand" else "expand"
         took, instead = (_milliseconds(model.seconds(each, tokens, cells)) for each in (way, other))
-        return Choice(way, f"mla auto: {NAMES[way]} {about}: {took} a layer, {NAMES[other]} {instead} ({rates.origin})")
+        return Choice(
+            way, f"mla auto: {NAMES[way]} {about}: {took} a layer, {NAMES[other]} {instead} ({model.rates.origin})"
+        )
+
+    def model(self, layer: int, expansion: LatentExpansion, cache: DType) -> CostModel:
+        """The cost model of a layer, with the rates of its machine."""
+        is_there = expansion.keys.root.data is not None  # else a model is planned that nobody runs here
+        rates = self.rates(layer, Kind.of(self.heads, expansion, cache), is_there)
+        return CostModel(self.heads, cache.row_bytes(self.heads.rank + self.heads.rope), rates)
 
 
 def _milliseconds(seconds: float) -> str:

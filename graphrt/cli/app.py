@@ -17,6 +17,7 @@ from graphrt.cli.inspect import inspect
 from graphrt.cli.perplexity import perplexity
 from graphrt.cli.plan import plan
 from graphrt.cli.synth import synth
+from graphrt.cli.tune import tune
 from graphrt.errors import GraphrtError
 
 app = typer.Typer(
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, inspect, plan, bench, perplexity, convert, synth):
+for command in (generate, inspect, plan, bench, perplexity, tune, convert, synth):
     app.command()(command)
 
 
