@@ -1,8 +1,9 @@
-"""Random graphs over all op families, and an oracle that shares nothing with planned memory.
+"""Random graphs over all op families.
 
-A graph grows step by step from a `Draw`: each step picks tensors made before and applies an op to them. Two rules keep
-the right answer well defined on backends that round differently: numbers are clamped before they grow large, and what
-went through 16-bit or quantized products (`coarse`) feeds nothing that could magnify its error or flip an order.
+A graph grows step by step from a `Draw`: each step picks tensors made before and applies an op to them. Three rules
+keep the right answer well defined on backends that round differently: numbers are clamped before they grow large; what
+went through 16-bit or quantized products (`coarse`) feeds nothing that could magnify its error or flip an order; and an
+output that rounding alone could move by more than its bound, as the oracle finds by trying, is none.
 
 Dimensions: T tokens, D features, H heads, E experts, U used by each token, N cells of a cache.
 """
@@ -18,10 +19,10 @@ import graphrt
 from graphrt import Graph, Tensor, dtypes, ops
 from graphrt.dtypes import Array
 from graphrt.testing import Draw
+from tests.core.oracle import COARSE, well_defined
 
 D, H, E, U = 32, 4, 4, 2
 LARGE = 64.0  # numbers that may be larger are clamped
-COARSE = 1e-6  # normalised mean squared error from which on a result is coarse
 MATRICES = ("f32", "f32", "f16", "q8_0", "q4_0")
 CACHES = ("f32", "f32", "f16", "q8_0")
 
@@ -76,10 +77,17 @@ class _Grower:
         made = [value for value in self.values if not value.tensor.is_leaf]
         kept = [value for value in made if value.tensor not in self.used]
         kept = list({value.tensor: value for value in [*kept, self.draw.choice(made)]}.values())
-        outputs = [value.tensor for value in kept] + self.orders
-        graph = Graph(outputs, phase=self.draw.choice([None, "prompt", "decode"]))
-        coarse = [value.coarse for value in kept] + [False] * len(self.orders)
-        return RandomGraph(graph, {name: self.inputs[name] for name in graph.inputs}, coarse)
+        candidates = [(value.tensor, value.coarse) for value in kept] + [(order, False) for order in self.orders]
+        outputs = self.sound(candidates)
+        graph = Graph([tensor for tensor, _ in outputs], phase=self.draw.choice([None, "prompt", "decode"]))
+        return RandomGraph(graph, {name: self.inputs[name] for name in graph.inputs}, [coarse for _, coarse in outputs])
+
+    def sound(self, outputs: list[tuple[Tensor, bool]]) -> list[tuple[Tensor, bool]]:
+        """Those whose right answer is well defined; where none is, one that surely has one."""
+        graph, coarse = Graph([tensor for tensor, _ in outputs]), [coarse for _, coarse in outputs]
+        are_sound = well_defined(graph, {name: self.inputs[name] for name in graph.inputs}, coarse)
+        found = [output for output, is_sound in zip(outputs, are_sound, strict=True) if is_sound]
+        return found or [(ops.neg(self.values[0].tensor), False)]
 
     # -- leafs -----------------------------------------------------------------------------------------------------
 
@@ -364,49 +372,3 @@ class _Grower:
 def dense(x: Value) -> Tensor:
     """The value in dense memory, copied only if it is not."""
     return x.tensor if x.tensor.is_dense else ops.cont(x.tensor)
-
-
-# -- the oracle ------------------------------------------------------------------------------------------------------
-
-
-class Oracle:
-    """Runs a graph op by op, every result in memory of its own; states live from run to run."""
-
-    def __init__(self, case: RandomGraph) -> None:
-        self.case = case
-        self.states = {leaf: _bytes_of(leaf) for leaf in case.graph.leafs if leaf.role != "input"}
-
-    def run(self) -> list[Array]:
-        """The outputs of one run."""
-        memory = dict(self.states)
-        for name, leaf in self.case.graph.inputs.items():
-            memory[leaf] = np.ascontiguousarray(self.case.inputs[name]).reshape(-1).view(np.uint8)
-        for node in self.case.graph.nodes:
-            if node.root is node:
-                memory[node] = np.zeros(node.nbytes, np.uint8)
-            if node.op is not None and node.op.kind != "view":
-                sources = [None if src is None else _array(src, memory) for src in node.srcs]
-                _array(node, memory)[...] = node.op.evaluate(node, sources)
-        return [_array(output, memory).copy() for output in self.case.graph.outputs]
-
-
-def _array(tensor: Tensor, memory: dict[Tensor, Array]) -> Array:
-    return tensor.array_over(memory[tensor.root], tensor.offset)
-
-
-def _bytes_of(leaf: Tensor) -> Array:
-    assert leaf.data is not None
-    assert leaf.is_dense
-    return np.frombuffer(leaf.data.tobytes(), np.uint8).copy()
-
-
-def difference(got: Array, expected: Array) -> float:
-    """Mean squared difference over the mean square of the expected or 1e-3, whichever is more; infinite for NaN."""
-    if got.shape != expected.shape or got.dtype != expected.dtype:
-        return float("inf")
-    if dtypes.of(got).is_integer:
-        return 0.0 if np.array_equal(got, expected) else float("inf")
-    a, b = dtypes.to_f32(got).astype(np.float64), dtypes.to_f32(expected).astype(np.float64)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return float("inf")
-    return float(np.mean((a - b) ** 2) / max(np.mean(b**2), 1e-3)) if a.size else 0.0

@@ -23,10 +23,10 @@ from graphrt.explain import describe
 from graphrt.pipeline import Pipeline
 from graphrt.plan import Plan
 from graphrt.testing import Draw
-from tests.core.random_graphs import Oracle, RandomGraph, difference, random_graph
+from tests.core.oracle import RUNS, Oracle, difference, tolerance
+from tests.core.random_graphs import RandomGraph, random_graph
 
 GRAPHS = int(os.environ.get("GRAPHRT_RANDOM_GRAPHS", "300"))
-TOLERANCE, COARSE_TOLERANCE = 1e-8, 1e-2
 ONE_THREAD = Settings.from_env({}, threads=1)
 CPU = create("cpu", ONE_THREAD)
 
@@ -57,7 +57,7 @@ def test_any_large_graph_on_any_backends_gives_the_reference_result(seed):
 def check(draw: Draw) -> None:
     """Draw one graph and one scheduler, run the plan twice, and compare with the oracle."""
     case = random_graph(draw)
-    oracle = Oracle(case)
+    oracle = Oracle(case.graph, case.inputs)
     backends = draw_backends(draw)
     scheduler = draw_scheduler(draw, backends)
     assigned = draw_assigned(draw, case, backends)
@@ -71,14 +71,14 @@ def check(draw: Draw) -> None:
         expected = oracle.run()
         for output, want, have, coarse in zip(case.graph.outputs, expected, got, case.coarse, strict=True):
             error = difference(have, want)
-            assert error <= (COARSE_TOLERANCE if coarse else TOLERANCE), (
+            assert error <= tolerance(coarse), (
                 f"{output!r}: error {error:.2e}, {way.__name__}\n{have}\n{want}\n{describe(plan.schedule)}"
             )
 
 
 def run(plan: Plan, case: RandomGraph) -> Iterator[list[Array]]:
     """The outputs of two runs, one after the other."""
-    for _ in range(2):
+    for _ in range(RUNS):
         yield plan.run(case.inputs)
 
 
@@ -86,7 +86,7 @@ def run_poisoned(plan: Plan, case: RandomGraph) -> Iterator[list[Array]]:
     """Of two runs node by node, where what nothing should read any more is overwritten."""
     for name, array in case.inputs.items():
         plan.set_input(name, array)
-    for _ in range(2):
+    for _ in range(RUNS):
         for item, step in plan.steps_by_node():
             step()
             if isinstance(item, Tensor):
@@ -97,7 +97,7 @@ def run_poisoned(plan: Plan, case: RandomGraph) -> Iterator[list[Array]]:
 def run_in_pipeline(plan: Plan, case: RandomGraph) -> Iterator[list[Array]]:
     """Of two runs under way at once; inputs are overwritten as soon as they were submitted."""
     pipeline = Pipeline(depth=2)
-    for _ in range(2):
+    for _ in range(RUNS):
         pipeline.submit(plan, case.inputs)
         for name in case.inputs:
             plan.input(name).view(np.uint8)[...] = 0xFF
