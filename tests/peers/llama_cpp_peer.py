@@ -23,6 +23,7 @@ FTYPES = {
     "q4_k": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_S,
 }
 F32, F16 = 0, 1
+UBATCH = 512
 
 
 @llama_cpp.llama_log_callback
@@ -87,6 +88,10 @@ class Peer:
         """Forget every token."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
+    def forget_from(self, position: int) -> None:
+        """Forget the tokens from a position on."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.context), 0, position, -1)
+
     def _decode(self, batch: llama_cpp.llama_batch) -> None:
         status = llama_cpp.llama_decode(self.context, batch)
         assert status == 0, f"llama_decode says {status} for {batch.n_tokens} tokens"
@@ -97,23 +102,27 @@ class Peer:
 
 
 @contextmanager
-def opened(path: Path, *, n_ctx: int = 512, threads: int = 1, cache: int = F16, exact: bool = False) -> Iterator[Peer]:
+def opened(
+    path: Path, *, n_ctx: int = 512, threads: int = 1, cache: int = F16, flash: bool | None = None
+) -> Iterator[Peer]:
     """Load a model.
 
     Args:
         cache: F16 or F32 cells.
-        exact: no flash attention, which rounds to f16 on the way.
+        flash: whether to use flash attention, which rounds to f16 on the way; None: as llama.cpp likes.
     """
     model_params = llama_cpp.llama_model_default_params()
     model_params.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
     assert model, f"llama.cpp cannot load {path}"
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
+    params.n_ctx = params.n_batch = n_ctx
+    params.n_ubatch = min(n_ctx, UBATCH)
     params.n_threads = params.n_threads_batch = threads
     params.type_k = params.type_v = cache
-    if exact:
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if flash is not None:
+        kinds = (llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED)
+        params.flash_attn_type = kinds[flash]
     context = llama_cpp.llama_init_from_model(model, params)
     assert context, f"llama.cpp makes no context for {path}"
     try:

@@ -91,5 +91,5 @@ def ask_graphrt(path: Path) -> Answers:
 
 
 def ask_llama_cpp(path: Path) -> Answers:
-    with llama_cpp_peer.opened(path, n_ctx=CONTEXT, cache=llama_cpp_peer.F32, exact=True) as peer:
+    with llama_cpp_peer.opened(path, n_ctx=CONTEXT, cache=llama_cpp_peer.F32, flash=False) as peer:
         return Answers(peer.logits(TOKENS), peer.logits_one_by_one(TOKENS), peer.greedy(PROMPT, GREEDY))

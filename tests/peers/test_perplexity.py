@@ -47,7 +47,7 @@ def ask_llama_cpp(path: Path, text: str) -> float:
     model = graphrt.load(path)  # for its tokenizer, which test_tokenizers.py holds against llama.cpp's
     rows = chunks_of(tokens_of(model, text), N_CTX, CHUNKS)
     losses = []
-    with llama_cpp_peer.opened(path, n_ctx=N_CTX, cache=llama_cpp_peer.F32, exact=True) as peer:
+    with llama_cpp_peer.opened(path, n_ctx=N_CTX, cache=llama_cpp_peer.F32, flash=False) as peer:
         for row in rows:
             logits = peer.logits([model.tokenizer.vocabulary.bos, *row[1:].tolist()]).astype(np.float64)
             top = logits.max(axis=1, keepdims=True)
