@@ -78,7 +78,7 @@ class Pipeline:
             self._check()
             self._under_way.append(_Run(plan, *plan.begin(1 + self._count % self.depth)))
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
         finally:
             self._plan = None
@@ -102,6 +102,12 @@ class Pipeline:
         for run in tuple(self._under_way):
             run.plan.drop(self._thread)
 
+    def abandon(self) -> None:
+        """Drop the runs under way, and wait until the devices have let go of them."""
+        self._cancelled = False
+        while self._under_way:
+            self._under_way.pop().plan.abandon()
+
     def _say(self, plan: Plan) -> None:
         """GRAPH_SCHED_DEBUG: what a plan's runs take."""
         if plan.sched_debug and plan not in self._said:
@@ -116,15 +122,10 @@ class Pipeline:
             for event in self._under_way[0].events:
                 event.wait()
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
         self._done.append(self._under_way.popleft().outputs)
 
     def _check(self) -> None:
         if self._cancelled:
             raise Cancelled("[pipeline] it was cancelled; the runs under way are dropped")
-
-    def _abandon(self) -> None:
-        self._cancelled = False
-        while self._under_way:
-            self._under_way.pop().plan.abandon()

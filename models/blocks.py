@@ -172,7 +172,7 @@ class Decoder:
         return self.embedding.shape[0]
 
     def graph(self, batch: UBatch, phase: Phase | None = None) -> Graph:
-        """The graph of one ubatch: its output is [R, V] f32 logits, or, where R is 0, the written cache alone."""
+        """The graph of one ubatch: its output is [R, V] f32 logits, or, where R is 0, no rows of the cache."""
         x = ops.get_rows(self.embedding, batch.tokens).named("inp_embd")  # [T, D]
         for number, layer in enumerate(self.layers):
             x = layer(x, number, batch, last=number == len(self.layers) - 1)  # [T, D]; [R, D] after the last

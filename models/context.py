@@ -3,12 +3,15 @@
 A prompt goes through in ubatches. A plan is compiled for each number of tokens, of rows with logits, and of visible
 cells (these in buckets); decoding token after token reuses one plan: small arrays are written, the plan runs, a row is
 read. The cells' table is read where it lies, so that nothing in a step grows with the context but attention itself.
+On asynchronous devices the ubatches of a prompt overlap, so that each device works on one of them.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from zlib import crc32
 
@@ -25,6 +28,7 @@ from graphrt.models.kv_file import KVFile
 from graphrt.models.sequences import Sequences
 from graphrt.models.ubatch import UBatch
 from graphrt.ops.attention import visible
+from graphrt.pipeline import Pipeline
 from graphrt.plan import Watch
 
 MAX_PLANS = 64  # compiled plans that a context keeps; prompts of ever other lengths would else fill the memory
@@ -62,7 +66,8 @@ class Context(Sequences):
         kv_file: a file to keep the cache in; one that is there is gone on from.
         architecture: the model's, for the states and files that it makes.
     Attributes:
-        watch: is shown every node's result, watch(node, array), where it is set; a return of False stops the run.
+        watch: is shown every node's result, watch(node, array), where it is set; a return of False stops the run. Then
+            ubatches do not overlap.
         progress: is told of a batch of several ubatches, progress(tokens done, tokens in all), where it is set.
         last_plan: of the ubatch that ran last; it can be profiled.
     Raises: SettingsError if the cache cannot be of that type, or the file is in use or of no room; FormatError if the
@@ -93,6 +98,7 @@ class Context(Sequences):
         self.progress: Progress | None = None
         self.last_plan: Plan | None = None
         self._cancelled = self._is_closed = self._is_reserved = False
+        self._pipeline: Pipeline | None = None  # of the present `decode`, if its ubatches overlap
         self._arena = SharedArena()
         self._steps: dict[tuple[int, int, int, Phase, bool], _Step] = {}
         if scheduler.settings.sched_debug:
@@ -115,18 +121,23 @@ class Context(Sequences):
         self._cancelled = False
         if len(batch) <= self.ubatch:
             return self._run(batch)
-        parts = []
-        for start in range(0, len(batch), self.ubatch):
-            self._tell(start, len(batch))
-            parts.append(self._run(batch[start : start + self.ubatch]).copy())
-        self._tell(len(batch), len(batch))
-        return np.concatenate(parts)
+        parts = [batch[start : start + self.ubatch] for start in range(0, len(batch), self.ubatch)]
+        is_asynchronous = any(backend.asynchronous for backend in self.scheduler.backends)
+        way = self._overlapping if is_asynchronous and self.watch is None else self._one_by_one
+        logits: list[Array] = []
+        self._tell(0, len(batch))
+        with closing(way(parts)) as results:
+            for result in results:
+                logits.append(result)
+                self._tell(sum(map(len, parts[: len(logits)])), len(batch))
+        return np.concatenate(logits)
 
     def cancel(self) -> None:
         """Stop the present `decode`, from any thread, at the next split, copy or ubatch."""
         self._cancelled = True
-        if self.last_plan is not None:
-            self.last_plan.cancel()
+        running = self.last_plan if self._pipeline is None else self._pipeline
+        if running is not None:
+            running.cancel()
 
     def prepare(self, tokens: int) -> None:
         """Compile the plans of a prompt of so many tokens, and of one token after it, ahead of their runs.
@@ -141,32 +152,72 @@ class Context(Sequences):
         if self.cells.used + tokens < self.size:
             self._step(1, 1, self.cells.visible_with(self.cells.find(tokens + 1)), "decode")
 
-    def _run(self, batch: Batch) -> Array:
-        cells = self.cells
-        tokens, count = len(batch), int(np.count_nonzero(batch.want_logits))
-        taken = cells.find(tokens)
-        seen = cells.visible_with(taken)
-        step = self._step(tokens, count, seen, batch.phase)
-        cells.occupy(taken, batch.pos, batch.seq_ids)
+    def _one_by_one(self, parts: Sequence[Batch]) -> Iterator[Array]:
+        """The logits of each ubatch, which runs when they are asked for."""
+        for part in parts:
+            yield self._run(part).copy()
+
+    def _overlapping(self, parts: Sequence[Batch]) -> Iterator[Array]:
+        """The logits of each ubatch; those after it are begun before it is done, one for each device and one more."""
+        depth = 1 + sum(backend.asynchronous for backend in self.scheduler.backends)
+        pipeline = self._pipeline = Pipeline(depth)
+        begun: deque[tuple[Batch, Array]] = deque()  # with their cells
         try:
-            step.set("inp_tokens", batch.tokens)
-            step.set("inp_pos", batch.pos)
-            step.set("inp_seq", batch.seq_ids)
-            step.set("inp_cells", taken)
-            step.set("inp_out_ids", batch.want_logits.nonzero()[0])
-            if step.mask is not None:
-                sees = visible(batch.pos, batch.seq_ids, cells.positions[:seen], cells.sequences[:seen], 0)
-                step.mask[...] = np.where(sees, 0, -np.inf)
-            step.plan.forget_cancel()  # one that came after an earlier run; what is asked from here on stops this one
-            self.last_plan = step.plan
-            if self._cancelled:
-                raise Cancelled("[context] the run was cancelled between two ubatches")
+            for part in parts:
+                if len(begun) == depth:
+                    yield self._finish(pipeline, begun)
+                begun.append((part, self.cells.find(len(part))))
+                pipeline.submit(self._set_inputs(*begun[-1]).plan)
+            while begun:
+                yield self._finish(pipeline, begun)
+        except BaseException:
+            pipeline.abandon()
+            for _, taken in begun:
+                self.cells.release(taken)
+            raise
+        finally:
+            self._pipeline = None
+
+    def _finish(self, pipeline: Pipeline, begun: deque[tuple[Batch, Array]]) -> Array:
+        """Wait for the oldest ubatch under way; returns its logits."""
+        outputs = pipeline.result()
+        batch, taken = begun.popleft()
+        self.cells.settle(taken, batch.tokens)
+        return outputs[0] if batch.want_logits.any() else self._no_logits()
+
+    def _run(self, batch: Batch) -> Array:
+        taken = self.cells.find(len(batch))
+        try:
+            step = self._set_inputs(batch, taken)
             step.execute() if self.watch is None else step.plan.observe(self.watch)
         except BaseException:
-            cells.release(taken)
+            self.cells.release(taken)
             raise
-        cells.settle(taken, batch.tokens)
-        return step.logits if step.logits is not None else np.empty((0, self.decoder.vocabulary_size), np.float32)
+        self.cells.settle(taken, batch.tokens)
+        return step.logits if step.logits is not None else self._no_logits()
+
+    def _set_inputs(self, batch: Batch, taken: Array) -> _Step:
+        """Give a ubatch's tokens their cells, and write its inputs; returns its plan, to be run at once."""
+        cells = self.cells
+        seen = cells.visible_with(taken)
+        step = self._step(len(batch), int(np.count_nonzero(batch.want_logits)), seen, batch.phase)
+        cells.occupy(taken, batch.pos, batch.seq_ids)
+        step.set("inp_tokens", batch.tokens)
+        step.set("inp_pos", batch.pos)
+        step.set("inp_seq", batch.seq_ids)
+        step.set("inp_cells", taken)
+        step.set("inp_out_ids", batch.want_logits.nonzero()[0])
+        if step.mask is not None:
+            sees = visible(batch.pos, batch.seq_ids, cells.positions[:seen], cells.sequences[:seen], 0)
+            step.mask[...] = np.where(sees, 0, -np.inf)
+        step.plan.forget_cancel()  # one that came after an earlier run; what is asked from here on stops this one
+        self.last_plan = step.plan
+        if self._cancelled:
+            raise Cancelled("[context] the run was cancelled between two ubatches")
+        return step
+
+    def _no_logits(self) -> Array:
+        return np.empty((0, self.decoder.vocabulary_size), np.float32)
 
     def _step(self, tokens: int, rows: int, cells: int, phase: Phase) -> _Step:
         key = (tokens, rows, cells, phase, self.cells.is_shifted)

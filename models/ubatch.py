@@ -57,8 +57,8 @@ class UBatch:
 
     @property
     def written(self) -> Sequence[Tensor]:
-        """The parts of the cache [C, G, W] after their writes, in order of the layers."""
-        return list(self._written.values())
+        """No rows [0, G, W] of each part of the cache after its writes: outputs for which nothing is read back."""
+        return [part[:0] for part in self._written.values()]
 
     @cached_property
     def mask(self) -> Tensor:
