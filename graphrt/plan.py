@@ -13,19 +13,19 @@ import numpy as np
 
 from graphrt import dtypes
 from graphrt.backend import Split
-from graphrt.buffer import HOST, Buffer, Location
+from graphrt.buffer import HOST, Buffer
 from graphrt.copies import Copy
 from graphrt.dtypes import Array
 from graphrt.errors import Cancelled, GraphError
 from graphrt.events import Event
+from graphrt.locations import Locations
 from graphrt.numerics import execute_watched
 from graphrt.placement import Placement
 from graphrt.profile import Profile, execute_timed, measure
 from graphrt.residents import Residents
 from graphrt.schedule import Schedule
-from graphrt.splits import SplitNodes
 from graphrt.tensor import Tensor
-from graphrt.transfer import End, Slot, copy_step
+from graphrt.transfer import Slot
 
 Step = Callable[[], None]
 Watch = Callable[[Tensor, Array], bool | None]
@@ -54,17 +54,16 @@ class Plan:
     ) -> None:
         self.schedule = schedule
         self.graph = schedule.graph
-        self._arenas, self._residents = arenas, residents
-        self._backends = {backend.memory: backend for backend in schedule.backends}
+        locations = self._locations = Locations(schedule, arenas, residents)
         self._devices = [backend for backend in schedule.backends if backend.asynchronous]
         self._slot = Slot()
-        self._splits = [self._locate(part) for part in schedule.splits]
+        self._splits = [locations.split(part) for part in schedule.splits]
         self._steps: list[Step] = []
         for number, part in enumerate(self._splits):
-            self._steps += self._copies_before(number)
+            self._steps += locations.copies_before(number, self._slot)
             self._steps.append(part.backend.compile(part).run)
-        self._all_steps = [*self._steps, *self._copies_before(len(self._splits))]
-        self._inputs = {name: self._place(leaf, HOST).array(leaf) for name, leaf in self.graph.inputs.items()}
+        self._all_steps = [*self._steps, *locations.copies_before(len(self._splits), self._slot)]
+        self._inputs = {name: locations.within(HOST, leaf).array(leaf) for name, leaf in self.graph.inputs.items()}
         self._cancelled = False
         self._thread: int | None = None
         self._check_numerics = check_numerics
@@ -97,7 +96,7 @@ class Plan:
         tensor = self.graph.outputs[index]
         if tensor.root.role == "state" and self.schedule.placements.memory_of(tensor) != HOST:
             return self.value(tensor)
-        return self._place(tensor, HOST).array(tensor)
+        return self._locations.within(HOST, tensor).array(tensor)
 
     def execute(self) -> None:
         """Run every split once over what the inputs hold now.
@@ -185,14 +184,14 @@ class Plan:
 
     def value(self, tensor: Tensor) -> Array:
         """A copy of a tensor's elements as they are now, wherever they lie."""
-        place = self._place(tensor, self.schedule.placements.memory_of(tensor))
+        place = self._locations.at_home(tensor)
         return tensor.array_over(np.array(place.buffer.read(place.offset, tensor.extent))).copy()
 
     def source(self, node: Tensor, src: Tensor) -> Array:
         """What a node would read as one of its sources now: of a result in another memory, what was copied from it."""
         if src.root.is_leaf:
             return self.value(src)
-        place = self._place(src, self.placements[node].backend.memory)
+        place = self._locations.within(self.placements[node].backend.memory, src)
         return src.array_over(np.array(place.buffer.read(place.offset, src.extent)))
 
     def sources(self, node: Tensor) -> list[Array | None]:
@@ -202,7 +201,7 @@ class Plan:
     def poison_freed(self, node: Tensor) -> None:
         """Overwrite what nothing should read after a node; a test's way to find who does."""
         for memory, start, nbytes in self.schedule.memory.freed.get(node, ()):
-            self._arenas[memory].write(start, np.full(nbytes, 0xFF, np.uint8))
+            self._locations.arenas[memory].write(start, np.full(nbytes, 0xFF, np.uint8))
 
     def run(self, inputs: Mapping[str, Array] | None = None, /, **named: Array) -> list[Array]:
         """Set inputs, run, and return copies of the outputs, in the graph's order.
@@ -254,66 +253,24 @@ class Plan:
     def _begin_outputs(self) -> tuple[list[Array], list[Event]]:
         arrays = []
         for output in self.graph.outputs:
-            memory = self.schedule.placements.memory_of(output)
-            array, place = np.empty(output.extent, np.uint8), self._place(output, memory)
-            label = f"{output.name} ({output.nbytes:,} bytes) from {memory} to {HOST}"
+            array, place = np.empty(output.extent, np.uint8), self._locations.at_home(output)
+            label = f"{output.name} ({output.nbytes:,} bytes) from {place.buffer.memory} to {HOST}"
             place.buffer.begin_read(place.offset, array, label)
             arrays.append(output.array_over(array))
         return arrays, [device.record() for device in self._devices]
 
-    # -- where things lie ------------------------------------------------------------------------------------------
-
     @cached_property
     def _single_steps(self) -> list[tuple[Tensor | Copy, Step]]:
         steps: list[tuple[Tensor | Copy, Step]] = []
-        copies = self.schedule.copies
+        copies = self.schedule.copies.before
         for number, part in enumerate(self._splits):
-            steps += zip(copies.before.get(number, ()), self._copies_before(number), strict=True)
+            steps += zip(copies.get(number, ()), self._locations.copies_before(number, self._slot), strict=True)
             for node in part.nodes:
                 alone = Split(part.backend, [node], part.location, part.workspace)
                 steps.append((node, part.backend.compile(alone).run))
         last = len(self._splits)
-        steps += zip(copies.before.get(last, ()), self._copies_before(last), strict=True)
+        steps += zip(copies.get(last, ()), self._locations.copies_before(last, self._slot), strict=True)
         return steps
-
-    def _locate(self, part: SplitNodes) -> Split:
-        memory = part.backend.memory
-        location: dict[Tensor, Location] = {}
-        for node in part.nodes:
-            for tensor in (node, *node.srcs):
-                if tensor is not None and tensor not in location:
-                    location[tensor] = self._place(tensor, memory)
-        offsets = self.schedule.memory.workspaces
-        workspace = {node: Location(self._arenas[memory], offsets[node]) for node in part.nodes if node in offsets}
-        return Split(part.backend, part.nodes, location, workspace)
-
-    def _place(self, tensor: Tensor, memory: str) -> Location:
-        """Where a tensor's first element lies in a memory: at home, or in a copy."""
-        schedule, root = self.schedule, tensor.root
-        if tensor.size and schedule.placements.memory_of(tensor) != memory:
-            copy = schedule.copies.find(tensor, memory)
-            return Location(self._arenas[memory], schedule.memory.offsets[copy] + tensor.offset - copy.first)
-        if root in schedule.memory.offsets and tensor.size:
-            return Location(self._arenas[memory], schedule.memory.offsets[root] + tensor.offset)
-        if not tensor.size:
-            return Location(self._arenas[memory], 0)
-        return Location(self._residents.buffer(root, schedule.placements.homes.get(root)), tensor.offset)
-
-    def _copies_before(self, number: int) -> list[Step]:
-        steps = []
-        for copy in self.schedule.copies.before.get(number, ()):
-            home = self.schedule.placements.memory_of(copy.value)
-            value = self._place(copy.value, home)
-            source = self._end(value.after(copy.first - copy.value.offset))
-            target = self._end(Location(self._arenas[copy.memory], self.schedule.memory.offsets[copy]))
-            chosen = None
-            if copy.experts is not None:
-                chosen = self._end(self._place(copy.experts, self.schedule.placements.memory_of(copy.experts)))
-            steps.append(copy_step(copy, source, target, chosen, self._slot))
-        return steps
-
-    def _end(self, place: Location) -> End:
-        return End(place, self._backends[place.buffer.memory])
 
 
 def _cancelled() -> Cancelled:
