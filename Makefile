@@ -33,6 +33,7 @@ bench: $(VENV)/run.stamp
 test-peers: $(VENV)/peers.stamp
 	$(BIN)/python -m pytest tests/peers -m peers
 	$(BIN)/python -m tests.peers.bench_llama_cpp
+	$(BIN)/python -m tests.peers.bench_mla
 
 test-gpu:
 	@echo "test-gpu needs an NVIDIA GPU with its driver (CUDA 12 or newer), and installs CuPy into $(VENV)."

@@ -26,7 +26,7 @@ from graphrt.models.synth import synthesise
 from tests.peers import llama_cpp_peer
 from tests.peers.llama_cpp_peer import Peer
 
-POINTS = "512@0,512@4096,128@4096,16@4096,1@512,1@4096"
+POINTS = "512@0,1@512,512@2048,64@2048,1@2048"
 OURS, WAYS = "graphrt auto", {"llama.cpp fa": True, "llama.cpp": False}
 Feed = Callable[[Sequence[int], int], None]
 
