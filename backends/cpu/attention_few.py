@@ -34,7 +34,7 @@ def prefetch_rows(source, pitch, nbytes):
 
 
 def dotter(lanes, dtype, mode, rows, columns):
-    """A helper: scores of a few rows of q with a few keys of a plain dtype, which turn unless mode is ""."""
+    """A helper: scores of a few rows of q with a few keys of a DIRECT dtype, which turn unless mode is ""."""
 
     @helper
     def dot(args, q, k, k_pitch, width, turns, scores):
@@ -51,8 +51,7 @@ def dotter(lanes, dtype, mode, rows, columns):
 
 
 def scorer(lanes, dtype, mode):
-    """A helper: scores of rows of q with keys, `key_pitch` bytes apart, of a plain dtype, which turn as in dotter."""
-    nbytes = dtypes.get(dtype).nbytes
+    """A helper: scores of rows of q with keys of a DIRECT dtype, `key_pitch` bytes apart, which turn as in dotter."""
     dot_4, dot_2, dot_1 = (dotter(lanes, dtype, mode, rows, GULP) for rows in (4, 2, 1))
     dot_one = dotter(lanes, dtype, mode, 1, 1)
 
@@ -65,7 +64,7 @@ def scorer(lanes, dtype, mode):
             for c in range(0, cells, GULP):
                 k, turn, s = keys + c * key_pitch, turns + c * turn_bytes, target + 4 * c
                 if r == 0:
-                    prefetch_rows(k + CELLS * key_pitch, key_pitch, nbytes * width)
+                    prefetch_rows(k + CELLS * key_pitch, key_pitch, setting(args, at.K_BYTES))
                 if c + GULP > cells:
                     for i in range(c, cells):
                         key, turn = keys + i * key_pitch, turns + i * turn_bytes
@@ -84,11 +83,11 @@ def scorer(lanes, dtype, mode):
 
 
 def mixer(lanes, vectors, dtype, directly):
-    """A helper: totals += powers · values, the values of a plain dtype, `pitch` bytes apart, stripe by stripe.
+    """A helper: totals += powers · values, the values of a DIRECT dtype, `pitch` bytes apart, stripe by stripe.
 
     Those read directly are asked for a chunk ahead.
     """
-    nbytes, stripe = dtypes.get(dtype).nbytes, lanes * vectors
+    stripe, nbytes = lanes * vectors, dtypes.get(dtype).row_bytes(lanes * vectors)
 
     @helper
     def mix(args, values, pitch, scores, rows, cells, totals, width):
@@ -96,7 +95,7 @@ def mixer(lanes, vectors, dtype, directly):
         while r < rows:
             x, ahead = scores + r * FEW_PITCH, CELLS * pitch if directly and r == 0 else 0
             for i in range(0, width, stripe):
-                v, t = values + i * nbytes, totals + r * total_pitch + 4 * i
+                v, t = values + i // stripe * nbytes, totals + r * total_pitch + 4 * i
                 if r + 4 <= rows:
                     mix_tile(v, pitch, ahead, x, FEW_PITCH, cells, t, total_pitch, dtype, lanes, vectors, 4)
                 elif r + 2 <= rows:

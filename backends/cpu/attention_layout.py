@@ -16,9 +16,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from graphrt import dtypes
 from graphrt.backends.cpu import host
 from graphrt.backends.cpu.args import TENSOR_WORDS, load_word, size
 from graphrt.backends.cpu.attention_rotation import turn_bytes, turner_bytes
+from graphrt.backends.cpu.attention_tile import DIRECT
 from graphrt.backends.cpu.elements import kinds
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.tile import tile
@@ -154,8 +156,14 @@ class Layout:
     @property
     def direct(self) -> tuple[str, str]:
         """The dtypes of k and v where rows can be read as they lie, in whole vectors; "" where not."""
-        found = [x.dtype.name if x.dtype.is_float and x.shape[2] % tile().rows == 0 else "" for x in self.sources[1:]]
-        return found[0] if self.rope is None or self.turning[1] else "", found[1]
+        keys, values = (
+            x.dtype.name if x.dtype.name in DIRECT and x.shape[2] % tile().rows == 0 else "" for x in self.sources[1:]
+        )
+        if self.rope is not None and not self.turning[1]:
+            keys = ""
+        if values and self.stripe * host.level().lanes % dtypes.get(values).block:
+            values = ""
+        return keys, values
 
     @property
     def stripe(self) -> int:

@@ -6,19 +6,33 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from graphrt.backends.cpu.memory import emit_prefetch, load_vector
-from graphrt.backends.cpu.simd import F32, I64, _reduce, broadcast, constant, literal, shuffle
+from graphrt import dtypes
+from graphrt.backends.cpu.memory import emit_prefetch, load_vector, widen
+from graphrt.backends.cpu.simd import F32, I16, I64, _reduce, broadcast, constant, literal, shuffle
 from graphrt.backends.cpu.tile import element_bytes, load_widened, loop, multiply_add
 
 BLOCK = 4  # lanes, 128 bits, within which processors shuffle best
+DIRECT = ("f32", "f16", "bf16", "q8_0")  # dtypes of keys and values that are read as they lie
+
+
+def load_elements(builder, row, k, dtype, lanes):
+    """Elements k … k + lanes - 1 of a row, as float32; k is a multiple of `lanes`."""
+    if dtype != "q8_0":
+        return load_widened(builder, builder.add(row, builder.mul(k, I64(element_bytes(dtype)))), dtype, lanes)
+    q8_0 = dtypes.get(dtype)
+    block = builder.add(row, builder.mul(builder.udiv(k, I64(q8_0.block)), I64(q8_0.nbytes)))
+    scale = builder.load(builder.inttoptr(block, I16.as_pointer()), align=1)
+    factor = widen(builder, broadcast(builder, scale, lanes), "f16")
+    inside = builder.add(builder.add(block, I64(2)), builder.urem(k, I64(q8_0.block)))
+    return builder.fmul(load_widened(builder, inside, "i8", lanes), factor)
 
 
 @intrinsic(prefer_literal=True)
 def dot_tile(typingctx, a, a_pitch, b, b_pitch, depth, target, target_pitch, dtype, lanes, rows, columns):
     """target[r, c] = sum over k < depth of a[r, k] · b[c, k]; depth is a multiple of `lanes`.
 
-    Args: a [rows, depth] float32, b [columns, depth] of a plain dtype, target [rows, columns] float32, rows their pitch
-          in bytes apart. The last four are constants.
+    Args: a [rows, depth] float32, b [columns, depth] of a DIRECT dtype, target [rows, columns] float32, rows their
+          pitch in bytes apart. The last four are constants.
     """
     constants = [literal(item) for item in (dtype, lanes, rows, columns)]
     if None in constants:
@@ -85,7 +99,7 @@ def mix_tile(
 ):
     """totals[r, i] += sum over c < cells of powers[r, c] · values[c, i], for i < vectors · lanes.
 
-    Args: values [cells, vectors · lanes] of a plain dtype, powers [rows, cells] and totals [rows, vectors · lanes]
+    Args: values [cells, vectors · lanes] of a DIRECT dtype, powers [rows, cells] and totals [rows, vectors · lanes]
           float32, rows their pitch in bytes apart; what lies `ahead` bytes from the values read is asked for.
           The last four are constants.
     """
@@ -103,16 +117,16 @@ def mix_tile(
 
 def _emit_mix(builder, places, dtype, lanes, vectors, rows):
     values, pitch, ahead, powers, powers_pitch, cells, totals, totals_pitch = places
-    vector, nbytes = ir.VectorType(F32, lanes), element_bytes(dtype) * lanes
+    vector, nbytes = ir.VectorType(F32, lanes), dtypes.get(dtype).row_bytes(lanes * vectors)
     power_rows = [builder.add(powers, builder.mul(powers_pitch, I64(r))) for r in range(rows)]
     total_rows = [builder.add(totals, builder.mul(totals_pitch, I64(r))) for r in range(rows)]
     targets = [builder.add(row, I64(4 * lanes * v)) for row in total_rows for v in range(vectors)]
 
     def body(c, sums):
         at = builder.add(values, builder.mul(c, pitch))
-        for start in range(0, vectors * nbytes, 64):
+        for start in range(0, nbytes, 64):
             emit_prefetch(builder, builder.add(builder.add(at, ahead), I64(start)))
-        row = [load_widened(builder, builder.add(at, I64(nbytes * v)), dtype, lanes) for v in range(vectors)]
+        row = [load_elements(builder, at, I64(lanes * v), dtype, lanes) for v in range(vectors)]
         result = []
         for r, power_row in enumerate(power_rows):
             place = builder.add(power_row, builder.shl(c, I64(2)))
@@ -136,8 +150,7 @@ class _Tile:
 
     def _load(self, rows, k, dtype):
         """Vectors of elements k … of every row."""
-        shift = self.builder.mul(k, I64(element_bytes(dtype)))
-        return [load_widened(self.builder, self.builder.add(row, shift), dtype, self.lanes) for row in rows]
+        return [load_elements(self.builder, row, k, dtype, self.lanes) for row in rows]
 
     def _add(self, left, right, sums):
         """The sums with the products of vectors of a's rows and of b's added, row by row of a."""

@@ -26,7 +26,7 @@ from graphrt.backends.cpu.attention_rotation import (
 from graphrt.backends.cpu.attention_steps import float_setting, rows_loader
 from graphrt.backends.cpu.elements import FLOAT32
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.memory import load_f32, load_integer, store_f32, store_integer
+from graphrt.backends.cpu.memory import load_integer, load_one, store_integer, store_one
 from graphrt.backends.cpu.rope import turn_halves, turn_neighbours
 
 ONE = np.float32(1)
@@ -115,6 +115,11 @@ def lines_aimer(lanes, mode, whole):
     turn = (turn_neighbours if mode == "normal" else turn_halves)(lanes)
 
     @helper
+    def copy(target, source, start, end):
+        for i in range(start, end, 4):
+            store_one(target + i, "f32", load_one(source + i, "f32"))
+
+    @helper
     def aim(args, scratch, first_line, lines, first_cell, cells):
         turner, pitch, pairs = scratch + setting(args, at.TURNER), setting(args, at.KEY_PITCH), setting(args, at.PAIRS)
         kind, rotation = survey(args, scratch, first_cell, cells)
@@ -132,13 +137,13 @@ def lines_aimer(lanes, mode, whole):
                 make_turn(turner, position_of(args, at.CELL_ROTATION, first_cell + c), turns + c * turn_bytes)
         else:
             back = current(turner, -rotation)
+        first, end = 4 * setting(args, at.FIRST), 4 * setting(args, at.FIRST) + 8 * pairs
         for line in range(first_line, first_line + lines):
             source = scratch + setting(args, at.LINES) + line * pitch
             target = scratch + setting(args, at.TURNED) + line * pitch
-            for i in range(0, pitch, 4 * lanes):
-                store_f32(target + i, "f32", load_f32(source + i, "f32", lanes))
-            x, y = source + 4 * setting(args, at.FIRST), target + 4 * setting(args, at.FIRST)
-            sines = back + turn_bytes // 2
+            copy(target, source, 0, first)
+            copy(target, source, end, pitch)
+            x, y, sines = source + first, target + first, back + turn_bytes // 2
             if kind != SAME:
                 put_apart(y, x, back, sines, pairs)
             else:
