@@ -51,13 +51,15 @@ def chunk_attender(lanes, vectors, columns, pairs, mode):
     return attend_chunk
 
 
-def attend_expanded(lanes: int, vectors: int, columns: int, pairs: bool, mode: str) -> Kernel:
+def attend_expanded(lanes: int, vectors: int, columns: int, pairs: bool, transposed: bool, mode: str) -> Kernel:
     """Native: every head, part by part; those of one part to the end.
 
-    Args: pairs: whether words are pairs of bfloat16, else float32; mode: of the latents' rotation, "" for none.
+    Args: pairs: whether words are pairs of bfloat16, else float32; transposed: whether the keys' weights are; mode: of
+          the latents' rotation, "" for none.
     """
     attend_chunk = chunk_attender(lanes, vectors, columns, pairs, mode)
-    load_weights, load_queries = weights_loader(lanes, vectors, pairs), queries_loader(lanes, vectors, pairs)
+    load_weights = weights_loader(lanes, vectors, pairs, transposed)
+    load_queries = queries_loader(lanes, vectors, pairs)
     clear, finish_row = clearer(lanes), finisher(lanes, False)
 
     def run(args, ith, nth):
@@ -113,5 +115,6 @@ def _(node: Tensor) -> list[Call]:
     positions = (at.Q_POS, at.Q_SEQ, at.CELL_POS, at.CELL_SEQ, at.CELL_ROTATION, at.FREQ_FACTORS)
     given = dict(zip((at.Y, at.Q, LATENT, KEYS, VALUES, *positions), [node, *node.srcs], strict=True))
     tensors = [given.get(place) for place in range(at.TENSORS)]
-    attending = native(attend_expanded, lanes, shape.vectors, shape.columns, layout.pairs, layout.mode)
+    ways = (layout.pairs, node.params["keys_transposed"], layout.mode)
+    attending = native(attend_expanded, lanes, shape.vectors, shape.columns, *ways)
     return [Call(each, tensors, layout.scalars, layout.extras) for each in (attending, native(merge_heads, lanes))]

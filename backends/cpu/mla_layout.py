@@ -37,11 +37,11 @@ LATENT, VALUES, KEYS = at.K, at.V, at.SINKS
 
 # The extras: of the dtypes and widths, pitches and sizes in bytes, depths in words, places in the scratch memory.
 _EXTRAS = at.COUNTER + 1
-KEYS_EXPAND, KEYS_TRANSPOSED, LATENT_PITCH, LINE_PITCH = range(_EXTRAS, _EXTRAS + 4)
-LATENT_WORDS, ROPE_WORDS, LATENT_DEPTH, KEY_DEPTH, ROPE_AT = range(_EXTRAS + 4, _EXTRAS + 9)
-KEY_PANELS, VALUE_PANELS, WEIGHT_BYTES, QUERY_BYTES = range(_EXTRAS + 9, _EXTRAS + 13)
-POSITIONS, WEIGHTS, LATENTS, EXPANDED = range(_EXTRAS + 13, _EXTRAS + 17)
-SPEEDS = _EXTRAS + 17  # one for each pair of the rotation, in float64
+KEYS_EXPAND, LATENT_PITCH, LINE_PITCH = range(_EXTRAS, _EXTRAS + 3)
+LATENT_WORDS, ROPE_WORDS, LATENT_DEPTH, KEY_DEPTH, ROPE_AT = range(_EXTRAS + 3, _EXTRAS + 8)
+KEY_PANELS, VALUE_PANELS, WEIGHT_BYTES, QUERY_BYTES = range(_EXTRAS + 8, _EXTRAS + 12)
+POSITIONS, WEIGHTS, LATENTS, EXPANDED = range(_EXTRAS + 12, _EXTRAS + 16)
+SPEEDS = _EXTRAS + 16  # one for each pair of the rotation, in float64
 
 
 @helper
@@ -238,7 +238,6 @@ class Layout:
         _, nope, _, value = self.padded
         return [
             expand_address(keys.dtype),
-            int(self.node.params["keys_transposed"]),
             self.pitches[0],
             self.line_pitch,
             *self.depths,

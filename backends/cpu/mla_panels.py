@@ -17,7 +17,6 @@ from graphrt.backends.cpu.mla_layout import (
     KEY_PANELS,
     KEYS,
     KEYS_EXPAND,
-    KEYS_TRANSPOSED,
     LATENT_WORDS,
     LINE_PITCH,
     POSITIONS,
@@ -209,14 +208,14 @@ def transposed_loader(lanes, vectors, pairs):
     return load_transposed
 
 
-def weights_loader(lanes, vectors, pairs):
-    """A helper: bring a head's weights to panels: those of keys, then those of values."""
+def weights_loader(lanes, vectors, pairs, transposed):
+    """A helper: bring a head's weights to panels: those of keys, which may be transposed, then those of values."""
     load_matrix, load_transposed = matrix_loader(lanes, vectors, pairs), transposed_loader(lanes, vectors, pairs)
 
     @helper
     def load_weights(args, scratch, head):
         keys, values = setting(args, KEY_PANELS), setting(args, VALUE_PANELS)
-        if setting(args, KEYS_TRANSPOSED):
+        if transposed:
             load_transposed(args, scratch, head)
         else:
             load_matrix(args, scratch, KEYS, setting(args, at.SINK_KIND), setting(args, KEYS_EXPAND), head, 0, keys)
