@@ -129,11 +129,12 @@ class LogProbabilities:
     rows: Array
 
     @classmethod
-    def open(cls, path: Path) -> LogProbabilities:
+    def open(cls, path: str | Path) -> LogProbabilities:
         """Open a file.
 
         Raises: FormatError if it is missing, no such file, or cut short.
         """
+        path = Path(path)
         try:
             with path.open("rb") as file:
                 head = file.read(HEADER_BYTES)
