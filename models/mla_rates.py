@@ -151,12 +151,14 @@ class Stopwatch:
         return Sample(self._runner(y), tokens, shape.products(CELLS) + shape.attention("expand", tokens * CELLS))
 
     def _products(self, tokens: int) -> Sample:
+        """All that absorbing does beside attention: queries go to the latents' space, and mixes become values."""
         shape = replace(self.kind.heads, count=self._heads)
         keys, values = self._weights()
         absorb = ops.mul_mat if self.kind.keys_transposed else ops.mul_mat_transposed
-        q = _filled("q", (shape.count, tokens, shape.nope))
-        latents = _filled("latents", (shape.count, tokens, shape.rank))
-        run = self._runner(absorb(keys, q), ops.mul_mat(values, latents))
+        q = _filled("q", (tokens, shape.count, shape.nope + shape.rope))
+        absorbed = absorb(keys, q[..., : shape.nope].permute(1, 0, 2)).permute(1, 0, 2)
+        latents = _filled("latents", (tokens, shape.count, shape.rank)).permute(1, 0, 2)
+        run = self._runner(ops.concat(absorbed, q[..., shape.nope :], axis=-1), ops.mul_mat(values, latents))
         return Sample(run, tokens, shape.products(tokens))
 
     def _weights(self) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""The results of mla_grid.py as Markdown tables and as a heat map."""
+"""The results of mla_grid.py as a page of Markdown tables and as a heat map."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import groupby
+import platform
+from collections.abc import Iterator, Mapping
 from math import log2
 from pathlib import Path
 from typing import Any
@@ -33,26 +33,51 @@ def ratio(result: Mapping[str, Any]) -> float | None:
     return seconds[result["auto"]] / min(seconds[form] for form in CHOICES)
 
 
-def tables(results: Results) -> str:
-    """For each model and cache a table of milliseconds, then how far auto is from the best, and what was left out."""
-    lines = []
-    for name, panel in panels(results).items():
-        forms = [form for form in (*CHOICES, *REST) if any(form in result["seconds"] for result in panel.values())]
-        lines += ["", f"### {name}", "", f"| context | tokens | {' | '.join(forms)} | auto | auto / best |"]
-        lines.append(f"|---:|---:|{'---:|' * len(forms)}---|---:|")
-        for cells, rows in groupby(sorted(panel.items(), key=lambda item: item[0][::-1]), key=lambda item: item[0][1]):
-            for (tokens, _), result in rows:
-                times = " | ".join(_milliseconds(result, form) for form in forms)
-                measured = ratio(result)
-                share = "" if measured is None else f"{measured:.2f}"
-                lines.append(f"| {cells} | {tokens} | {times} | {result['auto']} | {share} |")
+PAGE = """# Every form of MLA attention, over tokens and contexts
+
+One layer's attention with its writes to the cache: tokens in the last cells of a context, weights in q8_0, {threads}
+threads of {processor}. Milliseconds: the least of a few runs in turns; `~` is an estimate of what was left out because
+it would take too long. auto takes the time of the form that it chooses, absorbed or flashmla2, which here expands for
+any number of tokens; naive and pp-opt are over caches of their own, in f16. The last column is auto's time over that of
+the faster one of its two forms, where both were measured.
+
+{summary}
+
+![Which way is faster, over tokens and contexts, and what auto chose](mla_grid.png)
+
+`python -m docs.benchmarks.mla_grid --threads {threads}` measures again.
+{tables}
+"""
+
+
+def page(results: Results, threads: int) -> str:
+    """The whole page."""
     ratios = [found for result in results.values() if (found := ratio(result)) is not None]
     within = sum(found <= 1.05 for found in ratios)
-    lines += [
-        "",
-        f"auto is within 5 % of the best at {within} of {len(ratios)} points; at worst {max(ratios):.2f} of it.",
-    ]
-    return "\n".join(lines)
+    summary = (
+        f"auto is within 5 % of the best of its two forms at {within} of {len(ratios)} points; the worst one takes "
+    )
+    summary += f"{max(ratios):.2f} of the best's time."
+    lines = [line for name, panel in panels(results).items() for line in _table(name, panel)]
+    return PAGE.format(threads=threads, processor=_processor(), summary=summary, tables="\n".join(lines))
+
+
+def _table(name: str, panel: Panel) -> Iterator[str]:
+    forms = [form for form in (*CHOICES, *REST) if any(form in result["seconds"] for result in panel.values())]
+    yield from ("", f"## {name}", "", f"| context | tokens | {' | '.join(forms)} | auto | auto / best |")
+    yield f"|---:|---:|{'---:|' * len(forms)}---|---:|"
+    for (tokens, cells), result in sorted(panel.items(), key=lambda item: item[0][::-1]):
+        times = " | ".join(_milliseconds(result, form) for form in forms)
+        measured = ratio(result)
+        share = "" if measured is None else f"{measured:.2f}"
+        yield f"| {cells} | {tokens} | {times} | {result['auto']} | {share} |"
+
+
+def _processor() -> str:
+    found = Path("/proc/cpuinfo")
+    lines = found.read_text().splitlines() if found.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _milliseconds(result: Mapping[str, Any], form: str) -> str:
@@ -80,7 +105,9 @@ def plot(results: Results, path: Path) -> None:
         axis.set(yticks=range(len(tokens)), yticklabels=tokens)
         for row, count in enumerate(tokens):
             for column, cells in enumerate(contexts):
-                axis.text(column, row, _label(panel.get((count, cells))), ha="center", va="center", fontsize=7)
+                colour = "white" if abs(grid[row][column]) > 2 else "black"
+                label = _label(panel.get((count, cells)))
+                axis.text(column, row, label, color=colour, ha="center", va="center", fontsize=7)
     axes[0][0].set_ylabel("tokens")
     bar = figure.colorbar(image, ax=axes[0], ticks=range(-3, 4))
     bar.ax.set_yticklabels(["8x", "4x", "2x", "1x", "2x", "4x", "8x"])
