@@ -8,17 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import graphrt
 from graphrt import dtypes
 from graphrt.errors import FormatError, GraphError
-from graphrt.models import deepseek2, llama
 from graphrt.models.gguf_file import GGUFFile
-from graphrt.models.hyperparameters import DeepSeek2Hyperparameters, LlamaHyperparameters
+from graphrt.models.hyperparameters import DeepSeek2Hyperparameters
 from graphrt.models.presets import PRESETS
 from graphrt.models.random_weights import RandomWeights, random_blocks
 from graphrt.models.storage_types import storage_type
-from graphrt.models.synth import dummy_vocabulary, made_up_words, synthesise
+from graphrt.models.synth import describe, dummy_vocabulary, made_up_words, synthesise
 from graphrt.models.tokenizer import Tokenizer
-from graphrt.models.weights import Weights
 
 TINY = [name for name in PRESETS if name.startswith("tiny")]
 
@@ -27,15 +26,23 @@ TINY = [name for name in PRESETS if name.startswith("tiny")]
 @pytest.mark.parametrize("preset", TINY)
 def test_models_can_be_built_from_what_is_written(tmp_path: Path, preset: str, dialect: str) -> None:
     file = GGUFFile.open(synthesise(preset, tmp_path / "x.gguf", dialect=dialect))
-    weights = Weights(file)
-    if file.architecture == "llama":
-        decoder = llama.load(LlamaHyperparameters.from_file(file), weights)
-    else:
-        decoder = deepseek2.load(DeepSeek2Hyperparameters.from_file(file), weights, "absorbed")
-    assert len(decoder.layers) == PRESETS[preset]["num_hidden_layers"]
-    assert not weights.unused
+    assert len(graphrt.load(file).decoder.layers) == PRESETS[preset]["num_hidden_layers"]
     tokenizer = Tokenizer.from_metadata(file.metadata, file.path.name)
     assert tokenizer.decode(tokenizer.encode("To be, or not to be")) == "To be, or not to be"
+
+
+@pytest.mark.parametrize("dialect", ["mla", "legacy"])
+@pytest.mark.parametrize("preset", TINY)
+def test_a_description_is_of_the_file_that_would_be_written(tmp_path: Path, preset: str, dialect: str) -> None:
+    rules = [("ffn_down_exps", "q8_0")]
+    written = GGUFFile.open(synthesise(preset, tmp_path / "x.gguf", 2, "q4_k", rules, dialect=dialect))
+    told = describe(preset, 2, "q4_k", rules, dialect)
+    assert (told.has_data, written.has_data) == (False, True)
+    facts = [[(t.name, t.dtype, t.shape, t.nbytes) for t in file.tensors.values()] for file in (told, written)]
+    assert facts[0] == facts[1]
+    assert told.metadata.items() <= written.metadata.items()
+    with pytest.raises(FormatError, match="is described only"):
+        next(iter(told.tensors.values())).array
 
 
 @pytest.mark.parametrize("dtype", [*dtypes.FLOATS, *dtypes.QUANTIZED], ids=str)
