@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from graphrt import dtypes, ops
+from graphrt.ops.rope import Rotation
 from tests.ops.evaluate import INF, close, drawn, leaf, refuses, run, values
 
 CELL_POS = [0, 1, -1, 2, 5, 3, 0, 4]  # the third cell is empty
@@ -11,10 +12,11 @@ CELL_SEQ = [0b11, 0b01, 0b11, 0b01, 0b10, 0b01, 0b10, 0b11]
 Q_POS, Q_SEQ = [3, 4, 5], [0, 0, 1]
 
 
-def attend(q, k, v, sinks=None, **params):
+def attend(q, k, v, sinks=None, turns=None, factors=None, **params):
     positions = [leaf(numbers, "i32") for numbers in (Q_POS, Q_SEQ, CELL_POS)]
     params.setdefault("scale", 0.5)
-    return ops.attention(q, k, v, *positions, leaf(CELL_SEQ, "i64"), sinks, **params)
+    turns = None if turns is None else leaf(turns, "i32")
+    return ops.attention(q, k, v, *positions, leaf(CELL_SEQ, "i64"), sinks, turns, factors, **params)
 
 
 def expected(q, k, v, sinks=None, scale=0.5, window=0, softcap=0.0):
@@ -64,11 +66,50 @@ def test_values_may_be_a_view_of_the_keys(dtype):
     close(run(attend(q, k, k[..., :64])), expected(values(q), values(k), values(k)[..., :64]), 1e-4)
 
 
+TURNS = [0, 1, 999, 2, 5, -3, 100_000, 4]
+ROTATIONS = [
+    Rotation(),
+    Rotation(mode="neox", first=2, dims=4, magnitude=1.5),
+    Rotation(first=4, base=500.0, freq_scale=0.25),
+    Rotation(base=1e4, freq_scale=1 / 40, ext_factor=1.0, original_context=4096),
+]
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS, ids=str)
+@pytest.mark.parametrize("with_factors", [True, False])
+def test_keys_turn_as_by_rope(rotation, with_factors):
+    q, k, v = drawn(3, 4, 8), drawn(8, 2, 8, seed=1), drawn(8, 2, 5, seed=2)
+    factors = leaf(1.0 + np.arange(rotation.width(8) // 2)) if with_factors else None
+    roped = leaf(run(ops.rope(k, leaf(TURNS, "i32"), factors, **vars(rotation))))
+    close(run(attend(q, k, v, None, TURNS, factors, rope=rotation)), run(attend(q, roped, v)))
+
+
+def test_scores_of_unroped_keys_depend_on_the_distance_alone():
+    """Queries are roped at their positions; the keys turn by theirs, here and 90,000 positions on."""
+    q, k = drawn(3, 4, 8), drawn(8, 1, 8, seed=1)
+    cell_pos = np.maximum(CELL_POS, 0)
+
+    def at(start):
+        roped = leaf(run(ops.rope(q, leaf(start + np.array(Q_POS), "i32"))))
+        return run(attend(roped, k, k, turns=start + cell_pos, rope=Rotation()))
+
+    close(at(90_000), at(0), 1e-5)
+
+
+def test_values_in_the_memory_of_keys_do_not_turn():
+    q, k = drawn(3, 4, 8), drawn(8, 1, 8, seed=1)
+    for first in (0, 4):
+        apart = run(attend(q, k, leaf(values(k)[..., :6]), turns=TURNS, rope=Rotation(first=first)))
+        close(run(attend(q, k, k[..., :6], turns=TURNS, rope=Rotation(first=first))), apart)
+
+
 def test_what_empty_cells_hold_does_not_matter():
     q, k, v = drawn(3, 4, 6), drawn(8, 2, 6, seed=1), drawn(8, 2, 5, seed=2)
-    clean = run(attend(q, k, v))
+    clean = run(attend(q, k, v)), run(attend(q, k, v, turns=TURNS, rope=Rotation()))
     k.data[2], v.data[2] = float("nan"), INF
-    np.testing.assert_array_equal(run(attend(q, k, v)), clean)
+    np.testing.assert_array_equal(run(attend(q, k, v)), clean[0])
+    turns = [*TURNS[:2], -1, *TURNS[3:]]
+    np.testing.assert_array_equal(run(attend(q, k, v, turns=turns, rope=Rotation())), clean[1])
 
 
 def test_a_query_that_sees_nothing_gives_zeros():
@@ -99,6 +140,8 @@ def test_cost_reads_a_shared_cache_once():
     assert apart.flops == shared.flops == 2 * 3 * 4 * 8 * (8 + 8)
     assert apart.nbytes - shared.nbytes == k.nbytes
     assert apart.batch == 3
+    turned = ops.attention.cost_of(attend(q, k, k[..., :8], turns=TURNS, rope=Rotation(dims=4)))
+    assert turned.flops - shared.flops == 3 * 8 * 4
 
 
 def test_refusals():
@@ -115,6 +158,26 @@ def test_refusals():
     refuses(r"\[attention\] k must have dense rows", lambda: attend(q[..., :3], k[..., ::2], v))
     refuses(r"\[attention\] q must be one of f32, f16, bf16", lambda: attend(drawn(3, 4, 32, dtype="q8_0"), k, v))
     refuses(r"\[attention\] needs scale", lambda: ops.attention(q, k, v, *[leaf(Q_POS, "i32")] * 3, leaf([1], "i64")))
+
+
+def test_refusals_of_rotations():
+    q, k, rotation = drawn(3, 4, 6), drawn(8, 2, 6), Rotation()
+
+    def attempt(turns=None, factors=None, **params):
+        return lambda: attend(q, k, k, None, turns, factors, **params)
+
+    refuses(
+        r"\[attention\] cell_rotation \(absent\), rope \(given\) and freq_factors \(absent\)", attempt(rope=rotation)
+    )
+    refuses(r"\[attention\] cell_rotation \(given\), rope \(absent\)", attempt(TURNS))
+    refuses(r"\[attention\] .* and freq_factors \(given\): give the first two together", attempt(factors=drawn(3)))
+    refuses(r"\[attention\] cell_rotation i32 \[7\] must be \[N\], with N = 8", attempt(TURNS[:7], rope=rotation))
+    refuses(r"\[attention\] freq_factors f32 \[2\] must be \[3\]", attempt(TURNS, drawn(2), rope=rotation))
+    refuses(
+        r"\[attention\] dims 4 must be even and at most the last axis of k f32 \[8, 2, 6\], from element 3 on",
+        attempt(TURNS, rope=Rotation(first=3, dims=4)),
+    )
+    refuses(r'\[attention\] mode must be "normal" or "neox"', attempt(TURNS, rope=Rotation(mode="gptj")))
 
 
 def test_dtype_of_the_result_is_f32():

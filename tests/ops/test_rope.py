@@ -39,6 +39,16 @@ def test_only_the_first_dims_turn(mode):
     close(got[..., :6], run(ops.rope(x[..., :6], positions, mode=mode)))
 
 
+@pytest.mark.parametrize("mode", ["normal", "neox"])
+@pytest.mark.parametrize("dims", [0, 4])
+def test_elements_turn_from_the_first_on(mode, dims):
+    x, positions = drawn(4, 3, 10), leaf(POSITIONS, "i32")
+    got, end = run(ops.rope(x, positions, mode=mode, first=2, dims=dims)), 2 + (dims or 8)
+    np.testing.assert_array_equal(got[..., :2], values(x)[..., :2])
+    np.testing.assert_array_equal(got[..., end:], values(x)[..., end:])
+    close(got[..., 2:end], run(ops.rope(x[..., 2:end], positions, mode=mode)))
+
+
 def test_scores_depend_on_the_distance_alone():
     q, k = drawn(1, 1, 16), drawn(1, 1, 16, seed=1)
     scores = [
@@ -95,6 +105,9 @@ def test_refusals():
     refuses(r"\[rope\] positions must be one of i32, got f32", lambda: ops.rope(x, drawn(4)))
     refuses(r"\[rope\] dims 3 must be even and at most the last axis", lambda: ops.rope(x, positions, dims=3))
     refuses(r"\[rope\] dims 10 must be even and at most", lambda: ops.rope(x, positions, dims=10))
+    refuses(r"\[rope\] dims 8 must be even .* from element 2 on", lambda: ops.rope(x, positions, first=2, dims=8))
+    refuses(r"\[rope\] dims 5 must be even", lambda: ops.rope(x, positions, first=3))
+    refuses(r"\[rope\] first must not be negative, got -1", lambda: ops.rope(x, positions, first=-1))
     refuses(r"\[rope\] freq_factors f32 \[4\] must be \[2\]", lambda: ops.rope(x, positions, drawn(4), dims=4))
     refuses(r'\[rope\] mode must be "normal" or "neox", got \'gptj\'', lambda: ops.rope(x, positions, mode="gptj"))
     refuses(r"\[rope\] YaRN .* needs original_context > 0", lambda: ops.rope(x, positions, ext_factor=1.0))

@@ -29,8 +29,8 @@ CASES = {
     "swiglu by up": lambda x: ops.swiglu(values("gate", T, H, D), x),
     "rms_norm": lambda x: ops.rms_norm(x, values("weight", D)),
     "soft_max": lambda x: ops.soft_max(x, values("mask", H, D)),
-    "rope of neighbours": lambda x: ops.rope(x, POSITIONS, dims=1000),
-    "rope of halves": lambda x: ops.rope(x, POSITIONS, mode="neox", dims=1400),
+    "rope of neighbours": lambda x: ops.rope(x, POSITIONS, first=300, dims=1000),
+    "rope of halves": lambda x: ops.rope(x, POSITIONS, mode="neox", first=50, dims=1400),
     "add_id": lambda x: ops.add_id(x, values("bias", 4, D), IDS),
 }
 
