@@ -1,7 +1,7 @@
 """Random graphs over random backends, overrides and limits: always the result of the ops' references.
 
-`make test` runs 300 graphs. All 2,000: GRAPHRT_RANDOM_GRAPHS=2000 pytest tests/core/test_random_graphs.py, under a
-minute on one core once the CPU kernels are compiled. Each run draws other graphs.
+`make test` runs 300 graphs. All 2,000: GRAPHRT_RANDOM_GRAPHS=2000 pytest tests/core/test_random_graphs.py, about a
+minute and a half on one core once the CPU kernels are compiled. Each run draws other graphs.
 """
 
 from __future__ import annotations
