@@ -24,6 +24,13 @@ _LLAMA_7B = {
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-5,
 }
+_LLAMA_3_8B = _LLAMA_7B | {
+    "vocab_size": 128256,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rope_theta": 5e5,
+}
 _MIXTRAL_8X7B = _LLAMA_7B | {
     "model_type": "mixtral",
     "intermediate_size": 14336,
@@ -106,6 +113,7 @@ _TINY_DEEPSEEK = _TINY | {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "llama-7b": _LLAMA_7B,
+    "llama-3-8b": _LLAMA_3_8B,
     "mixtral-8x7b": _MIXTRAL_8X7B,
     "deepseek-v2-lite": _DEEPSEEK_V2_LITE,
     "deepseek-v2": _DEEPSEEK_V2,
