@@ -30,7 +30,7 @@ from graphrt.tensor import Tensor
 
 CELLS = 64  # in a chunk
 ROWS = 64  # in a block, at most
-FEW = 8  # fewer rows than this for each kv head are multiplied row by row (attention_few.py)
+FEW = 8  # fewer rows than this, or than lanes, for each kv head are multiplied row by row (attention_few.py)
 FEW_PITCH = 4 * (CELLS + 16)  # of such a row's scores
 
 TENSORS = 11
@@ -127,7 +127,7 @@ class Layout:
     @property
     def few(self) -> bool:
         """Whether the rows of a kv head are so few that panels would be mostly empty."""
-        return self.rows < FEW
+        return self.rows < max(FEW, host.level().lanes)
 
     @property
     def vectors(self) -> int:
@@ -205,7 +205,7 @@ class Layout:
             0 if self.few else self.padded * keys,
             self._room(CELLS) * keys,
             0 if self.shared else self._room(CELLS) * values,
-            FEW * FEW_PITCH if self.few else panels * self.panel_bytes + 4 * self._room(0),
+            self.rows * FEW_PITCH if self.few else panels * self.panel_bytes + 4 * self._room(0),
             4 * self.padded,
             CELLS * (ROWS + 1),
             turner_bytes(self.pairs) if self.rope else 0,

@@ -132,9 +132,10 @@ def lines_aimer(lanes, mode, whole):
         set_aim(args, scratch, rotation if kind == SAME else NEVER)
         back, turns, turn_bytes = offset_turn(turner, 0), offset_turn(turner, 0), setting(args, at.TURN_BYTES)
         if kind == ANY:
-            turns = scratch + setting(args, at.TURNS)
+            turns, seen = scratch + setting(args, at.TURNS), scratch + setting(args, at.SEEN) + CELLS * ROWS
             for c in range(cells):
-                make_turn(turner, position_of(args, at.CELL_ROTATION, first_cell + c), turns + c * turn_bytes)
+                if load_integer(seen + c, "i8") != 0:
+                    make_turn(turner, position_of(args, at.CELL_ROTATION, first_cell + c), turns + c * turn_bytes)
         else:
             back = current(turner, -rotation)
         first, end = 4 * setting(args, at.FIRST), 4 * setting(args, at.FIRST) + 8 * pairs

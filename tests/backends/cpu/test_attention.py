@@ -59,12 +59,21 @@ def assert_agrees(node, threads=1):
     [
         ((1, 7, 1, 200, 64, 40), {"sinks": True}),
         ((1, 4, 2, 300, 33, 5), {"dtype": "f16", "softcap": 20.0}),
+        ((3, 10, 2, 300, 64, 96), {"dtype": "q8_0", "sequences": 2}),
         ((1, 16, 1, 300, 96, 64), {"dtype": "q8_0", "shared": True}),
         ((1, 100, 1, 130, 96, 64), {"dtype": "bf16", "shared": True, "sinks": True}),
         ((90, 3, 1, 333, 33, 33), {"shared": True, "sequences": 3}),
         ((100, 4, 2, 333, 64, 96), {"dtype": "q4_0", "sequences": 2, "window": 40}),
     ],
-    ids=["few rows", "narrow heads", "one latent", "more heads than a block", "sequences", "window"],
+    ids=[
+        "few rows",
+        "narrow heads",
+        "tokens of few rows",
+        "one latent",
+        "more heads than a block",
+        "sequences",
+        "window",
+    ],
 )
 def test_every_way_agrees(shape, options, threads):
     assert_agrees(attention(shape, **options), threads)

@@ -29,6 +29,7 @@ TURNS = {
 SHAPES = {
     "few rows": (1, 4, 2, 64, 32, Rotation()),
     "few rows, neox": (1, 4, 2, 64, 32, Rotation(mode="neox")),
+    "few rows of three tokens": (3, 8, 2, 64, 64, Rotation()),
     "few rows, partly": (1, 7, 1, 128, 64, Rotation(first=32, dims=32, magnitude=0.75)),
     "few rows, odd parts": (2, 2, 2, 50, 24, Rotation(first=3, dims=14)),
     "latents": (1, 16, 1, 96, 64, Rotation(first=64, base=1e6)),
