@@ -44,7 +44,8 @@ def main() -> None:
                     graphrt.load(path, k_cache=kind, cache_type=cache, n_ctx=2 * max(DEPTHS), threads=threads)
                     for kind in KINDS
                 ]
-                print(f"| {preset} | {cache} |", " | ".join(compare(models, depth) for depth in DEPTHS), "|", flush=True)
+                rates = " | ".join(compare(models, depth) for depth in DEPTHS)
+                print(f"| {preset} | {cache} | {rates} |", flush=True)
 
 
 def compare(models: list[Model], depth: int) -> str:
