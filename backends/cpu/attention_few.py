@@ -194,7 +194,7 @@ def attend_few(lanes: int, vectors: int, key_dtype: str, value_dtype: str, mode:
     def run(args, ith, nth):
         rows, kv_heads, cells = rows_of_head(args), size(args, at.K, 2), size(args, at.K, 1)
         tokens, pitch = size(args, at.Q, 1), setting(args, at.KEY_PITCH)
-        groups = groups_of(kv_heads, nth)
+        groups = groups_of(kv_heads, cells, nth)
         parts = parts_of(groups, cells, nth)
         scratch = setting(args, at.WORKSPACE) + ith * setting(args, at.SCRATCH_BYTES)
         lines, seen = scratch + setting(args, at.LINES), scratch + setting(args, at.SEEN)

@@ -31,6 +31,7 @@ from graphrt.tensor import Tensor
 CELLS = 64  # in a chunk
 ROWS = 64  # in a block, at most
 FEW = 8  # fewer rows than this, or than lanes, for each kv head are multiplied row by row (attention_few.py)
+RUN = 4  # kv heads of a task of few rows
 FEW_PITCH = 4 * (CELLS + 16)  # of such a row's scores
 
 TENSORS = 11
@@ -62,9 +63,15 @@ def rows_of_head(args):
 
 
 @helper
-def groups_of(kv_heads, nth):
-    """Tasks of few rows: each is a run of kv heads, whose rows of the cache lie side by side."""
-    return 1 if nth == 1 else min(kv_heads, 2 * nth)
+def groups_of(kv_heads, cells, nth):
+    """Tasks of few rows: each is a run of kv heads, whose rows of the cache lie side by side.
+
+    Who sees a chunk is found out once for a task, so that runs are kept long where the cells make parts enough.
+    """
+    if nth == 1:
+        return 1
+    long, chunks = max(1, kv_heads // RUN), (cells + CELLS - 1) // CELLS
+    return min(long if long * chunks >= 2 * nth else kv_heads, 2 * nth)
 
 
 @helper
@@ -253,7 +260,7 @@ class Layout:
     def workspace(self, threads: int) -> int:
         """Bytes of every thread's scratch memory and of the results that threads share."""
         _, k, _ = self.sources
-        tasks = groups_of(k.shape[1], threads) if self.few else self.blocks
+        tasks = groups_of(k.shape[1], k.shape[0], threads) if self.few else self.blocks
         parts = parts_of(tasks, k.shape[0], threads)
         shared = self.blocks * parts if self.few or parts > 1 else 0
         return threads * self.places[-1] + shared * self.result[-1]

@@ -93,13 +93,9 @@ def merge(lanes: int, few: bool) -> Kernel:
     finish_row = finisher(lanes)
 
     def run(args, ith, nth):
-        total, block, blocks, kv_heads = (
-            rows_of_head(args),
-            setting(args, at.BLOCK),
-            blocks_of_head(args),
-            size(args, at.K, 2),
-        )
-        parts = parts_of(groups_of(kv_heads, nth) if few else kv_heads * blocks, size(args, at.K, 1), nth)
+        total, block, blocks = rows_of_head(args), setting(args, at.BLOCK), blocks_of_head(args)
+        kv_heads, cells = size(args, at.K, 2), size(args, at.K, 1)
+        parts = parts_of(groups_of(kv_heads, cells, nth) if few else kv_heads * blocks, cells, nth)
         if parts == 1 and not few:
             return
         first, last = share(kv_heads * total, ith, nth)
