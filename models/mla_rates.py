@@ -31,7 +31,7 @@ FILE = "mla.json"
 CURVES = ("absorb", "expand", "products")
 # Each run takes a few milliseconds at most, and the least time of many counts: a busy machine leaves some runs alone.
 HEADS = 2  # at least; rates do not depend on their number
-CELLS = 256
+CELLS = 512
 TOKENS = (1, 16, 32, 64, 128, 256)  # that expand, or whose queries and values are products
 ABSORBING = (2, 4, 8, 16, 32, 64, 128, 256)  # times the heads: rows of queries
 READ = 32 << 20  # bytes of cells, more than caches hold
@@ -134,7 +134,8 @@ class Stopwatch:
 
     @property
     def _heads(self) -> int:
-        return min(self.kind.heads.count, max(HEADS, self.scheduler.settings.thread_count))
+        # Fewer heads than twice the threads are divided among threads by cells, at a cost that whole models do not have.
+        return min(self.kind.heads.count, max(HEADS, 2 * self.scheduler.settings.thread_count))
 
     def _absorbing(self, tokens: int, heads: int, cells: int) -> Sample:
         shape = replace(self.kind.heads, count=heads)
