@@ -134,7 +134,7 @@ class Stopwatch:
 
     @property
     def _heads(self) -> int:
-        # Fewer heads than twice the threads are divided among threads by cells, at a cost that whole models do not have.
+        # Fewer heads than twice the threads are cut up among them by cells, at a cost that whole models do not have.
         return min(self.kind.heads.count, max(HEADS, 2 * self.scheduler.settings.thread_count))
 
     def _absorbing(self, tokens: int, heads: int, cells: int) -> Sample:
