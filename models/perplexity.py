@@ -127,9 +127,10 @@ def chunks_of(tokens: Sequence[int], n_ctx: int, limit: int | None = None) -> Ar
     if n_ctx < LEAST_CHUNK:
         raise SettingsError(f"[perplexity] n_ctx is {n_ctx}; chunks need at least {LEAST_CHUNK} tokens")
     if len(tokens) < 2 * n_ctx:
+        most = len(tokens) // 2
         raise GraphError(
             f"[perplexity] the text has {len(tokens)} tokens; with n_ctx {n_ctx} at least {2 * n_ctx} are needed: give "
-            f"a longer text, or an n_ctx of at most {len(tokens) // 2}"
+            f"a longer text{f', or an n_ctx of at most {most}' if most >= LEAST_CHUNK else ''}"
         )
     count = len(tokens) // n_ctx
     if limit is not None and limit < 1:
