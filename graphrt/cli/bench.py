@@ -19,22 +19,14 @@ from graphrt.cli import output
 from graphrt.cli.bench_report import BenchResult, BenchTest, as_csv, as_json, as_markdown
 from graphrt.cli.options import (
     CacheType,
-    CpuMoe,
-    CpuMoeLayers,
-    Device,
-    GpuLayers,
     KCache,
     Mla,
     ModelArgument,
-    OverrideFile,
-    OverrideNode,
-    Overrides,
     Threads,
     counts,
     given,
-    placement,
-    warn_of_placement,
 )
+from graphrt.cli.placement import Where, warn_of_placement, with_placement
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +47,7 @@ class ReportForm(StrEnum):
     csv = "csv"
 
 
+@with_placement
 def bench(
     model: ModelArgument,
     n_prompt: Annotated[
@@ -80,13 +73,8 @@ def bench(
     mla: Mla = None,
     k_cache: KCache = None,
     cache_type: CacheType = None,
-    overrides: Overrides = None,
-    override_file: OverrideFile = None,
-    override_node: OverrideNode = None,
-    cpu_moe: CpuMoe = False,
-    n_cpu_moe: CpuMoeLayers = None,
-    device: Device = None,
-    gpu_layers: GpuLayers = None,
+    *,
+    where: Where,
 ) -> None:
     """Measure a model's speed: pp512 is a prompt of 512 tokens, tg128 the decoding of 128, @ d1024 after 1024 others.
 
@@ -99,15 +87,6 @@ def bench(
 
     longest = max(test.n_prompt + test.n_gen + test.n_depth for test in tests)
     options = given(mla=mla, k_cache=k_cache, cache_type=cache_type)
-    where = placement(
-        overrides=overrides,
-        override_file=override_file,
-        override_node=override_node,
-        cpu_moe=cpu_moe,
-        n_cpu_moe=n_cpu_moe,
-        device=device,
-        gpu_layers=gpu_layers,
-    )
     loaded = load(model, n_ctx=longest, threads=threads, **where, **options)
     results: list[BenchResult] = []
     profiles: list[tuple[str, Profile]] = []

@@ -13,23 +13,15 @@ from graphrt.cli import output
 from graphrt.cli.options import (
     CacheType,
     ContextSize,
-    CpuMoe,
-    CpuMoeLayers,
-    Device,
-    GpuLayers,
     KCache,
     KVFile,
     Mla,
     ModelArgument,
-    OverrideFile,
-    OverrideNode,
-    Overrides,
     Threads,
     Verbose,
     given,
-    placement,
-    warn_of_placement,
 )
+from graphrt.cli.placement import Where, warn_of_placement, with_placement
 
 if TYPE_CHECKING:
     from graphrt.models.generation import Generation
@@ -42,6 +34,7 @@ ENDINGS = {"running": "interrupt", "context full": "context full (with --context
 Prompt = str | Sequence[Mapping[str, str]]
 
 
+@with_placement
 def generate(
     model: ModelArgument,
     prompt: Annotated[
@@ -78,13 +71,8 @@ def generate(
     k_cache: KCache = None,
     cache_type: CacheType = None,
     kv_file: KVFile = None,
-    overrides: Overrides = None,
-    override_file: OverrideFile = None,
-    override_node: OverrideNode = None,
-    cpu_moe: CpuMoe = False,
-    n_cpu_moe: CpuMoeLayers = None,
-    device: Device = None,
-    gpu_layers: GpuLayers = None,
+    *,
+    where: Where,
     verbose: Verbose = 0,
 ) -> None:
     """Let a model write text, and show how fast it was.
@@ -107,15 +95,6 @@ def generate(
 
     start = time.perf_counter()
     options = given(mla=mla, k_cache=k_cache, cache_type=cache_type, kv_file=kv_file, sched_debug=verbose or None)
-    where = placement(
-        overrides=overrides,
-        override_file=override_file,
-        override_node=override_node,
-        cpu_moe=cpu_moe,
-        n_cpu_moe=n_cpu_moe,
-        device=device,
-        gpu_layers=gpu_layers,
-    )
     request: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or (), **sampling}
     request |= {"context_shift": context_shift, "keep": keep}
     # Left by an interrupt or an error too, the model puts its cache's file in order.

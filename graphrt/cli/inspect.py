@@ -14,20 +14,12 @@ import typer
 from graphrt.cli import output
 from graphrt.cli.options import (
     ContextSize,
-    CpuMoe,
-    CpuMoeLayers,
-    Device,
-    GpuLayers,
     KCache,
     Mla,
     ModelArgument,
-    OverrideFile,
-    OverrideNode,
-    Overrides,
     given,
-    placement,
-    warn_of_placement,
 )
+from graphrt.cli.placement import Where, warn_of_placement, with_placement
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +31,7 @@ LONGEST_VALUE = 88
 VALUES_SHOWN = 6
 
 
+@with_placement
 def inspect(
     model: ModelArgument,
     match: Annotated[
@@ -61,13 +54,8 @@ def inspect(
     ctx_size: ContextSize = None,
     mla: Mla = None,
     k_cache: KCache = None,
-    overrides: Overrides = None,
-    override_file: OverrideFile = None,
-    override_node: OverrideNode = None,
-    cpu_moe: CpuMoe = False,
-    n_cpu_moe: CpuMoeLayers = None,
-    device: Device = None,
-    gpu_layers: GpuLayers = None,
+    *,
+    where: Where,
 ) -> None:
     """Show a model's metadata, tensors and sizes, or the graph that it makes.
 
@@ -78,15 +66,6 @@ def inspect(
     [bold]graphrt inspect tiny-mixtral --dot | dot -Tsvg > graph.svg[/]
     """
     if graph or dot or html:
-        where = placement(
-            overrides=overrides,
-            override_file=override_file,
-            override_node=override_node,
-            cpu_moe=cpu_moe,
-            n_cpu_moe=n_cpu_moe,
-            device=device,
-            gpu_layers=gpu_layers,
-        )
         schedule = _schedule(model, tokens, **where, **given(mla=mla, k_cache=k_cache, n_ctx=ctx_size))
         if html:
             _write_page(schedule, html, f"{Path(model).name}, {tokens} token{'' if tokens == 1 else 's'}")

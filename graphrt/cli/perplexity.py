@@ -11,22 +11,14 @@ import typer
 from graphrt.cli import output
 from graphrt.cli.options import (
     CacheType,
-    CpuMoe,
-    CpuMoeLayers,
-    Device,
-    GpuLayers,
     KCache,
     Mla,
     ModelArgument,
-    OverrideFile,
-    OverrideNode,
-    Overrides,
     Threads,
     UBatchSize,
     given,
-    placement,
-    warn_of_placement,
 )
+from graphrt.cli.placement import Where, warn_of_placement, with_placement
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,6 +32,7 @@ DEFAULT_CHUNK = 512
 QUANTILES = {"maximum": 1.0, "99.9 %": 0.999, "99 %": 0.99, "95 %": 0.95, "median": 0.5, "5 %": 0.05, "minimum": 0.0}
 
 
+@with_placement
 def perplexity(
     model: ModelArgument,
     file: Annotated[
@@ -65,13 +58,8 @@ def perplexity(
     mla: Mla = None,
     k_cache: KCache = None,
     cache_type: CacheType = None,
-    overrides: Overrides = None,
-    override_file: OverrideFile = None,
-    override_node: OverrideNode = None,
-    cpu_moe: CpuMoe = False,
-    n_cpu_moe: CpuMoeLayers = None,
-    device: Device = None,
-    gpu_layers: GpuLayers = None,
+    *,
+    where: Where,
     as_json: Annotated[bool, typer.Option("--json", help="Write the figures as JSON.")] = False,
 ) -> None:
     """Measure a model's perplexity over a text as llama-perplexity does: chunks of -c tokens, the second half scored.
@@ -84,15 +72,6 @@ def perplexity(
     [bold]graphrt perplexity model-f16.gguf -f wiki.test.raw --chunks 32 --kl-base base.kld[/]
     [bold]graphrt perplexity model-q4_0.gguf --kl base.kld --cache-type q8_0[/]
     """
-    where = placement(
-        overrides=overrides,
-        override_file=override_file,
-        override_node=override_node,
-        cpu_moe=cpu_moe,
-        n_cpu_moe=n_cpu_moe,
-        device=device,
-        gpu_layers=gpu_layers,
-    )
     options = {**where, **given(mla=mla, k_cache=k_cache, cache_type=cache_type, n_ubatch=ubatch, threads=threads)}
     if kl is not None:
         if file or ctx_size or chunks or kl_base:

@@ -10,21 +10,13 @@ import typer
 from graphrt.cli import output
 from graphrt.cli.options import (
     CacheType,
-    CpuMoe,
-    CpuMoeLayers,
-    Device,
-    GpuLayers,
     KCache,
     Mla,
-    OverrideFile,
-    OverrideNode,
-    Overrides,
     UBatchSize,
     counts,
     given,
-    placement,
-    warn_of_placement,
 )
+from graphrt.cli.placement import Where, warn_of_placement, with_placement
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +28,7 @@ if TYPE_CHECKING:
 PEAK_SHOWN = 6
 
 
+@with_placement
 def plan(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A GGUF file; or give --preset.")] = None,
     preset: Annotated[
@@ -56,13 +49,8 @@ def plan(
     mla: Mla = None,
     k_cache: KCache = None,
     cache_type: CacheType = None,
-    overrides: Overrides = None,
-    override_file: OverrideFile = None,
-    override_node: OverrideNode = None,
-    cpu_moe: CpuMoe = False,
-    n_cpu_moe: CpuMoeLayers = None,
-    device: Device = None,
-    gpu_layers: GpuLayers = None,
+    *,
+    where: Where,
     as_json: Annotated[
         bool, typer.Option("--json", help="Write JSON: an object; of several contexts an array of them.")
     ] = False,
@@ -78,15 +66,6 @@ def plan(
     """
     sizes = counts("--ctx", ctx)
     file = _file(model, preset, weight_type, layers)
-    where = placement(
-        overrides=overrides,
-        override_file=override_file,
-        override_node=override_node,
-        cpu_moe=cpu_moe,
-        n_cpu_moe=n_cpu_moe,
-        device=device,
-        gpu_layers=gpu_layers,
-    )
     from graphrt import load
     from graphrt.models.memory_use import memory_use
 
