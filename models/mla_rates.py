@@ -29,11 +29,11 @@ from graphrt.testing import random_blocks
 
 FILE = "mla.json"
 CURVES = ("absorb", "expand", "products")
-# Each run takes a few milliseconds at most, and the least time of many counts: a busy machine leaves some runs alone.
-HEADS = 2  # at least; rates do not depend on their number
+# Runs are short, and the least time of many counts: a busy machine leaves some runs alone.
+HEADS = 2  # at least, of those that expand; the rate does not depend on their number
 CELLS = 512
 TOKENS = (1, 16, 32, 64, 128, 256)  # that expand, or whose queries and values are products
-ABSORBING = (2, 4, 8, 16, 32, 64, 128, 256)  # times the heads: rows of queries
+ABSORBED = 8192  # rows of queries, tokens times heads, at most: more than caches hold
 READ = 32 << 20  # bytes of cells, more than caches hold
 SAMPLE = 4093  # random values or blocks, a prime number
 ROUNDS = 24
@@ -119,7 +119,7 @@ class Stopwatch:
         shape = self.kind.heads
         cell_bytes = self.kind.cache.row_bytes(shape.rank + shape.rope)
         samples = {
-            "absorb": [self._absorbing(tokens, self._heads, CELLS) for tokens in ABSORBING],
+            "absorb": [self._absorbing(tokens, self.kind.heads.count, CELLS) for tokens in self._absorbed()],
             "expand": [self._expanding(tokens) for tokens in TOKENS],
             "products": [self._products(tokens) for tokens in TOKENS],
             "read": [self._absorbing(1, 1, READ // cell_bytes)],
@@ -137,6 +137,13 @@ class Stopwatch:
         # Fewer heads than twice the threads are cut up among them by cells, at a cost that whole models do not have.
         return min(self.kind.heads.count, max(HEADS, 2 * self.scheduler.settings.thread_count))
 
+    def _absorbed(self) -> Iterator[int]:
+        """Tokens, each twice those before, until all their queries are ABSORBED."""
+        tokens = 1
+        while tokens == 1 or tokens * self.kind.heads.count <= ABSORBED:
+            yield tokens
+            tokens *= 2
+
     def _absorbing(self, tokens: int, heads: int, cells: int) -> Sample:
         shape = replace(self.kind.heads, count=heads)
         q = _filled("q", (tokens, heads, shape.rank + shape.rope))
@@ -147,14 +154,17 @@ class Stopwatch:
     def _expanding(self, tokens: int) -> Sample:
         shape = replace(self.kind.heads, count=self._heads)
         q = _filled("q", (tokens, shape.count, shape.nope + shape.rope))
-        weights, where, order = self._weights(), _all_seen(tokens, CELLS), self.kind.keys_transposed
+        weights, where, order = self._weights(self._heads), _all_seen(tokens, CELLS), self.kind.keys_transposed
         y = ops.mla_attention(q, self._latents(CELLS), *weights, *where, scale=0.1, keys_transposed=order)
         return Sample(self._runner(y), tokens, shape.products(CELLS) + shape.attention("expand", tokens * CELLS))
 
     def _products(self, tokens: int) -> Sample:
-        """All that absorbing does beside attention: queries go to the latents' space, and mixes become values."""
-        shape = replace(self.kind.heads, count=self._heads)
-        keys, values = self._weights()
+        """All that absorbing does beside attention: queries go to the latents' space, and mixes become values.
+
+        Through the weights of all heads, since those of a few would stay in caches.
+        """
+        shape = self.kind.heads
+        keys, values = self._weights(shape.count)
         absorb = ops.mul_mat if self.kind.keys_transposed else ops.mul_mat_transposed
         q = _filled("q", (tokens, shape.count, shape.nope + shape.rope))
         absorbed = absorb(keys, q[..., : shape.nope].permute(1, 0, 2)).permute(1, 0, 2)
@@ -162,8 +172,8 @@ class Stopwatch:
         run = self._runner(ops.concat(absorbed, q[..., shape.nope :], axis=-1), ops.mul_mat(values, latents))
         return Sample(run, tokens, shape.products(tokens))
 
-    def _weights(self) -> tuple[Tensor, Tensor]:
-        kind, shape, heads = self.kind, self.kind.heads, self._heads
+    def _weights(self, heads: int) -> tuple[Tensor, Tensor]:
+        kind, shape = self.kind, self.kind.heads
         keys = (heads, shape.rank, shape.nope) if kind.keys_transposed else (heads, shape.nope, shape.rank)
         values = (heads, shape.value, shape.rank)
         return _filled("keys", keys, kind.keys), _filled("values", values, kind.values)
