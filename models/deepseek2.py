@@ -6,7 +6,7 @@ from graphrt.errors import SettingsError
 from graphrt.models.blocks import Attention, Decoder, Experts, FeedForward, Layer, RMSNorm, load_output
 from graphrt.models.hyperparameters import DeepSeek2Hyperparameters
 from graphrt.models.mla import AbsorbedAttention, AutoAttention, FlashMLA2Attention, LatentAttention, NaiveAttention
-from graphrt.models.mla_choice import Chooser, RateSource, equal_rates
+from graphrt.models.mla_choice import EQUAL_RATES, Chooser, RateSource
 from graphrt.models.mla_cost import Heads
 from graphrt.models.mla_pp_opt import PPOptAttention
 from graphrt.models.options import ModelOptions
@@ -23,7 +23,7 @@ VARIANTS: dict[str, type[LatentAttention]] = {
 
 
 def load(
-    hp: DeepSeek2Hyperparameters, weights: Weights, options: ModelOptions, rates: RateSource = equal_rates
+    hp: DeepSeek2Hyperparameters, weights: Weights, options: ModelOptions, rates: RateSource = EQUAL_RATES
 ) -> Decoder:
     """The model of a file's hyperparameters and weights.
 

@@ -1,7 +1,8 @@
 """The rates of a machine for multi-head latent attention: measured once for each kind of attention, then kept on disk.
 
 The ops that a model will run are timed with its own shapes and dtypes, over few cells and heads, in a second or two.
-They are measured anew when kernels, threads or the machine change, and by `graphrt tune`.
+Where that leaves open which way is faster, both are tried at the layer's size. All is measured anew when kernels,
+threads or the machine change, and by `graphrt tune`.
 """
 
 from __future__ import annotations
@@ -51,13 +52,14 @@ class MeasuredRates:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._known: dict[tuple[str, Kind], Rates] = {}
+        self._tried: dict[tuple[str, Kind, int, int], float] = {}
 
     def __call__(self, layer: int, kind: Kind, measure: bool) -> Rates:
         """Rates that are known, kept, or, with `measure`, measured now; of a device, its own word."""
-        backend = self._scheduler.home(f"cache_latent-{layer}")
+        backend = self._backend(layer)
         if backend.speed is not None:
             return Rates.of(*backend.speed, f"by {backend.name}'s rates")
-        if backend.memory != HOST or backend.name == "reference":
+        if not _can_be_measured(backend):
             return THEORY
         key = (backend.name, kind)
         if key not in self._known:
@@ -67,13 +69,42 @@ class MeasuredRates:
             self._known[key] = kept or self.measure(backend, kind)
         return self._known[key]
 
+    def trial(self, layer: int, kind: Kind, tokens: int, cells: int) -> float | None:
+        """Seconds of expanding over those of absorbing: known, kept, or measured now; None of a device."""
+        backend = self._backend(layer)
+        if backend.speed is not None or not _can_be_measured(backend):
+            return None
+        key = (backend.name, kind, tokens, cells)
+        if key not in self._tried:
+            self._tried[key] = self._try(backend, kind, tokens, cells)
+        return self._tried[key]
+
     def measure(self, backend: Backend, kind: Kind) -> Rates:
         """Measure now, and keep."""
-        threads = self._scheduler.settings.threads
-        rates = Stopwatch(Scheduler([backend], overrides=(), threads=threads, sched_debug=0), kind).rates()
+        rates = self._stopwatch(backend, kind).rates()
         curves = {name: getattr(rates, name).points for name in CURVES}
         self._store(backend).put(str(kind), {**curves, "read": rates.read})
         return rates
+
+    def _try(self, backend: Backend, kind: Kind, tokens: int, cells: int) -> float:
+        """A trial's result, kept beside the rates, so that it is forgotten when these are measured anew."""
+        store, name = self._store(backend), f"{tokens} x {cells}"
+        rates = store.get(str(kind))
+        record = rates if isinstance(rates, dict) else {}
+        tried = record.get("tried")
+        trials = tried if isinstance(tried, dict) else {}
+        lead = trials.get(name)
+        if not isinstance(lead, float) or not 0 < lead < inf:
+            lead = self._stopwatch(backend, kind).trial(tokens, cells)
+            store.put(str(kind), {**record, "tried": {**trials, name: lead}})
+        return lead
+
+    def _backend(self, layer: int) -> Backend:
+        return self._scheduler.home(f"cache_latent-{layer}")
+
+    def _stopwatch(self, backend: Backend, kind: Kind) -> Stopwatch:
+        threads = self._scheduler.settings.threads
+        return Stopwatch(Scheduler([backend], overrides=(), threads=threads, sched_debug=0), kind)
 
     def _kept(self, backend: Backend, kind: Kind) -> Rates | None:
         """What was measured before; None where nothing was, or what is there cannot be."""
@@ -91,6 +122,10 @@ class MeasuredRates:
         return Kept(FILE, machine, f"{graphrt.__version__} {backend.version}")
 
 
+def _can_be_measured(backend: Backend) -> bool:
+    return backend.memory == HOST and backend.name != "reference"
+
+
 @dataclass(frozen=True)
 class Sample:
     """Something to time: what makes it run, how many rows it works on at a time, and its operations."""
@@ -102,7 +137,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Times the ops of one kind of attention, all of whose tokens see all cells.
+    """Times the ops of one kind of attention; for rates, all tokens see all cells.
 
     Args:
         scheduler: makes their plans.
@@ -132,6 +167,26 @@ class Stopwatch:
         reading = curves.pop("read").points[0][1] / shape.attention("absorb", 1) * shape.count
         return Rates(**curves, read=reading * cell_bytes, origin="measured")
 
+    def trial(self, tokens: int, cells: int) -> float:
+        """Seconds of expanding over those of absorbing, all heads, tokens in the last of the cells."""
+        if sys.stderr.isatty():
+            print(f"trying once both ways of attention, {tokens} x {cells}: {self.kind}", file=sys.stderr, flush=True)
+        shape = self.kind.heads
+        q, latents = _filled("q", (tokens, shape.count, shape.nope + shape.rope)), self._latents(cells)
+        weights, where = self._weights(shape.count), _seen(tokens, cells, cells - tokens)
+        order = self.kind.keys_transposed
+        expanded = ops.mla_attention(q, latents, *weights, *where, scale=0.1, keys_transposed=order)
+        mixed = ops.attention(self._absorb(q), latents, latents[..., : shape.rank], *where, scale=0.1)
+        absorbed = ops.mul_mat(weights[1], mixed.permute(1, 0, 2))
+        absorbing, expanding = in_turns([self._runner(absorbed), self._runner(expanded)])
+        return expanding / absorbing
+
+    def _absorb(self, q: Tensor) -> Tensor:
+        """Queries [T, H, dn + dr] in the latents' space, [T, H, r + dr]."""
+        nope, keys = self.kind.heads.nope, self._weights(self.kind.heads.count)[0]
+        product = ops.mul_mat if self.kind.keys_transposed else ops.mul_mat_transposed
+        return ops.concat(product(keys, q[..., :nope].permute(1, 0, 2)).permute(1, 0, 2), q[..., nope:], axis=-1)
+
     @property
     def _heads(self) -> int:
         # Fewer heads than twice the threads are cut up among them by cells, at a cost that whole models do not have.
@@ -148,13 +203,13 @@ class Stopwatch:
         shape = replace(self.kind.heads, count=heads)
         q = _filled("q", (tokens, heads, shape.rank + shape.rope))
         latents = self._latents(cells)
-        y = ops.attention(q, latents, latents[..., : shape.rank], *_all_seen(tokens, cells), scale=0.1)
+        y = ops.attention(q, latents, latents[..., : shape.rank], *_seen(tokens, cells, cells), scale=0.1)
         return Sample(self._runner(y), tokens * heads, shape.attention("absorb", tokens * cells))
 
     def _expanding(self, tokens: int) -> Sample:
         shape = replace(self.kind.heads, count=self._heads)
         q = _filled("q", (tokens, shape.count, shape.nope + shape.rope))
-        weights, where, order = self._weights(self._heads), _all_seen(tokens, CELLS), self.kind.keys_transposed
+        weights, where, order = self._weights(self._heads), _seen(tokens, CELLS, CELLS), self.kind.keys_transposed
         y = ops.mla_attention(q, self._latents(CELLS), *weights, *where, scale=0.1, keys_transposed=order)
         return Sample(self._runner(y), tokens, shape.products(CELLS) + shape.attention("expand", tokens * CELLS))
 
@@ -164,12 +219,9 @@ class Stopwatch:
         Through the weights of all heads, since those of a few would stay in caches.
         """
         shape = self.kind.heads
-        keys, values = self._weights(shape.count)
-        absorb = ops.mul_mat if self.kind.keys_transposed else ops.mul_mat_transposed
         q = _filled("q", (tokens, shape.count, shape.nope + shape.rope))
-        absorbed = absorb(keys, q[..., : shape.nope].permute(1, 0, 2)).permute(1, 0, 2)
         latents = _filled("latents", (tokens, shape.count, shape.rank)).permute(1, 0, 2)
-        run = self._runner(ops.concat(absorbed, q[..., shape.nope :], axis=-1), ops.mul_mat(values, latents))
+        run = self._runner(self._absorb(q), ops.mul_mat(self._weights(shape.count)[1], latents))
         return Sample(run, tokens, shape.products(tokens))
 
     def _weights(self, heads: int) -> tuple[Tensor, Tensor]:
@@ -200,10 +252,10 @@ def in_turns(runs: Sequence[Callable[[], None]]) -> Iterator[float]:
     return iter(least)
 
 
-def _all_seen(tokens: int, cells: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens of one sequence, all behind all cells: positions and sequences of tokens and of cells."""
+def _seen(tokens: int, cells: int, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens of one sequence from position `first` on: positions and sequences of tokens and of cells."""
     return (
-        constant("q_pos", np.full(tokens, cells, np.int32)),
+        constant("q_pos", np.arange(first, first + tokens, dtype=np.int32)),
         constant("q_seq", np.zeros(tokens, np.int32)),
         constant("cell_pos", np.arange(cells, dtype=np.int32)),
         constant("cell_seq", np.ones(cells, np.int64)),

@@ -18,26 +18,6 @@ FALLBACK = {
     dtypes.q6_k: dtypes.q8_0,
 }
 
-# llama.cpp's numbers for the type of most of a file's weights (general.file_type).
-FILE_TYPES = {
-    dtypes.f32: 0,
-    dtypes.f16: 1,
-    dtypes.q4_0: 2,
-    dtypes.q4_1: 3,
-    dtypes.q8_0: 7,
-    dtypes.q5_0: 8,
-    dtypes.q5_1: 9,
-    dtypes.q2_k: 10,
-    dtypes.q3_k: 12,
-    dtypes.q4_k: 15,
-    dtypes.q5_k: 17,
-    dtypes.q6_k: 18,
-    dtypes.iq4_nl: 25,
-    dtypes.iq4_xs: 30,
-    dtypes.bf16: 32,
-    dtypes.mxfp4: 38,
-}
-
 
 def storage_type(name: str, shape: tuple[int, ...], wanted: DType) -> DType:
     """The type for the tensor `name` of `shape` when `wanted` is asked for.

@@ -18,14 +18,16 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.dtypes import Array, DType
 from graphrt.errors import FormatError, GraphError
+from graphrt.models import file_types
 from graphrt.models.convert.folder import DIALECTS, MODELS, QUANTIZATION_VERSION
 from graphrt.models.convert.weights import Weight
+from graphrt.models.file_types import ModelShape
 from graphrt.models.gguf_file import FileTensor, GGUFFile
 from graphrt.models.gguf_header import DEFAULT_ALIGNMENT, VERSIONS, Header
 from graphrt.models.gguf_write import Progress, TensorToWrite, save
 from graphrt.models.presets import PRESETS
 from graphrt.models.random_weights import RandomWeights
-from graphrt.models.storage_types import FILE_TYPES, storage_type
+from graphrt.models.storage_types import storage_type
 from graphrt.models.vocabulary import TokenType
 
 SPECIAL_TOKENS = {"<unk>": TokenType.UNKNOWN, "<s>": TokenType.CONTROL, "</s>": TokenType.CONTROL}

@@ -27,7 +27,7 @@ def tune(model: ModelArgument, cache_type: CacheType = None, threads: Threads = 
     """
     from graphrt import dtypes, load
     from graphrt.models.mla import LatentAttention
-    from graphrt.models.mla_choice import Kind
+    from graphrt.models.mla_choice import CLOSE, Kind
     from graphrt.models.mla_cost import CostModel
     from graphrt.models.mla_rates import MeasuredRates
 
@@ -44,6 +44,9 @@ def tune(model: ModelArgument, cache_type: CacheType = None, threads: Threads = 
     console.print(_rates(rates))
     console.print("milliseconds of a layer: the way that auto takes, and the other one")
     console.print(_choices(CostModel(heads, cache.row_bytes(heads.rank + heads.rope), rates)))
+    console.print(
+        f"where they are less than {CLOSE:g} times apart, auto tries both at the layer's size and keeps the result"
+    )
 
 
 def _rates(rates: Rates) -> Table:

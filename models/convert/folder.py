@@ -12,12 +12,13 @@ from typing import Any
 from graphrt import dtypes
 from graphrt.dtypes import Array, DType
 from graphrt.errors import FormatError
+from graphrt.models import file_types
 from graphrt.models.convert import deepseek2, llama
 from graphrt.models.convert.checkpoint import Checkpoint
 from graphrt.models.convert.vocabulary import vocabulary_metadata
 from graphrt.models.convert.weights import Weight
 from graphrt.models.gguf_write import Progress, TensorToWrite, save
-from graphrt.models.storage_types import FILE_TYPES, storage_type
+from graphrt.models.storage_types import storage_type
 
 MODELS: dict[str, ModuleType] = {
     "llama": llama,
@@ -82,7 +83,7 @@ def convert_folder(
     metadata: dict[str, Any] = {
         "general.type": "model",
         "general.name": checkpoint.folder.resolve().name,
-        "general.file_type": FILE_TYPES[dtypes.get(dtype)],
+        "general.file_type": file_types.get(dtype).number,
         "general.quantization_version": QUANTIZATION_VERSION,
         **model.metadata(checkpoint.config, dialect),
         **vocabulary,

@@ -1,9 +1,11 @@
 """The cost model of multi-head latent attention, with rates that are given."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import graphrt
 from graphrt import dtypes
 from graphrt.models.mla_choice import Chooser
 from graphrt.models.mla_cost import THEORY, CostModel, Curve, Heads, Rates, seen
@@ -96,23 +98,56 @@ def expansion():
     return LatentExpansion(None, keys, values)
 
 
-def test_operations_alone_decide_where_they_are_clear(expansion):
-    def never(layer, kind, measure):
-        raise AssertionError("nothing is to be measured for one token")
+class MadeUp:
+    """Rates that are given, and a trial whose result is given; it notes what it was asked to try."""
 
-    choice = Chooser(LITE, never).choose(0, expansion, dtypes.f16, 1, 4096)
+    def __init__(self, rates, lead=None):
+        self.rates, self.lead, self.tried = rates, lead, []
+
+    def __call__(self, layer, kind, measure):
+        return self.rates
+
+    def trial(self, layer, kind, tokens, cells):
+        self.tried.append((tokens, cells))
+        return self.lead
+
+
+def loaded_expansion():
+    keys, values = (graphrt.weight(name, np.zeros((16, 128, 512), np.float16)) for name in ("keys", "values"))
+    return LatentExpansion(None, keys, values)
+
+
+def test_operations_alone_decide_where_they_are_clear(expansion):
+    source = MadeUp(None)
+    choice = Chooser(LITE, source).choose(0, expansion, dtypes.f16, 1, 4096)
     assert choice.way == "absorb"
     assert choice.reason == "mla auto: absorbed for 1 token x 4096 cells: 117 times fewer operations"
 
 
 def test_else_the_rates_of_the_layers_machine_do(expansion):
-    def rates(layer, kind, measure):
-        assert not measure, "the weights have no data"
-        assert str(kind) == "16 heads of 128+64/128 over 512 in q8_0, by transposed q8_0 and q8_0"
-        return Rates.of(1e11, 1e10, "made up") if layer else THEORY
+    class ByLayer(MadeUp):
+        def __call__(self, layer, kind, measure):
+            assert not measure, "the weights have no data"
+            assert str(kind) == "16 heads of 128+64/128 over 512 in q8_0, by transposed q8_0 and q8_0"
+            return Rates.of(1e11, 1e10, "made up") if layer else THEORY
 
-    first, second = (Chooser(LITE, rates).choose(layer, expansion, dtypes.q8_0, 512, 4096) for layer in (0, 1))
+    source = ByLayer(None)
+    first, second = (Chooser(LITE, source).choose(layer, expansion, dtypes.q8_0, 512, 4096) for layer in (0, 1))
     assert first.way == second.way == "expand"
-    assert second.reason == (
-        "mla auto: flashmla2 for 512 tokens x 4096 cells: 373 ms a layer, absorbed 706 ms (made up)"
-    )
+    assert second.reason.endswith("(made up)")
+    assert source.tried == []
+
+
+@pytest.mark.parametrize(("lead", "way"), [(0.9, "expand"), (1.1, "absorb"), (None, "absorb")])
+def test_a_trial_decides_where_estimates_are_close(lead, way):
+    source = MadeUp(Rates.of(1e11, 1e10, "made up"), lead)
+    choice = Chooser(LITE, source).choose(0, loaded_expansion(), dtypes.f16, 130, 2100)
+    assert choice.way == way
+    assert source.tried == [(128, 2048)]
+    assert choice.reason.endswith("(made up, and tried for 128 x 2048)" if lead else "(made up)")
+
+
+def test_no_trial_where_estimates_are_far_apart():
+    source = MadeUp(Rates.of(1e11, 1e10, "made up"), 100.0)
+    assert Chooser(LITE, source).choose(0, loaded_expansion(), dtypes.f16, 350, 3000).way == "expand"
+    assert source.tried == []

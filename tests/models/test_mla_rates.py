@@ -69,6 +69,30 @@ def test_rates_that_cannot_be_are_measured_again(kept_elsewhere, damage, monkeyp
     assert (made.read, made.expand.at(1), again.expand.at(1)) == (1e9, 1e9, 2e9)
 
 
+def test_a_trial_is_run_once_and_forgotten_with_the_rates(kept_elsewhere, monkeypatch):
+    monkeypatch.setattr(mla_rates.Stopwatch, "rates", lambda self: Rates.of(1e9, 1e9, "measured"))
+    rates = source()
+    rates(0, KIND, True)
+    lead = rates.trial(0, KIND, 8, 64)
+    assert lead > 0
+    monkeypatch.setattr(mla_rates.Stopwatch, "trial", lambda self, tokens, cells: 123.0)
+    assert rates.trial(1, KIND, 8, 64) == source().trial(0, KIND, 8, 64) == lead
+    assert source().trial(0, KIND, 16, 64) == 123.0
+    assert source()(0, KIND, False).is_sound
+    rates.measure(rates._backend(0), KIND)
+    assert source().trial(0, KIND, 8, 64) == 123.0
+
+
+def test_a_trial_that_cannot_be_is_run_again(kept_elsewhere, monkeypatch):
+    monkeypatch.setattr(mla_rates.Stopwatch, "trial", lambda self, tokens, cells: 2.0)
+    source().trial(0, KIND, 8, 64)
+    text = kept_elsewhere.read_text()
+    for damaged in ("-2.0", "[]", '"fast"'):
+        kept_elsewhere.write_text(text.replace("2.0", damaged))
+        assert source().trial(0, KIND, 8, 64) == 2.0
+    assert source("reference").trial(0, KIND, 8, 64) is None
+
+
 def test_other_threads_and_other_kinds_are_measured_for_themselves(kept_elsewhere, monkeypatch):
     monkeypatch.setattr(mla_rates.Stopwatch, "rates", lambda self: Rates.of(1e9, 1e9, "measured"))
     source()(0, KIND, True)
