@@ -61,6 +61,7 @@ def synthesise(
     seed: int = 0,
     progress: Progress | None = None,
     dialect: str = "mla",
+    vocabulary: int | None = None,
 ) -> Path:
     """Write a GGUF file with random weights.
 
@@ -68,27 +69,29 @@ def synthesise(
         preset: a name of PRESETS.
         out: the file; it appears only when complete.
         layers: how many, instead of the model's own number; the leading dense ones stay first.
-        dtype: type of the weights; norms, routers and one-dimensional weights are f32, and rows that are not a
-            multiple of 256 fall back from K-quants as in llama-quantize.
+        dtype: a file type as llama-quantize has them, with its mixture of types (q4_k_m, q4_0), or a dtype for all
+            (q4_k, bf16); norms, routers and one-dimensional weights are f32, and rows that are not a multiple of 256
+            fall back from K-quants as in llama-quantize.
         tensor_types: (regex, dtype): the first whose regex is found in a tensor's name decides its type.
         seed: equal seeds give equal files.
         progress: called with the bytes written and the bytes in all.
         dialect: of a DeepSeek file: "mla", "legacy" or "both".
+        vocabulary: how many tokens, instead of the model's own number.
     Returns: the file.
     Raises: FormatError if the preset or dialect is unknown, GraphError if a dtype is, or a regex is not one.
     """
-    config = _config(preset, layers, dialect)
-    chosen = _type_chooser(dtype, tensor_types)
+    config = _config(preset, layers, dialect, vocabulary)
     model, random = MODELS[config["model_type"]], RandomWeights(seed)
     metadata = {
         "general.name": f"{preset} with random weights",
-        "general.file_type": FILE_TYPES[dtypes.get(dtype)],
+        "general.file_type": file_types.get(dtype).number,
         "general.quantization_version": QUANTIZATION_VERSION,
         **model.metadata(config, dialect),
         **dummy_vocabulary(config["vocab_size"]),
     }
     tensors = [
-        _random_tensor(weight, chosen(weight.name), random) for weight in model.weights(RandomSource(config), dialect)
+        _random_tensor(weight, stored, random)
+        for weight, stored in _stored_weights(config, metadata, dtype, tensor_types, dialect)
     ]
     save(out, model.ARCHITECTURE, metadata, tensors, progress)
     return Path(out)
@@ -100,47 +103,67 @@ def describe(
     dtype: str = "q8_0",
     tensor_types: Sequence[tuple[str, str]] = (),
     dialect: str = "mla",
+    vocabulary: int | None = None,
 ) -> GGUFFile:
     """The file that `synthesise` would write, without vocabulary and data: to plan a model that is not there.
 
     Args, Raises: as for `synthesise`.
     """
-    config = _config(preset, layers, dialect)
-    chosen = _type_chooser(dtype, tensor_types)
+    config = _config(preset, layers, dialect, vocabulary)
     model, path = MODELS[config["model_type"]], Path(preset)
+    metadata = {"general.architecture": model.ARCHITECTURE, **model.metadata(config, dialect)}
     tensors = {}
-    for weight in model.weights(RandomSource(config), dialect):
-        stored = storage_type(weight.name, weight.shape, chosen(weight.name))
+    for weight, stored in _stored_weights(config, metadata, dtype, tensor_types, dialect):
         nbytes = prod(weight.shape) // stored.block * stored.nbytes
         tensors[weight.name] = FileTensor(
             weight.name, stored, stored.name, weight.shape, path=path, offset=0, nbytes=nbytes, mapping=None
         )
-    metadata = {"general.architecture": model.ARCHITECTURE, **model.metadata(config, dialect)}
     header = Header(VERSIONS[-1], DEFAULT_ALIGNMENT, metadata, tensors=[], data_at=0)
     return GGUFFile(path, header, tensors, size=sum(tensor.nbytes for tensor in tensors.values()))
 
 
-def _config(preset: str, layers: int | None, dialect: str) -> dict[str, Any]:
-    """A preset's config.json, with as many layers as asked for."""
+def _config(preset: str, layers: int | None, dialect: str, vocabulary: int | None) -> dict[str, Any]:
+    """A preset's config.json, with as many layers and tokens as asked for."""
     if preset not in PRESETS:
         raise FormatError(f'[synth] unknown preset "{preset}"; known: {", ".join(PRESETS)}')
     if dialect not in DIALECTS:
         raise FormatError(f'[synth] unknown dialect "{dialect}"; known: {", ".join(DIALECTS)}')
-    if layers is None:
-        return PRESETS[preset]
-    if layers < 1:
-        raise FormatError(f"[synth] {layers} layers; give at least 1")
-    return PRESETS[preset] | {"num_hidden_layers": layers}
+    config = PRESETS[preset]
+    if layers is not None:
+        if layers < 1:
+            raise FormatError(f"[synth] {layers} layers; give at least 1")
+        config = config | {"num_hidden_layers": layers}
+    return config if vocabulary is None else config | {"vocab_size": vocabulary}
 
 
-def _type_chooser(default: str, rules: Iterable[tuple[str, str]]) -> Callable[[str], DType]:
+def _stored_weights(
+    config: dict[str, Any],
+    metadata: dict[str, Any],
+    dtype: str,
+    rules: Iterable[tuple[str, str]],
+    dialect: str,
+) -> list[tuple[Weight, DType]]:
+    """Every weight of the model with the type that it is stored in."""
+    model, file_type, ruled = MODELS[config["model_type"]], file_types.get(dtype), _rule_finder(rules)
+    weights = model.weights(RandomSource(config), dialect)
+    is_tied = all(weight.name != "output.weight" for weight in weights)
+    shape = ModelShape.of(metadata, model.ARCHITECTURE, is_tied)
+    found = []
+    for weight in weights:
+        wanted = ruled(weight.name) or file_type.wanted(weight.name, weight.shape[-1], shape)
+        found.append((weight, storage_type(weight.name, weight.shape, wanted)))
+    return found
+
+
+def _rule_finder(rules: Iterable[tuple[str, str]]) -> Callable[[str], DType | None]:
+    """The dtype of the first rule whose regex is found in a name."""
     compiled = []
-    for pattern, name in [*rules, ("", default)]:
+    for pattern, name in rules:
         try:
             compiled.append((re.compile(pattern), _weight_type(name)))
         except re.error as error:
             raise GraphError(f'[synth] "{pattern}" is not a regular expression: {error}; mend it') from error
-    return lambda name: next(dtype for pattern, dtype in compiled if pattern.search(name))
+    return lambda name: next((dtype for pattern, dtype in compiled if pattern.search(name)), None)
 
 
 def _weight_type(name: str) -> DType:
@@ -150,9 +173,7 @@ def _weight_type(name: str) -> DType:
     return dtype
 
 
-def _random_tensor(weight: Weight, wanted: DType, random: RandomWeights) -> TensorToWrite:
-    dtype = storage_type(weight.name, weight.shape, wanted)
-
+def _random_tensor(weight: Weight, dtype: DType, random: RandomWeights) -> TensorToWrite:
     def chunks() -> Iterable[Array]:
         if weight.name.endswith("_norm.weight"):
             return [random.vector(weight.shape, 1.0, 0.05)]

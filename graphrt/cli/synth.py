@@ -19,7 +19,15 @@ def synth(
     layers: Annotated[
         int | None, typer.Option("--layers", min=1, help="Number of layers.", show_default="the model's")
     ] = None,
-    weight_type: Annotated[str, typer.Option("--type", metavar="DTYPE", help="Type of the large weights.")] = "q8_0",
+    vocabulary: Annotated[
+        int | None, typer.Option("--vocabulary", min=1, help="Number of tokens.", show_default="the model's")
+    ] = None,
+    weight_type: Annotated[
+        str,
+        typer.Option(
+            "--type", metavar="TYPE", help="A file type as llama-quantize mixes it (q4_k_m, q4_0), or a dtype for all."
+        ),
+    ] = "q8_0",
     tensor_types: Annotated[
         list[str] | None,
         typer.Option(
@@ -35,7 +43,7 @@ def synth(
 ) -> None:
     """Write a GGUF file of a known shape with random weights, to measure models that are too large to download.
 
-    [bold]graphrt synth deepseek-v2-lite lite.gguf --layers 4 --type q8_0[/]
+    [bold]graphrt synth deepseek-v2-lite lite.gguf --layers 4 --vocabulary 4096 --type q4_k_m[/]
     [bold]graphrt synth mixtral-8x7b mix.gguf --layers 2 --type q4_0 --tensor-type "ffn_down_exps=q6_k"[/]
     """
     from graphrt.models.synth import synthesise
@@ -51,6 +59,7 @@ def synth(
             seed=seed,
             progress=progress,
             dialect=dialect.value,
+            vocabulary=vocabulary,
         )
     output.stderr().print(f"{output.escape(str(path))}: {output.size(path.stat().st_size)}", soft_wrap=True)
 

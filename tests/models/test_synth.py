@@ -120,6 +120,12 @@ def test_the_number_of_layers_can_be_chosen(tmp_path: Path) -> None:
     assert "blk.1.exp_probs_b.bias" in file.tensors
 
 
+def test_the_vocabulary_can_be_chosen(tmp_path: Path) -> None:
+    file = GGUFFile.open(synthesise("tiny-mixtral", tmp_path / "x.gguf", layers=1, vocabulary=500))
+    assert file.tensors["token_embd.weight"].shape == file.tensors["output.weight"].shape == (500, 256)
+    assert len(file.metadata["tokenizer.ggml.tokens"]) == 500
+
+
 def test_large_presets_have_the_shapes_of_the_real_models(tmp_path: Path) -> None:
     """V2-Lite's expert tensor, as in the published files; only one layer, and so dense, is written."""
     file = GGUFFile.open(synthesise("deepseek-v2-lite", tmp_path / "x.gguf", layers=1, dtype="q4_0"))
@@ -143,8 +149,10 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
         ({"preset": "gpt-5"}, FormatError, 'unknown preset "gpt-5"; known: llama-7b'),
         ({"layers": 0}, FormatError, "0 layers"),
         ({"dialect": "odd"}, FormatError, 'unknown dialect "odd"'),
-        ({"dtype": "q9"}, GraphError, 'unknown dtype "q9"'),
-        ({"dtype": "i8"}, GraphError, '"i8" cannot hold weights'),
+        ({"dtype": "q9"}, GraphError, '"q9" is none of q4_0'),
+        ({"dtype": "i8"}, GraphError, '"i8" is none of q4_0'),
+        ({"tensor_types": [("attn", "q9")]}, GraphError, 'unknown dtype "q9"'),
+        ({"tensor_types": [("attn", "i8")]}, GraphError, '"i8" cannot hold weights'),
         ({"tensor_types": [("(", "q8_0")]}, GraphError, r'"\(" is not a regular expression'),
     ],
 )
