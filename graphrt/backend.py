@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
 from graphrt.buffer import HOST, Buffer, HostBuffer, Location
 from graphrt.errors import SettingsError
 from graphrt.events import PASSED, Event
 from graphrt.settings import Settings
 from graphrt.tensor import Tensor
+
+if TYPE_CHECKING:
+    from graphrt.fusion import Readers
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,50 @@ YES = Support(True)
 
 
 @dataclass(frozen=True)
+class Group:
+    """Nodes of a split that its backend runs as one: at one moment, as far as memory is concerned.
+
+    What the group reads stays as it is until it is done, and none of its results lies over that; but a result may lie
+    over a source of its own node, by the op's `inplace`, which no other node of the group reads. Results that nothing
+    outside reads have no memory at all.
+
+    Args:
+        nodes: in execution order.
+        fusion: what makes them one, for debug output; "" for a node alone.
+        workspace: bytes of scratch memory that they need while they run.
+    """
+
+    nodes: tuple[Tensor, ...]
+    fusion: str = ""
+    workspace: int = 0
+
+
+@dataclass(frozen=True)
 class Split:
     """Nodes that one backend runs one after the other, and where everything they touch lies.
 
     Args:
         nodes: in execution order, without views (those are locations only).
-        location: of each node, source and leaf, in the backend's memory.
-        workspace: scratch memory of the nodes that asked for some.
+        location: of each node, source and leaf, in the backend's memory; none of results within groups.
+        workspace: scratch memory of the groups that asked for some, by their first node.
+        groups: the nodes in the groups that the backend made; each alone where none are given.
     """
 
     backend: Backend
     nodes: list[Tensor]
     location: Mapping[Tensor, Location]
     workspace: Mapping[Tensor, Location]
+    groups: Sequence[Group] = ()
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            object.__setattr__(self, "groups", [Group((node,)) for node in self.nodes])
 
 
 class Program(ABC):
     """A compiled split: runs any number of times over the same memory with new bytes in it."""
+
+    summary: str = ""  # what the backend tells of it in debug output
 
     @abstractmethod
     def run(self) -> None:
@@ -96,6 +127,19 @@ class Backend(ABC):
     def workspace(self, node: Tensor) -> int:
         """Bytes of scratch memory that the node needs while it runs."""
         return 0
+
+    def fuse(self, nodes: Sequence[Tensor], readers: Readers) -> Sequence[Group]:
+        """Which nodes of a split it would run as one: all of them, in groups, in an order in which sources come first.
+
+        Args:
+            nodes: of the split, in execution order.
+            readers: who reads their results; what only a group's own nodes read gets no memory.
+        """
+        return [self.alone(node) for node in nodes]
+
+    def alone(self, node: Tensor) -> Group:
+        """The group of one node."""
+        return Group((node,), workspace=self.workspace(node))
 
     def allocate(self, nbytes: int) -> Buffer:
         """Zeroed memory on this device."""

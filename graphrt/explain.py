@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from graphrt.moving import MovingWeights
 from graphrt.placement import Placement
-from graphrt.splits import value_of
+from graphrt.splits import SplitNodes, value_of
 from graphrt.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -68,13 +68,23 @@ class CopyNote:
 
 
 @dataclass(frozen=True)
+class FusionNote:
+    """Nodes that run as one: the fusion's name, their names, and which results are not written."""
+
+    fusion: str
+    nodes: tuple[str, ...]
+    unwritten: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class SplitNote:
-    """A split: its backend, what is copied for it, and its nodes."""
+    """A split: its backend, what is copied for it, its nodes, and which of them run as one."""
 
     number: int
     backend: str
     copies: tuple[CopyNote, ...]
     nodes: tuple[NodeNote, ...]
+    fusions: tuple[FusionNote, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,10 +144,7 @@ class Explainer:
     def explain(self) -> Explanation:
         """Everything that the schedule decided."""
         schedule = self.schedule
-        splits = tuple(
-            SplitNote(number, part.backend.name, self._copies(number), tuple(self._node(node) for node in part.nodes))
-            for number, part in enumerate(schedule.splits)
-        )
+        splits = tuple(self._split(number, part) for number, part in enumerate(schedule.splits))
         homes = (self._home(leaf, placement) for leaf, placement in schedule.placements.homes.items())
         rules = tuple((rule.text, rule.matches) for rule in (*schedule.rules, *schedule.node_rules))
         return Explanation(
@@ -179,6 +186,19 @@ class Explainer:
             return tensor.name
         return f"{tensor.role}_{self.schedule.graph.leafs.index(tensor)}"
 
+    def _split(self, number: int, part: SplitNodes) -> SplitNote:
+        fusions = tuple(
+            FusionNote(
+                fusion=group.fusion,
+                nodes=tuple(node.name for node in group.nodes),
+                unwritten=tuple(node.name for node in group.nodes if node in self.schedule.memory.inner),
+            )
+            for group in part.groups
+            if len(group.nodes) > 1
+        )
+        nodes = tuple(self._node(node) for node in part.nodes)
+        return SplitNote(number, part.backend.name, self._copies(number), nodes, fusions)
+
     def _node(self, node: Tensor) -> NodeNote:
         placement = self.schedule.placements.nodes[node]
         donor = self.schedule.memory.inplace.get(node)
@@ -219,7 +239,7 @@ DEFAULT_HOMES = ("its data is on the host", "states are on the host")
 
 
 def describe(schedule: Schedule, level: int = 2) -> str:
-    """A schedule as text: at level 1 its splits, at 2 every node, at 3 also why other backends were passed over."""
+    """A schedule as text: at level 1 its splits, at 2 every node, at 3 also fusions and why others were passed over."""
     return "\n".join(_lines(schedule.explain(), level))
 
 
@@ -250,7 +270,10 @@ def _split_lines(part: SplitNote, level: int) -> Iterator[str]:
     copied = f", {_count(len(part.copies), 'input')} copied" if part.copies else ""
     yield f"split #{part.number}: {part.backend}, {_count(len(part.nodes), 'node')}{copied}"
     yield from (f"  {_copy(copy)}" for copy in part.copies)
+    fused = {fusion.nodes[0]: fusion for fusion in part.fusions if level >= 3}
     for node in part.nodes if level >= 2 else ():
+        if node.result.name in fused:
+            yield f"  {_fusion(fused[node.result.name])}"
         sources = ", ".join(_words(source) for source in node.sources)
         where = f", in place of {node.in_place_of}" if node.in_place_of else ""
         yield f"  {_words(node.result)} = {node.op}({sources}): {node.reason}{where}"
@@ -261,6 +284,11 @@ def _split_lines(part: SplitNote, level: int) -> Iterator[str]:
 def _words(tensor: TensorNote) -> str:
     view = "" if tensor.view_of is None else f" view of {tensor.view_of}"
     return f"{tensor.name} {tensor.dtype}{list(tensor.shape)} {tensor.nbytes:,} B{view} @{tensor.backend}"
+
+
+def _fusion(fusion: FusionNote) -> str:
+    unwritten = f"; not written: {', '.join(fusion.unwritten)}" if fusion.unwritten else ""
+    return f"as one ({fusion.fusion}): {', '.join(fusion.nodes)}{unwritten}"
 
 
 def _copy(copy: CopyNote) -> str:

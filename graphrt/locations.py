@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from graphrt.backend import Split
 from graphrt.buffer import Buffer, Location
+from graphrt.memory import MemoryPlan
 from graphrt.residents import Residents
 from graphrt.schedule import Schedule
 from graphrt.splits import SplitNodes
@@ -17,12 +18,15 @@ class Locations:
     """A schedule over memory.
 
     Args:
+        memory: where results lie, the schedule's for whole runs or that for runs node by node.
         arenas: the compute buffer of each memory.
         residents: where weights and states are.
     """
 
-    def __init__(self, schedule: Schedule, arenas: Mapping[str, Buffer], residents: Residents) -> None:
-        self.schedule, self.arenas = schedule, arenas
+    def __init__(
+        self, schedule: Schedule, memory: MemoryPlan, arenas: Mapping[str, Buffer], residents: Residents
+    ) -> None:
+        self.schedule, self.memory, self.arenas = schedule, memory, arenas
         self._residents = residents
         self._backends = {backend.memory: backend for backend in schedule.backends}
 
@@ -32,8 +36,8 @@ class Locations:
         memory = schedule.placements.memory_of(tensor)
         if not tensor.size:
             return Location(self.arenas[memory], 0)
-        if root in schedule.memory.offsets:
-            return Location(self.arenas[memory], schedule.memory.offsets[root] + tensor.offset)
+        if root in self.memory.offsets:
+            return Location(self.arenas[memory], self.memory.offsets[root] + tensor.offset)
         return Location(self._residents.buffer(root, schedule.placements.homes.get(root)), tensor.offset)
 
     def within(self, memory: str, tensor: Tensor) -> Location:
@@ -44,25 +48,25 @@ class Locations:
         if schedule.placements.memory_of(tensor) == memory:
             return self.at_home(tensor)
         copy = schedule.copies.find(tensor, memory)
-        return Location(self.arenas[memory], schedule.memory.offsets[copy] + tensor.offset - copy.first)
+        return Location(self.arenas[memory], self.memory.offsets[copy] + tensor.offset - copy.first)
 
     def split(self, part: SplitNodes) -> Split:
-        """A split with the locations of everything that its nodes touch."""
-        memory, offsets = part.backend.memory, self.schedule.memory.workspaces
+        """A split with the locations of everything that its nodes touch and that has memory."""
+        memory, offsets, inner = part.backend.memory, self.memory.workspaces, self.memory.inner
         location: dict[Tensor, Location] = {}
         for node in part.nodes:
             for tensor in (node, *node.srcs):
-                if tensor is not None and tensor not in location:
+                if tensor is not None and tensor not in location and tensor.root not in inner:
                     location[tensor] = self.within(memory, tensor)
         workspace = {node: Location(self.arenas[memory], offsets[node]) for node in part.nodes if node in offsets}
-        return Split(part.backend, part.nodes, location, workspace)
+        return Split(part.backend, part.nodes, location, workspace, part.groups)
 
     def copies_before(self, number: int, slot: Slot) -> list[Callable[[], None]]:
         """What does each of the copies that are due before a split, in order."""
         steps = []
         for copy in self.schedule.copies.before.get(number, ()):
             source = self._end(self.at_home(copy.value).after(copy.first - copy.value.offset))
-            target = self._end(Location(self.arenas[copy.memory], self.schedule.memory.offsets[copy]))
+            target = self._end(Location(self.arenas[copy.memory], self.memory.offsets[copy]))
             chosen = None if copy.experts is None else self._end(self.at_home(copy.experts))
             steps.append(copy_step(copy, source, target, chosen, slot))
         return steps

@@ -3,15 +3,20 @@
 A result takes over its source's memory (in place) where the op allows it and nothing reads the source later. Views do
 not stand in the way: lifetimes belong to the memory's root, and a root lives as long as any view of it is read. Copies
 from other memories, inputs without an array of their own, outputs and workspaces lie in the same arenas.
+
+Nodes that run as one (a group) do so at one moment: what they read lives until the group is done, their results and its
+workspace are taken before, and results that nothing else reads are given no memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from graphrt.backend import Group
 from graphrt.buffer import ALIGNMENT, HOST
 from graphrt.copies import Copies, Copy
+from graphrt.fusion import Readers
 from graphrt.graph import Graph
 from graphrt.placement import Placements
 from graphrt.splits import SplitNodes, value_of
@@ -27,11 +32,12 @@ class MemoryPlan:
 
     Args:
         offsets: byte offset of each result that is no view, of each input and of each copy, in its memory's arena.
-        workspaces: offset of a node's scratch memory.
+        workspaces: offset of a group's scratch memory, by its first node.
         sizes: bytes of each arena, by memory.
         inplace: results that took over another's memory, with that other.
         peaks: by memory, what was alive when the arena was fullest, with its bytes.
-        freed: for each node, the spans (memory, offset, bytes) that nothing reads after it.
+        freed: for the last node of each group, the spans (memory, offset, bytes) that nothing reads after it.
+        inner: results that only their own group reads, which have no memory.
     """
 
     offsets: dict[Held, int] = field(default_factory=dict)
@@ -40,6 +46,7 @@ class MemoryPlan:
     inplace: dict[Tensor, Tensor] = field(default_factory=dict)
     peaks: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     freed: dict[Tensor, list[Span]] = field(default_factory=dict)
+    inner: set[Tensor] = field(default_factory=set)
 
     @property
     def nbytes(self) -> int:
@@ -52,13 +59,13 @@ def plan_memory(
     splits: Sequence[SplitNodes],
     placements: Placements,
     copies: Copies,
-    workspace: Mapping[Tensor, int],
+    readers: Readers,
 ) -> MemoryPlan:
-    """Plan the arenas of a graph that runs in these splits, with these copies, its nodes in need of so much workspace.
+    """Plan the arenas of a graph that runs in these splits, group by group, with these copies.
 
     Inputs and outputs are never handed on, so that inputs may be kept between runs and outputs read after one.
     """
-    return _Planner(graph, splits, placements, copies, workspace).plan()
+    return _Planner(graph, splits, placements, copies, readers).plan()
 
 
 class _Planner:
@@ -68,9 +75,9 @@ class _Planner:
         splits: Sequence[SplitNodes],
         placements: Placements,
         copies: Copies,
-        workspace: Mapping[Tensor, int],
+        readers: Readers,
     ) -> None:
-        self.graph, self.splits, self.copies, self.workspace = graph, splits, copies, workspace
+        self.graph, self.splits, self.copies, self.readers = graph, splits, copies, readers
         self.memory_of = placements.memory_of
         self.result = MemoryPlan()
         self.arenas: dict[str, _Arena] = {HOST: _Arena()}
@@ -80,7 +87,7 @@ class _Planner:
         self.last_use = self._last_uses()
 
     def plan(self) -> MemoryPlan:
-        forever = sum(len(part.nodes) for part in self.splits) + 1
+        forever = sum(len(part.groups) for part in self.splits) + 1
         for leaf in self.graph.inputs.values():
             if not leaf.has_data:  # one that has lies in that array
                 self._take(HOST, leaf, leaf.nbytes, forever)
@@ -88,9 +95,9 @@ class _Planner:
         for number, part in enumerate(self.splits):
             for copy in self.copies.before.get(number, ()):
                 self._take(copy.memory, copy, copy.nbytes, self.last_use[copy])
-            for node in part.nodes:
-                self._place_result(node, time, part.backend.memory)
-                self._free_after(node, time)
+            for group in part.groups:
+                self._place_group(group, time, part.backend.memory)
+                self._free_after(group.nodes[-1], time)
                 time += 1
         for copy in self.copies.before.get(len(self.splits), ()):
             self._take(HOST, copy, copy.nbytes, forever)
@@ -100,17 +107,17 @@ class _Planner:
         return self.result
 
     def _last_uses(self) -> dict[Held, int]:
-        """When each root and copy is read for the last time, in steps of the execution; outputs after the last step."""
+        """When each root and copy is read for the last time, counted in groups; outputs after the last one."""
         last: dict[Held, int] = {}
+        position: dict[Tensor, int] = {}
         time, starts = 0, []
         for part in self.splits:
             starts.append(time)
-            for node in part.nodes:
-                for src in node.srcs:
-                    if src is not None:
-                        last[src.root] = time
+            for group in part.groups:
+                for node in group.nodes:
+                    position[node] = time
+                    last.update((src.root, time) for src in node.srcs if src is not None)
                 time += 1
-        position = {node: i for i, node in enumerate(node for part in self.splits for node in part.nodes)}
         # A copy that a split on the host needs may serve as an output besides.
         read_at_the_end = {self.copies.of.get((value_of(output), HOST)) for output in self.graph.outputs}
         for copy in self.copies.all():
@@ -122,31 +129,40 @@ class _Planner:
         last.update({output.root: time + 1 for output in self.graph.outputs})
         return last
 
-    def _place_result(self, node: Tensor, time: int, memory: str) -> None:
-        if node.root is node:
-            end = max(time, self.last_use.get(node, time))
-            donor = self._donor(node, time, memory)
-            if donor is None:
-                self._take(memory, node, node.nbytes, end)
-            else:
-                owner = self.owner[donor.root]
-                self.owner[node] = owner
-                self.result.offsets[node] = self.result.offsets[donor.root] + donor.offset
-                self.result.inplace[node] = donor
-                self._live_until(owner, end)
-        if self.workspace.get(node):
-            arena = self.arenas.setdefault(memory, _Arena())
-            self.result.workspaces[node] = arena.take(f"workspace of {node.name}", self.workspace[node])
-            arena.give(self.result.workspaces[node])
+    def _place_group(self, group: Group, time: int, memory: str) -> None:
+        inner = self.readers.inner(group)
+        self.result.inner |= inner
+        for node in group.nodes:
+            if node.root is node and node not in inner:
+                self._place_result(node, group, time, memory)
+        if group.workspace:
+            first, arena = group.nodes[0], self.arenas.setdefault(memory, _Arena())
+            self.result.workspaces[first] = arena.take(f"workspace of {first.name}", group.workspace)
+            arena.give(self.result.workspaces[first])
 
-    def _donor(self, node: Tensor, time: int, memory: str) -> Tensor | None:
-        """A source whose memory the node may take over: the same layout, read for the last time here."""
+    def _place_result(self, node: Tensor, group: Group, time: int, memory: str) -> None:
+        end = max(time, self.last_use.get(node, time))
+        donor = self._donor(node, group, time, memory)
+        if donor is None:
+            self._take(memory, node, node.nbytes, end)
+        else:
+            owner = self.owner[donor.root]
+            self.owner[node] = owner
+            self.result.offsets[node] = self.result.offsets[donor.root] + donor.offset
+            self.result.inplace[node] = donor
+            self._live_until(owner, end)
+
+    def _donor(self, node: Tensor, group: Group, time: int, memory: str) -> Tensor | None:
+        """A source whose memory the node may take over: the same layout, read here for the last time, by it alone."""
         if node.op is None:
             return None
+        elsewhere = {src.root for other in group.nodes if other is not node for src in other.srcs if src is not None}
         for index in node.op.inplace:
             src = node.srcs[index]
             owner = self.owner.get(src.root) if src is not None else None
             if src is None or owner is None or self.dies.get(owner) != time or self.memory_of(src) != memory:
+                continue
+            if any(self.owner.get(root) is owner for root in elsewhere):
                 continue
             same = src.shape == node.shape and src.dtype.nbytes == node.dtype.nbytes and not src.dtype.is_quantized
             # Another source over the same memory may be read after it was overwritten, unless it is the same view.

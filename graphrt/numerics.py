@@ -109,7 +109,7 @@ class _Watch:
 
     def overwritten(self, node: Tensor) -> Sources:
         """The values of those sources whose memory the node takes over; None for the others, still there afterwards."""
-        donor = self.plan.schedule.memory.inplace.get(node)
+        donor = self.plan.schedule.memory_by_node.inplace.get(node)
         return [
             self.plan.source(node, src) if src is not None and donor is not None and src.root is donor.root else None
             for src in node.srcs

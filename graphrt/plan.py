@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import cached_property
 from typing import TypeVar
@@ -19,6 +19,7 @@ from graphrt.dtypes import Array
 from graphrt.errors import Cancelled, GraphError
 from graphrt.events import Event
 from graphrt.locations import Locations
+from graphrt.memory import MemoryPlan
 from graphrt.numerics import execute_watched
 from graphrt.placement import Placement
 from graphrt.profile import Profile, execute_timed, measure
@@ -30,6 +31,7 @@ from graphrt.transfer import Slot
 Step = Callable[[], None]
 Watch = Callable[[Tensor, Array], bool | None]
 Result = TypeVar("Result")
+Allocate = Callable[[MemoryPlan], Mapping[str, Buffer]]
 
 
 class Plan:
@@ -39,14 +41,16 @@ class Plan:
     which are arrays over the plan's own memory, write the one, call `execute()`, read the other.
 
     Args:
+        allocate: makes the arenas for a memory plan, of the schedule's two.
         check_numerics: 1 stops a run at the first result that is not finite, 2 also at one that the reference denies.
-        sched_debug: 1 lets pipelines say on stderr what they hold, 4 runs node by node and prints what each took.
+        sched_debug: 1 lets pipelines say on stderr what they hold, 3 prints what each split's program consists of, 4
+            runs node by node and prints what each took.
     """
 
     def __init__(
         self,
         schedule: Schedule,
-        arenas: Mapping[str, Buffer],
+        allocate: Allocate,
         residents: Residents,
         *,
         check_numerics: int = 0,
@@ -54,15 +58,19 @@ class Plan:
     ) -> None:
         self.schedule = schedule
         self.graph = schedule.graph
-        locations = self._locations = Locations(schedule, arenas, residents)
+        self._allocate, self._residents = allocate, residents
+        locations = Locations(schedule, schedule.memory, allocate(schedule.memory), residents)
+        self._locations = self._latest = locations
         self._devices = [backend for backend in schedule.backends if backend.asynchronous]
         self._slot = Slot()
-        self._splits = [locations.split(part) for part in schedule.splits]
         self._steps: list[Step] = []
-        for number, part in enumerate(self._splits):
+        for number, part in enumerate(schedule.splits):
             self._steps += locations.copies_before(number, self._slot)
-            self._steps.append(part.backend.compile(part).run)
-        self._all_steps = [*self._steps, *locations.copies_before(len(self._splits), self._slot)]
+            program = part.backend.compile(locations.split(part))
+            self._steps.append(program.run)
+            if sched_debug >= 3 and program.summary:
+                print(f"split #{number}: {part.backend.name}, {program.summary}", file=sys.stderr)
+        self._all_steps = [*self._steps, *locations.copies_before(len(schedule.splits), self._slot)]
         self._inputs = {name: locations.within(HOST, leaf).array(leaf) for name, leaf in self.graph.inputs.items()}
         self._cancelled = False
         self._thread: int | None = None
@@ -164,14 +172,19 @@ class Plan:
     def steps_by_node(self) -> Generator[tuple[Tensor | Copy, Step], None, None]:
         """Every copy and node in the order of execution, each with what runs it alone; to be closed if not exhausted.
 
+        Where nodes are fused, this takes place in memory of its own, in which every result has room.
+
         Raises: Cancelled if `cancel` was called, at the next one.
         """
         try:
+            self._latest = self._by_node
+            self._carry(self.graph.inputs.values(), self._locations, self._by_node)
             for item, step in self._single_steps:
                 if self._cancelled:
                     raise _cancelled()
                 yield item, step
             self._synchronize()
+            self._carry(self.graph.outputs, self._by_node, self._locations)
         except BaseException:
             self.abandon()
             raise
@@ -183,15 +196,15 @@ class Plan:
         return measure(self, repeats)
 
     def value(self, tensor: Tensor) -> Array:
-        """A copy of a tensor's elements as they are now, wherever they lie."""
-        place = self._locations.at_home(tensor)
+        """A copy of a tensor's elements as the latest run left them, wherever they lie."""
+        place = (self._locations if tensor.root.is_leaf else self._latest).at_home(tensor)
         return tensor.array_over(np.array(place.buffer.read(place.offset, tensor.extent))).copy()
 
     def source(self, node: Tensor, src: Tensor) -> Array:
         """What a node would read as one of its sources now: of a result in another memory, what was copied from it."""
         if src.root.is_leaf:
             return self.value(src)
-        place = self._locations.within(self.placements[node].backend.memory, src)
+        place = self._latest.within(self.placements[node].backend.memory, src)
         return src.array_over(np.array(place.buffer.read(place.offset, src.extent)))
 
     def sources(self, node: Tensor) -> list[Array | None]:
@@ -199,9 +212,9 @@ class Plan:
         return [None if src is None else self.source(node, src) for src in node.srcs]
 
     def poison_freed(self, node: Tensor) -> None:
-        """Overwrite what nothing should read after a node; a test's way to find who does."""
-        for memory, start, nbytes in self.schedule.memory.freed.get(node, ()):
-            self._locations.arenas[memory].write(start, np.full(nbytes, 0xFF, np.uint8))
+        """Overwrite what nothing should read after a node in a run node by node; a test's way to find who does."""
+        for memory, start, nbytes in self._by_node.memory.freed.get(node, ()):
+            self._by_node.arenas[memory].write(start, np.full(nbytes, 0xFF, np.uint8))
 
     def run(self, inputs: Mapping[str, Array] | None = None, /, **named: Array) -> list[Array]:
         """Set inputs, run, and return copies of the outputs, in the graph's order.
@@ -233,6 +246,7 @@ class Plan:
     def _go(self, steps: Sequence[Step], end: Callable[[], Result]) -> Result:
         """Take the steps one after the other, then end the run; leave nothing behind on the devices if it fails."""
         self._thread = threading.get_ident()
+        self._latest = self._locations
         try:
             for step in steps:
                 if self._cancelled:
@@ -260,16 +274,31 @@ class Plan:
         return arrays, [device.record() for device in self._devices]
 
     @cached_property
+    def _by_node(self) -> Locations:
+        """Where everything lies in runs node by node."""
+        memory = self.schedule.memory_by_node
+        if memory is self.schedule.memory:
+            return self._locations
+        return Locations(self.schedule, memory, self._allocate(memory), self._residents)
+
+    def _carry(self, tensors: Iterable[Tensor], source: Locations, target: Locations) -> None:
+        """Bring inputs or outputs from where one kind of run has them to where the other does."""
+        for tensor in tensors if source is not target else ():
+            if tensor.size and tensor.root.role in ("input", "node") and not tensor.root.has_data:
+                target.within(HOST, tensor).array(tensor)[...] = source.within(HOST, tensor).array(tensor)
+
+    @cached_property
     def _single_steps(self) -> list[tuple[Tensor | Copy, Step]]:
         steps: list[tuple[Tensor | Copy, Step]] = []
-        copies = self.schedule.copies.before
-        for number, part in enumerate(self._splits):
-            steps += zip(copies.get(number, ()), self._locations.copies_before(number, self._slot), strict=True)
+        copies, places = self.schedule.copies.before, self._by_node
+        for number, part in enumerate(self.schedule.splits):
+            steps += zip(copies.get(number, ()), places.copies_before(number, self._slot), strict=True)
+            split = places.split(part)
             for node in part.nodes:
-                alone = Split(part.backend, [node], part.location, part.workspace)
+                alone = Split(part.backend, [node], split.location, split.workspace)
                 steps.append((node, part.backend.compile(alone).run))
-        last = len(self._splits)
-        steps += zip(copies.get(last, ()), self._locations.copies_before(last, self._slot), strict=True)
+        last = len(self.schedule.splits)
+        steps += zip(copies.get(last, ()), places.copies_before(last, self._slot), strict=True)
         return steps
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from graphrt.backend import Backend
@@ -15,6 +16,7 @@ from graphrt.copies import Copies, find_copies
 from graphrt.dtypes import Array
 from graphrt.errors import PlacementError
 from graphrt.explain import Explanation, explain
+from graphrt.fusion import Readers, apart, fuse
 from graphrt.graph import Graph
 from graphrt.memory import MemoryPlan, plan_memory
 from graphrt.moving import MovingWeights, moving_weights
@@ -37,6 +39,7 @@ class Schedule:
 
     Args:
         rules, node_rules: the override rules, with the number of tensors that each placed here.
+        readers: who reads each result.
         moving: the weights that each run copies, though they could be kept where they are read.
         compile: allocates its memory and makes the plan.
     """
@@ -47,6 +50,7 @@ class Schedule:
     splits: list[SplitNodes]
     copies: Copies
     memory: MemoryPlan
+    readers: Readers = field(repr=False)
     moving: Sequence[MovingWeights]
     compile: Compile = field(repr=False)
     rules: Sequence[Rule] = ()
@@ -56,6 +60,18 @@ class Schedule:
     def compute_bytes(self) -> int:
         """Size of the compute buffers of all memories: every result, input, copy and workspace."""
         return self.memory.nbytes
+
+    @cached_property
+    def memory_by_node(self) -> MemoryPlan:
+        """The memory of runs node by node, in which every result has a place; as in other runs if nothing is fused."""
+        if not self.is_fused:
+            return self.memory
+        return plan_memory(self.graph, apart(self.splits), self.placements, self.copies, self.readers)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether some nodes run as one."""
+        return any(len(group.nodes) > 1 for part in self.splits for group in part.groups)
 
     @property
     def staging_bytes(self) -> int:
@@ -101,17 +117,20 @@ def make_schedule(
     node_rules: Sequence[Rule] = (),
     assigned: Mapping[Tensor, str] | None = None,
 ) -> Schedule:
-    """Place, split, find copies, and plan memory; `compile` is kept for whoever wants to run the schedule.
+    """Place, split, find copies, fuse, and plan memory; `compile` is kept for whoever wants to run the schedule.
 
     Raises: PlacementError if no backend supports a node, or a memory's limit is exceeded.
     """
     placements = place(graph, backends, settings, rules=rules, node_rules=node_rules, assigned=assigned)
     splits = split(graph, placements)
     copies = find_copies(graph, placements, splits)
-    workspace = {node: placement.backend.workspace(node) for node, placement in placements.nodes.items()}
-    memory = plan_memory(graph, splits, placements, copies, workspace)
+    readers = Readers(graph, splits, copies)
+    splits = fuse(splits, readers) if settings.fuse else apart(splits)
+    memory = plan_memory(graph, splits, placements, copies, readers)
     moving = moving_weights(placements, copies)
-    schedule = Schedule(graph, backends, placements, splits, copies, memory, moving, compile, rules, node_rules)
+    schedule = Schedule(
+        graph, backends, placements, splits, copies, memory, readers, moving, compile, rules, node_rules
+    )
     _check_limits(schedule)
     return schedule
 

@@ -6,12 +6,13 @@ import copy
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 from graphrt.backend import Backend, create
 from graphrt.buffer import HOST, Buffer
 from graphrt.explain import describe
 from graphrt.graph import Graph
+from graphrt.memory import MemoryPlan
 from graphrt.overrides import Rule, parse
 from graphrt.plan import Plan
 from graphrt.residents import Residents
@@ -30,6 +31,11 @@ class SharedArena:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Buffer] = {}
+
+    @cached_property
+    def by_node(self) -> SharedArena:
+        """Memory for the same plans' runs node by node, where these need their own."""
+        return SharedArena()
 
     def at_least(self, backend: Backend, nbytes: int) -> Buffer:
         """Bytes of a backend's memory, so many or more; plans made before keep theirs."""
@@ -166,13 +172,18 @@ class Scheduler:
 def _make_plan(schedule: Schedule, residents: Residents, settings: Settings, arena: SharedArena | None = None) -> Plan:
     """Allocate memory for a schedule, and compile it."""
     arena = arena or SharedArena()
-    sizes = schedule.memory.sizes
-    arenas = {backend.memory: arena.at_least(backend, sizes.get(backend.memory, 0)) for backend in schedule.backends}
+
+    def allocate(memory: MemoryPlan) -> dict[str, Buffer]:
+        room = arena if memory is schedule.memory else arena.by_node
+        return {
+            backend.memory: room.at_least(backend, memory.sizes.get(backend.memory, 0)) for backend in schedule.backends
+        }
+
     if settings.sched_debug:
         print(describe(schedule, settings.sched_debug), file=sys.stderr)
     return Plan(
         schedule,
-        arenas,
+        allocate,
         residents,
         check_numerics=settings.check_numerics,
         sched_debug=settings.sched_debug,

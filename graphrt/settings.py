@@ -33,7 +33,8 @@ class Settings:
         0,
         "GRAPH_SCHED_DEBUG",
         _count,
-        "1 prints splits, 2 every node with its backend and reason, 3 rejected backends, 4 times of each node",
+        "1 prints splits, 2 every node with its backend and reason, 3 rejected backends and fusions, 4 times of each "
+        "node",
     )
     tensor_overrides: tuple[str, ...] = _setting(
         (),
@@ -45,6 +46,7 @@ class Settings:
         32, "GRAPH_OP_OFFLOAD_MIN_BATCH", _count, "batch at which an op over host weights is offloaded to a device"
     )
     threads: int = _setting(0, "GRAPH_THREADS", _count, "threads of the CPU backend; 0: as many as the process may use")
+    fuse: int = _setting(1, "GRAPH_FUSE", _count, "0 runs every node by itself, 1 lets backends run several as one")
     check_numerics: int = _setting(
         0,
         "GRAPH_CHECK_NUMERICS",

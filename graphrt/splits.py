@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from graphrt.backend import Backend
+from graphrt.backend import Backend, Group
 from graphrt.graph import Graph
 from graphrt.placement import Placements
 from graphrt.tensor import Tensor
@@ -14,10 +14,11 @@ from graphrt.tensor import Tensor
 
 @dataclass
 class SplitNodes:
-    """Nodes that one backend runs one after the other."""
+    """Nodes that one backend runs one after the other, and the groups that it makes of them (see fusion.py)."""
 
     backend: Backend
     nodes: list[Tensor] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
 
 
 EXPERT_OP = "mul_mat_id"
