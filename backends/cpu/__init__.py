@@ -33,7 +33,7 @@ class CpuBackend(Backend):
         """Of the kernels' sources and the processor."""
         sources = sorted(Path(__file__).parent.glob("*.py"))
         digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-        return f"{digest[:16]} {host.cpu_name()}"
+        return f"{digest[:16]} {host.here().cpu}"
 
     def supports(self, node: Tensor) -> Support:
         return registry.supports(node)

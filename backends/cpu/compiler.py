@@ -18,23 +18,39 @@ from graphrt.backends.cpu import helpers, host
 
 ARGUMENTS = (types.int64, types.int64, types.int64)
 
+Function = Callable[[int, int, int], None]
 
-@global_compiler_lock
-def compile_object(kernel: Callable[[int, int, int], None], symbol: str, level: host.Level) -> bytes:
+
+def compile_object(kernel: Function, symbol: str, level: host.Level) -> bytes:
     """The object file of `kernel`, which exports it as the C function `void symbol(int64, int64, int64)`."""
+    with global_compiler_lock:
+        machine = _target_machine(level)
+        return bytes(machine.emit_object(_optimised(kernel, symbol, level, machine)))
+
+
+def compile_assembly(kernel: Function, symbol: str, level: host.Level) -> str:
+    """What `compile_object` makes, as text."""
+    with global_compiler_lock:
+        machine = _target_machine(level)
+        return str(machine.emit_assembly(_optimised(kernel, symbol, level, machine)))
+
+
+def _optimised(kernel: Function, symbol: str, level: host.Level, machine: Any) -> Any:
+    """The kernel and all that it calls as one module."""
     compiled = helpers.to_llvm(kernel, ARGUMENTS, types.void)
     module = llvm.parse_assembly(str(_wrapper(compiled.fndesc.llvm_func_name, symbol)))
-    for each in _libraries(compiled.library):
-        module.link_in(each)
+    for each in [module, *_libraries(compiled.library)]:
+        # Numba writes for this machine; nothing in its code but these two lines depends on that.
+        each.triple, each.data_layout = level.machine.triple, str(machine.target_data)
+        if each is not module:
+            module.link_in(each)
     for function in module.functions:
         if not function.is_declaration and function.name != symbol:
             function.linkage = "internal"
             function.add_function_attribute("alwaysinline")
-    machine = _target_machine(level)
-    module.data_layout = str(machine.target_data)
-    _optimise(module, machine)
+    _run_passes(module, machine)
     module.verify()
-    return bytes(machine.emit_object(module))
+    return module
 
 
 def _libraries(first: Any) -> list[Any]:
@@ -53,7 +69,6 @@ def _libraries(first: Any) -> list[Any]:
 def _wrapper(name: str, symbol: str) -> ir.Module:
     """A module with the C function: it drops the status and the error pointer of Numba's calling convention."""
     module = ir.Module(symbol)
-    module.triple = llvm.get_process_triple()
     word, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     inner_type = ir.FunctionType(ir.IntType(32), [pointer.as_pointer(), pointer.as_pointer(), word, word, word])
     inner = ir.Function(module, inner_type, name)
@@ -66,16 +81,23 @@ def _wrapper(name: str, symbol: str) -> ir.Module:
 
 
 def _target_machine(level: host.Level) -> Any:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    usable = sorted(host.features() if level.name == "generic" else level.features)
-    absent = sorted(host.features() - set(usable)) if level.name != "generic" else []
-    described = ",".join([*(f"+{name}" for name in usable), *(f"-{name}" for name in absent)])
-    target = llvm.Target.from_triple(llvm.get_process_triple())
-    return target.create_target_machine(cpu=host.cpu_name(), features=described, opt=3, reloc="default", jit=True)
+    machine = level.machine
+    if machine is host.here():
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+    else:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+    usable = machine.features if level.name == "generic" else level.features
+    present = [f"+{name}" for name in sorted(usable)]
+    absent = [f"-{name}" for name in sorted(machine.features - usable)]
+    target = llvm.Target.from_triple(machine.triple)
+    return target.create_target_machine(
+        cpu=machine.cpu, features=",".join(present + absent), opt=3, reloc="default", jit=True
+    )
 
 
-def _optimise(module: Any, machine: Any) -> None:
+def _run_passes(module: Any, machine: Any) -> None:
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = True
     options.slp_vectorization = config.SLP_VECTORIZE != 0

@@ -37,7 +37,7 @@ class Helper:
 
     def signature_for(self, args: tuple[Any, ...]) -> Any:
         """The signature for arguments of these types; compiles the body where they, or the SIMD level, are new."""
-        key = (host.level().name, *args)
+        key = (host.level(), *args)
         if key not in self.bodies:
             self.bodies[key] = self._compile(args)
         return self.bodies[key]
@@ -55,7 +55,7 @@ class Helper:
 
     def key_for(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """What Numba knows the body by."""
-        return (self, host.level().name, *args)
+        return (self, host.level(), *args)
 
 
 def helper(function: Callable[..., Any]) -> Helper:

@@ -2,6 +2,7 @@
 
 Numba turns the Python function into LLVM; from there on llvmlite optimises it, emits an object file, and links that
 into the process. A warm start reads the object file only: about a millisecond per kernel, and no compiler is set up.
+Where many kernels are missing, worker processes compile them (workers.py).
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
-from functools import cache
+from contextlib import suppress
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from graphrt.backends.cpu import host
 from graphrt.errors import KernelError
+from graphrt.kept import cache_root
 
 Kernel = Callable[[int, int, int], None]
 Progress = Callable[[int, int, str], None]
@@ -44,14 +47,19 @@ class Native:
         """How progress messages call it: the factory's name and its constants."""
         return " ".join([self.factory.__name__, *map(str, self.constants)])
 
+    @cached_property
+    def symbol(self) -> str:
+        """The name of its C function, another one for whatever its code depends on."""
+        identity = [self.factory.__module__, self.factory.__qualname__, repr(self.constants)]
+        machine = self.level.machine
+        identity += [self.level.name, machine.triple, machine.cpu, *sorted(machine.features)]
+        text = "\n".join([*identity, _versions(), _source_hash(_source_file(self.factory))])
+        return f"{self.factory.__name__}_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
     @property
     def path(self) -> Path:
         """Where its object file is kept."""
-        identity = [self.factory.__module__, self.factory.__qualname__, repr(self.constants), self.level.name]
-        digest = hashlib.sha256(
-            "\n".join([*identity, _fingerprint(), _source_hash(_source_file(self.factory))]).encode()
-        )
-        return cache_folder() / f"{self.factory.__name__}-{digest.hexdigest()[:32]}.o"
+        return cache_folder() / f"{self.symbol}.o"
 
     @property
     def is_ready(self) -> bool:
@@ -62,27 +70,51 @@ class Native:
     def address(self) -> int:
         """The C pointer.
 
-        Raises: KernelError if Numba or LLVM cannot compile the function.
+        Raises: KernelError if Numba or LLVM cannot compile the function, or it is for another machine.
         """
         if self._address is None:
             with _lock:
-                if self._address is None:
-                    self._address = self._load()
+                code = _read(self.path)
+                if code is None:
+                    self.adopt(self.compile())
+                else:
+                    self._link(code)
+        assert self._address is not None
         return self._address
 
-    def _load(self) -> int:
-        code = _read(self.path)
-        if code is None:
-            code = self._compile()
+    def adopt(self, code: bytes) -> None:
+        """Take the object code that was made of it: keep it on disk, and link it into the process."""
+        with _lock:
+            self._link(code)
             _write(self.path, code)
-        return _link(code, _symbol(self.path))
 
-    def _compile(self) -> bytes:
+    def _link(self, code: bytes) -> None:
+        if not self.level.machine.runs_here:
+            raise KernelError(f"[cpu] kernel {self.label} is for {self.level.machine.cpu}, which is not this processor")
+        self._address = _link(code, self.symbol)
+
+    def compile(self) -> bytes:
+        """The object file, made anew.
+
+        Raises: KernelError if Numba or LLVM cannot compile the function.
+        """
         from graphrt.backends.cpu.compiler import compile_object
 
-        with host.use_level(self.level.name):
+        return self._made_by(compile_object)
+
+    def assembly(self) -> str:
+        """The compiler's result to be read; of any machine's code, also of one that cannot run here.
+
+        Raises: as `compile`.
+        """
+        from graphrt.backends.cpu.compiler import compile_assembly
+
+        return self._made_by(compile_assembly)
+
+    def _made_by(self, compiler: Callable[..., Any]) -> Any:
+        with host.use_level(self.level.name, self.level.machine):
             try:
-                return compile_object(self.factory(*self.constants), _symbol(self.path), self.level)
+                return compiler(self.factory(*self.constants), self.symbol, self.level)
             except Exception as error:
                 raise KernelError(f"[cpu] kernel {self.label} does not compile: {error}") from error
 
@@ -96,37 +128,48 @@ def native(factory: Callable[..., Kernel], *constants: Any) -> Native:
         constants: ints, strings, bools, None, or tuples of them.
     """
     level = host.level()
-    key = (factory, constants, level.name)
+    key = (factory, constants, level)
     with _lock:
         return _functions.setdefault(key, Native(factory, constants, level))
 
 
 def load_all(functions: Iterable[Native], progress: Progress | None = None) -> None:
-    """Make every function ready to call; `progress(done, total, label)` is told of those that need compiling."""
+    """Make every function ready to call; `progress(done, total, label)` is told of those that need compiling.
+
+    Raises: KernelError if one does not compile.
+    """
     distinct = list(dict.fromkeys(functions))
     missing = [function for function in distinct if not function.is_ready]
-    for number, function in enumerate(missing, 1):
-        if progress is not None:
-            progress(number, len(missing), function.label)
-        _ = function.address
+    if missing:
+        _compile_all(missing, progress or (lambda done, total, label: None))
     for function in distinct:
         _ = function.address
 
 
+def _compile_all(missing: list[Native], progress: Progress) -> None:
+    from graphrt.backends.cpu import workers
+
+    total, done = len(missing), 0
+    progress(done, total, missing[0].label)
+    for function, code in workers.compile_all(missing):
+        function.adopt(code)
+        done += 1
+        progress(done, total, function.label)
+
+
 def show_progress(done: int, total: int, label: str) -> None:
-    """Tell a person at a terminal what is being compiled."""
+    """Tell a person at a terminal what is being compiled, on a line that vanishes in the end."""
     if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r\x1b[2Kcompiling CPU kernels {done}/{total}: {label}", end=end, file=sys.stderr, flush=True)
+        text = f"compiling CPU kernels {done}/{total}: {label}" if done < total else ""
+        print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
 
 
 # ---- the cache on disk -----------------------------------------------------------------------------------------------
 
 
 def cache_folder() -> Path:
-    """The folder of object files: $XDG_CACHE_HOME/graphrt/cpu, by default in ~/.cache (Windows: %LOCALAPPDATA%)."""
-    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None)
-    return (Path(base) if base else Path.home() / ".cache") / "graphrt" / "cpu"
+    """The folder of object files."""
+    return cache_root() / "cpu"
 
 
 DIGEST_BYTES = 32
@@ -144,39 +187,55 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, code: bytes) -> None:
     """Write the file whole or not at all, beside any other process that does the same. No cache is no error."""
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, path)
-    except OSError:
-        return
+        file, partial = tempfile.mkstemp(dir=path.parent)
+        try:
+            with os.fdopen(file, "wb") as stream:
+                stream.write(hashlib.sha256(code).digest() + code)
+            os.replace(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
 
 
 @cache
-def _fingerprint() -> str:
-    """What every kernel depends on: the compilers' versions and the processor."""
-    versions = [metadata.version(name) for name in ("numba", "llvmlite")]
-    return " ".join([*versions, sys.version, host.cpu_name(), *sorted(host.features())])
+def _versions() -> str:
+    """The compilers."""
+    return " ".join([*(metadata.version(name) for name in ("numba", "llvmlite")), sys.version])
 
 
 _IMPORTS = re.compile(r"from graphrt\.backends\.cpu(?:\.(\w+) import|\s+import\s+(\([^)]*\)|[^\n]*))")
+_WITHOUT_EFFECT = {"jit.py", "registry.py"}  # of what every kernel's file imports: they change no code
 
 
 @cache
 def _source_hash(file: Path) -> str:
     """The hash of a kernel's source file and of the files of this backend that it imports, directly or not."""
-    found, waiting = {}, [file, Path(__file__).with_name("compiler.py")]
+    found, waiting = {file}, [file, Path(__file__).with_name("compiler.py")]
     while waiting:
         source = waiting.pop()
-        if source not in found and source.exists():
-            found[source] = source.read_bytes()
-            for module, names in _IMPORTS.findall(found[source].decode()):
-                waiting += [Path(__file__).with_name(f"{name}.py") for name in re.findall(r"\w+", module or names)]
+        found.add(source)
+        waiting += [each for each in _imported(source) if each not in found]
     digest = hashlib.sha256()
     for source in sorted(found, key=lambda each: each.name):
-        digest.update(found[source])
+        digest.update(_digest(source))
     return digest.hexdigest()
+
+
+@cache
+def _digest(source: Path) -> bytes:
+    return hashlib.sha256(source.read_bytes()).digest()
+
+
+@cache
+def _imported(source: Path) -> tuple[Path, ...]:
+    """The files of this backend that a source file imports from."""
+    names = []
+    for module, several in _IMPORTS.findall(source.read_text(encoding="utf-8")):
+        names += re.findall(r"\w+", module or several)
+    paths = [Path(__file__).with_name(f"{name}.py") for name in names]
+    return tuple(path for path in paths if path.exists() and path.name not in _WITHOUT_EFFECT)
 
 
 def _source_file(factory: Callable[..., Kernel]) -> Path:
@@ -184,10 +243,6 @@ def _source_file(factory: Callable[..., Kernel]) -> Path:
     if file is None or not os.path.exists(file):
         raise KernelError(f"[cpu] kernel factory {factory.__qualname__} is not in a file; put it into one")
     return Path(file)
-
-
-def _symbol(path: Path) -> str:
-    return "graphrt_" + path.stem.replace("-", "_")
 
 
 # ---- linking into the process ----------------------------------------------------------------------------------------

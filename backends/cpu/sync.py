@@ -83,9 +83,10 @@ def relax(typingctx):
     """Tell the processor that this is a waiting loop."""
 
     def codegen(context, builder, signature, values):
-        if "sse2" in host.features():
+        features = host.level().machine.features
+        if "sse2" in features:
             call(builder, "llvm.x86.sse2.pause", VOID)
-        elif "neon" in host.features():
+        elif "neon" in features:
             call(builder, "llvm.aarch64.hint", VOID, I32(1))
         return context.get_dummy_value()
 

@@ -10,12 +10,11 @@ import atexit
 import ctypes
 import os
 import threading
-from functools import cache
-from typing import Any
 
 import numpy as np
 
 from graphrt.backends.cpu.args import word
+from graphrt.backends.cpu.host import available_cores
 from graphrt.backends.cpu.jit import Kernel, native
 from graphrt.backends.cpu.sync import (
     atomic_add,
@@ -183,13 +182,6 @@ def pool(size: int) -> Pool:
         if size not in _pools:
             _pools[size] = Pool(size)
         return _pools[size]
-
-
-@cache
-def available_cores() -> int:
-    """Processors that this process may run on."""
-    affinity: Any = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _after_fork() -> None:
