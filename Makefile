@@ -2,7 +2,7 @@
 #
 #   make demo        installs graphrt and lets a small DeepSeek-style model write Shakespeare
 #   make test        every check that needs no GPU: ruff, mypy, the tests (layers, wheel and documentation among them)
-#   make bench       speed of prompt and decode, as llama-bench reports it
+#   make bench       speed of whole models beside the machine's limits; ARGS=--quick takes minutes
 #   make test-peers  logits, tokens and speed beside llama.cpp's (compiles llama-cpp-python: ten minutes the first time)
 #   make test-gpu    the tests that need an NVIDIA GPU
 
@@ -26,9 +26,8 @@ test: $(VENV)/test.stamp
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-bench: $(VENV)/run.stamp
-	$(BIN)/graphrt bench tiny-deepseek2
-	$(BIN)/graphrt bench tiny-mixtral
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m docs.benchmarks.cpu $(ARGS)
 
 test-peers: $(VENV)/peers.stamp
 	$(BIN)/python -m pytest tests/peers -m peers
@@ -60,7 +59,11 @@ $(VENV)/test.stamp: $(BIN)/python pyproject.toml
 	$(PIP) install --quiet --editable '.[test]'
 	@touch $@
 
-$(VENV)/peers.stamp: $(VENV)/test.stamp
+$(VENV)/bench.stamp: $(VENV)/run.stamp
+	$(PIP) install --quiet --editable '.[bench]'
+	@touch $@
+
+$(VENV)/peers.stamp: $(VENV)/test.stamp $(VENV)/bench.stamp
 	@echo "Compiling llama-cpp-python into $(VENV) (ten minutes on two cores; needs a C++ compiler and cmake) ..."
 	$(PIP) install --quiet --editable '.[peers]'
 	@touch $@

@@ -1,102 +1,149 @@
-"""Speed beside llama.cpp's, on one file, with the same threads, the two taking turns.
+"""Speed beside llama.cpp's on the same files, with the same threads, all taking turns; and how far the logits differ.
 
-    python -m tests.peers.bench_llama_cpp                       # DeepSeek-V2-Lite's shape, 4 layers, q8_0
-    python -m tests.peers.bench_llama_cpp --model model.gguf --prompt 512 --decode 64 --rounds 5
+    python -m tests.peers.bench_llama_cpp          # the models and types of docs/benchmarks/cpu.md
+    python -m tests.peers.bench_llama_cpp --model V2-Lite --type q8_0 --rounds 3
 
-A run is one prompt, then tokens one by one. The best of each one's runs counts, since what else the machine does only
-ever takes time away.
+llama.cpp runs twice, with flash attention and without: the faster way counts. Both sides compute the logits of a
+prompt's last token only, and so that of the last layer's feed-forward part. Medians count. Results are kept in
+docs/benchmarks/cpu_peers.json. It fails where the logits of a file differ by more than BOUND.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 
-import graphrt
+from docs.benchmarks.cpu_models import SUBJECTS, TYPES
+from docs.benchmarks.cpu_report import write_page
+from docs.benchmarks.cpu_run import Session, Test, longest
+from docs.benchmarks.cpu_targets import DECODE, PROMPT, PROMPT_RATIOS, point
 from graphrt.models.batch import Batch
-from graphrt.models.context import Context
-from graphrt.models.synth import synthesise
+from graphrt.testing import normalised_error
 from tests.peers import llama_cpp_peer
 from tests.peers.llama_cpp_peer import Peer
 
-
-@dataclass
-class Speed:
-    """The best rates seen, in tokens per second."""
-
-    prompt: float = 0.0
-    decode: float = 0.0
-
-    def see(self, n_prompt: int, n_decode: int, seconds: tuple[float, float]) -> None:
-        self.prompt = max(self.prompt, n_prompt / seconds[0])
-        self.decode = max(self.decode, n_decode / seconds[1])
+FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+RESULTS = FOLDER / "cpu_peers.json"
+OURS, WAYS = "graphrt", {"llama.cpp": False, "llama.cpp, flash attention": True}
+TESTS = (PROMPT, DECODE)
+TOKENS = 64  # whose logits are compared
+BOUND = 1e-2  # of the median error: weights are random, so that rounding flips the choice of experts now and then
 
 
 def main() -> None:
     options = parse()
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / f"{options.preset}-{options.layers}-layers-{options.type}.gguf"
-        path = options.model or synthesise(options.preset, made, layers=options.layers, dtype=options.type)
-        compare(path, options)
+    results: dict[str, Any] = {"models": {}, "errors": {}}
+    if RESULTS.exists() and not options.fresh:
+        results = json.loads(RESULTS.read_text())
+    results |= {"threads": options.threads, "rounds": options.rounds, "tokens": TOKENS}
+    print(f"{options.threads} threads, medians of {options.rounds} rounds, tokens/s")
+    print(f"{'':24}{OURS:>10}{''.join(f'{name:>28}' for name in WAYS)}{'ratio':>8}{'wanted':>8}")
+    with tempfile.TemporaryDirectory(prefix="graphrt-benchmarks-") as temporary:
+        for subject in SUBJECTS:
+            for file_type in TYPES:
+                if subject.name in options.model and file_type in options.type:
+                    path = subject.file(file_type, options.folder or Path(temporary))
+                    compare(subject.name, file_type, path, results, options)
+                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                    if options.folder is None:
+                        path.unlink()
+    if (FOLDER / "cpu.json").exists():
+        write_page(FOLDER)
+    far = {name: error for name, error in results["errors"].items() if not error <= BOUND}
+    if far:
+        sys.exit(f"logits differ from llama.cpp's by more than {BOUND}: {far}")
 
 
-def compare(path: Path, options: argparse.Namespace) -> None:
-    """Time both, print a line a round, and the ratio of the best."""
-    n_ctx = options.prompt + options.decode
-    ours, theirs = Speed(), Speed()
-    context = graphrt.load(path, n_ctx=n_ctx, threads=options.threads).new_context()
-    tokens = np.random.default_rng(0).integers(0, context.decoder.vocabulary_size, n_ctx).tolist()
-    with llama_cpp_peer.opened(path, n_ctx=n_ctx, threads=options.threads) as peer:
-        for number in range(options.rounds + 1):
-            mine, other = time_graphrt(context, tokens, options.prompt), time_llama_cpp(peer, tokens, options.prompt)
-            if number:  # the first round compiles and warms up
-                ours.see(options.prompt, options.decode, mine)
-                theirs.see(options.prompt, options.decode, other)
-    print(f"{path.name}, {options.threads} threads, best of {options.rounds} rounds, tokens/s")
-    print(f"{'':12}{'graphrt':>10}{'llama.cpp':>12}{'ratio':>8}")
-    print(f"{f'pp{options.prompt}':12}{ours.prompt:10.2f}{theirs.prompt:12.2f}{ours.prompt / theirs.prompt:8.2f}")
-    print(f"{f'tg{options.decode}':12}{ours.decode:10.2f}{theirs.decode:12.2f}{ours.decode / theirs.decode:8.2f}")
+def compare(subject: str, file_type: str, path: Path, results: dict[str, Any], options: argparse.Namespace) -> None:
+    """Time every test of a file by all sides, and compare their logits; a line a test."""
+    tests = [Test.of(name) for name in options.test]
+    session = Session(path, max(TOKENS, longest(tests)), options.threads)
+    with ExitStack() as opened:
+        size = session.context.size
+        peers = {
+            name: opened.enter_context(llama_cpp_peer.opened(path, n_ctx=size, threads=options.threads, flash=flash))
+            for name, flash in WAYS.items()
+        }
+        for test in tests:
+            sides: dict[str, Callable[[], float]] = {OURS: lambda test=test: session.run(test)}
+            sides |= {
+                name: lambda peer=peer, test=test: time_llama_cpp(peer, session.tokens, test)
+                for name, peer in peers.items()
+            }
+            key = point(subject, file_type, test.name)
+            results["models"][key] = found = judged(measure(sides, test, options.rounds), subject, file_type, test)
+            cells = "".join(f"{found['speeds'][name]:28.1f}" for name in WAYS)
+            wanted = "" if found["wanted"] is None else f"{found['wanted']:8.1f}"
+            print(f"{key:24}{found[OURS]:10.1f}{cells}{found['ratio']:8.2f}{wanted}", flush=True)
+        results["errors"][f"{subject} {file_type}"] = error = error_of_logits(session, peers["llama.cpp"])
+        print(f"{f'{subject} {file_type}':24}error of logits {error:.1e}", flush=True)
 
 
-def time_graphrt(context: Context, tokens: list[int], n_prompt: int) -> tuple[float, float]:
-    """Seconds of the prompt and of decoding."""
-    context.clear()
-    start = time.perf_counter()
-    context.decode(Batch.of(tokens[:n_prompt]))
-    between = time.perf_counter()
-    for position in range(n_prompt, len(tokens)):
-        context.decode(Batch.of(tokens[position : position + 1], position))
-    return between - start, time.perf_counter() - between
+def measure(sides: Mapping[str, Callable[[], float]], test: Test, rounds: int) -> dict[str, float]:
+    """Median tokens a second of each side; the round before the first compiles and warms up."""
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, run in sides.items():
+            seconds = run()
+            if number:
+                speeds[name].append((test.prompt + test.decode) / seconds)
+    return {name: round(median(each), 2) for name, each in speeds.items()}
 
 
-def time_llama_cpp(peer: Peer, tokens: list[int], n_prompt: int) -> tuple[float, float]:
-    """The same by llama.cpp."""
+def judged(speeds: dict[str, float], subject: str, file_type: str, test: Test) -> dict[str, Any]:
+    """Ours beside the faster way of llama.cpp."""
+    theirs = max(speeds[name] for name in WAYS)
+    wanted = {PROMPT: PROMPT_RATIOS[subject][file_type], DECODE: 1.0}.get(test.name)
+    ratio = round(speeds[OURS] / theirs, 3)
+    return {OURS: speeds[OURS], "llama.cpp": theirs, "ratio": ratio, "wanted": wanted, "speeds": speeds}
+
+
+def time_llama_cpp(peer: Peer, tokens: Sequence[int], test: Test) -> float:
+    """Seconds of the test, as `Session.run` has them."""
     peer.clear()
+    if test.depth:
+        peer.feed(tokens[: test.depth])
     start = time.perf_counter()
-    peer.feed(tokens[:n_prompt])
-    between = time.perf_counter()
-    for token in tokens[n_prompt:]:
+    if test.prompt:
+        peer.feed(tokens[test.depth : test.depth + test.prompt])
+    for token in tokens[test.length - test.decode : test.length]:
         peer.feed([token])
-    return between - start, time.perf_counter() - between
+    return time.perf_counter() - start
+
+
+def error_of_logits(session: Session, peer: Peer) -> float:
+    """Median over the tokens of a prompt, all in one go, of the normalised error of the two sides' logits."""
+    tokens = session.tokens[:TOKENS]
+    session.context.clear()
+    ours = session.context.decode(Batch.of(tokens, all_logits=True))
+    errors = [normalised_error(a, b) for a, b in zip(ours, peer.logits(tokens), strict=True)]
+    return float(np.median(errors))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF file; else one is synthesised")
-    parser.add_argument("--preset", default="deepseek-v2-lite")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--type", default="q8_0")
-    parser.add_argument("--prompt", type=int, default=256)
-    parser.add_argument("--decode", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", choices=[each.name for each in SUBJECTS], action="append", help="repeatable")
+    parser.add_argument("--type", choices=TYPES, action="append", help="repeatable")
+    parser.add_argument("--test", action="append", help=f"pp512, tg64 @ d4096 …, repeatable; else {', '.join(TESTS)}")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    return parser.parse_args()
+    parser.add_argument("--folder", type=Path, help="keep the models there: 20 GB; else each goes after its turn")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    options = parser.parse_args()
+    options.model = options.model or [each.name for each in SUBJECTS]
+    options.type, options.test = options.type or TYPES, options.test or TESTS
+    return options
 
 
 if __name__ == "__main__":

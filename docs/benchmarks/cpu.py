@@ -1,0 +1,168 @@
+"""Speed of whole models on the CPU beside the machine's limits: `python -m docs.benchmarks.cpu`, in the project's root.
+
+    --quick     prompts of 512 and 64 decoded tokens only, three rounds: minutes
+    --long      the longest prompts and depths for every type, not q8_0 only
+    --check     measure the quick set, compare its shares of the limits with those recorded, and fail where one fell
+    --page      write the page and the plots of what is recorded, without measuring
+
+Models are synthesised, one file at a time. Results are kept in cpu.json, so that a run that was stopped goes on, and
+shown in cpu.md, cpu_shares.png and cpu_context.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import graphrt
+from docs.benchmarks.cpu_kernels import kernels
+from docs.benchmarks.cpu_limits import KINDS, Limits
+from docs.benchmarks.cpu_models import SUBJECTS, TYPES, Subject
+from docs.benchmarks.cpu_report import write_page
+from docs.benchmarks.cpu_run import Session, Test, longest, measure
+from docs.benchmarks.cpu_targets import fallen, point
+
+RESULTS = Path(__file__).with_suffix(".json")
+QUICK = ("pp512", "tg64")
+USUAL = ("pp128", "pp512", "pp2048", "tg64", "tg64 @ d4096")
+LONG = ("pp8192", "tg64 @ d16384")
+LONG_TYPE = "q8_0"  # that long tests are made of without --long
+ROUNDS, QUICK_ROUNDS = 5, 3
+TOLERANCE = 0.15
+
+
+class Record:
+    """Results that are written to a file as they come in; without a file they are only held."""
+
+    def __init__(self, path: Path | None, fresh: bool) -> None:
+        self.path = path
+        known = path is not None and path.exists() and not fresh
+        self.all: dict[str, Any] = json.loads(path.read_text()) if path and known else {}
+        self.models: dict[str, Any] = self.all.setdefault("models", {})
+
+    def save(self) -> None:
+        if self.path is not None:
+            self.path.write_text(json.dumps(self.all, indent=1) + "\n")
+
+
+def main() -> None:
+    options = parse()
+    if not options.page:
+        threads = graphrt.Settings.from_env(threads=options.threads).thread_count
+        record = Record(None if options.check else options.record, options.fresh)
+        run(record, options, threads)
+        if options.check:
+            check(record, json.loads(options.record.read_text()), options.tolerance)
+            return
+    if options.record == RESULTS:
+        write_page(RESULTS.parent)
+
+
+def run(record: Record, options: argparse.Namespace, threads: int) -> None:
+    """Measure what the record has not, file by file."""
+    limits = Limits(threads)
+    record.all["machine"] = {"threads": threads, "processor": processor()}
+    record.all.setdefault("limits", []).append(now := in_billions(limits.measure(KINDS)))
+    print(f"{threads} threads; limits in billions a second: {now}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="graphrt-benchmarks-") as temporary:
+        folder = options.folder or Path(temporary)
+        for subject, file_type, tests in selected(options):
+            missing = [test for test in tests if point(subject.name, file_type, test.name) not in record.models]
+            if missing:
+                path = subject.file(file_type, folder)
+                measure_file(record, subject, file_type, path, missing, limits, options)
+                record.all["limits"].append(in_billions(limits.measure(KINDS)))
+                record.save()
+                if options.folder is None:
+                    path.unlink()
+    if not options.quick and not options.check and "kernels" not in record.all:
+        record.all["kernels"] = kernels(limits)
+        record.save()
+
+
+def measure_file(
+    record: Record,
+    subject: Subject,
+    file_type: str,
+    path: Path,
+    tests: list[Test],
+    limits: Limits,
+    options: argparse.Namespace,
+) -> None:
+    session = Session(path, longest(tests), limits.size)
+    for test in sorted(tests):
+        found = measure(session, test, limits, options.rounds)
+        record.models[point(subject.name, file_type, test.name)] = found
+        record.save()
+        speed, share = median(found["tokens_per_second"]), median(found["share"])
+        name = point(subject.name, file_type, test.name)
+        print(f"{name:28} {speed:8.1f} tokens/s, {share:5.1%} of {found['limits']}", flush=True)
+
+
+def selected(options: argparse.Namespace) -> Iterator[tuple[Subject, str, list[Test]]]:
+    for subject in SUBJECTS:
+        for file_type in TYPES:
+            if subject.name in (options.model or [subject.name]) and file_type in (options.type or TYPES):
+                if options.test:
+                    names = tuple(options.test)
+                elif options.quick or options.check:
+                    names = QUICK
+                else:
+                    names = USUAL + LONG * (options.long or file_type == LONG_TYPE)
+                yield subject, file_type, [Test.of(name) for name in names]
+
+
+def check(record: Record, recorded: dict[str, Any], tolerance: float) -> None:
+    """Say what fell; the process then ends with 1."""
+    lines = fallen(record.models, recorded["models"], tolerance)
+    compared = len(record.models.keys() & recorded["models"].keys())
+    print(f"{compared} shares compared with those recorded; {len(lines)} fell by more than {tolerance:.0%}")
+    for line in lines:
+        print(f"  {line}")
+    if lines or not compared:
+        sys.exit(1)
+
+
+def in_billions(rates: dict[str, float]) -> dict[str, float]:
+    return {kind: round(rate / 1e9, 1) for kind, rate in rates.items()}
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    from graphrt.cli.bench import _cpu_info
+
+    return _cpu_info()
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--long", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--page", action="store_true")
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, help="of --check, 0.15: a share may fall by 15 %%"
+    )
+    parser.add_argument("--model", choices=[each.name for each in SUBJECTS], action="append", help="repeatable")
+    parser.add_argument("--type", choices=TYPES, action="append", help="repeatable")
+    parser.add_argument("--test", action="append", help="pp512, tg64, tg64 @ d4096 …, repeatable")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU backend; 0: all processors")
+    parser.add_argument("--rounds", type=int, default=0, help="that count, of each test")
+    parser.add_argument(
+        "--folder", type=Path, help="keeps the models there, 20 GB; else each is deleted after its turn"
+    )
+    parser.add_argument("--record", type=Path, default=RESULTS, help="where the results are kept")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    options = parser.parse_args()
+    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick or options.check else ROUNDS)
+    return options
+
+
+if __name__ == "__main__":
+    main()

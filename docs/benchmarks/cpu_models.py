@@ -1,0 +1,92 @@
+"""The models that are measured on the CPU, and what a token of theirs takes: bytes to read, and operations.
+
+Both are cut to a few layers and a small vocabulary: all layers are alike, and the output would count too much.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from graphrt.dtypes import DType
+from graphrt.models.gguf_file import GGUFFile
+
+TYPES = ("bf16", "q8_0", "q4_0", "q4_k_m")
+VOCABULARY = 4096
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A synthesised model.
+
+    Args:
+        name: that tables show.
+        preset, layers: what `synthesise` makes it of.
+    """
+
+    name: str
+    preset: str
+    layers: int
+
+    def file(self, file_type: str, folder: Path) -> Path:
+        """Its GGUF file in that folder, which is made if it is not there."""
+        path = folder / f"{self.preset}-{self.layers}-layers-{file_type}.gguf"
+        if not path.exists():
+            from graphrt.models.synth import synthesise
+
+            folder.mkdir(parents=True, exist_ok=True)
+            synthesise(self.preset, path, layers=self.layers, dtype=file_type, vocabulary=VOCABULARY)
+        return path
+
+
+SUBJECTS = (Subject("V2-Lite", "deepseek-v2-lite", 4), Subject("Mixtral", "mixtral-8x7b", 2))
+
+
+def active_bytes(file: GGUFFile) -> float:
+    """Bytes of the weights that one decoded token reads: all but the embedding, and of the experts those used."""
+    return sum(tensor.nbytes * _share(file, name) for name, tensor in file.tensors.items() if not _is_embedding(name))
+
+
+def cache_bytes(file: GGUFFile) -> int:
+    """Bytes of an f16 cache that attention reads for each token in the context."""
+    metadata, name = file.metadata, file.architecture
+    rank = metadata.get(f"{name}.attention.kv_lora_rank")
+    keys, values = (metadata[f"{name}.attention.{kind}_length"] for kind in ("key", "value"))
+    elements = rank + metadata[f"{name}.rope.dimension_count"] if rank else keys + values
+    heads = 1 if rank else metadata[f"{name}.attention.head_count_kv"]
+    return 2 * heads * elements * metadata[f"{name}.block_count"]
+
+
+def prompt_operations(file: GGUFFile, tokens: int) -> Mapping[str, float]:
+    """Operations of the active weights for a prompt, by the kind of arithmetic that suits their types.
+
+    Of the last layer's feed-forward part and of the output, only the last token's count: no other result is asked for.
+    Attention's own products, of queries, keys and values, are left out.
+    """
+    last = f"blk.{file.metadata[f'{file.architecture}.block_count'] - 1}.ffn_"
+    found: Counter[str] = Counter()
+    for name, tensor in file.tensors.items():
+        if tensor.dtype is not None and not _is_embedding(name):
+            rows = 1 if name.startswith((last, "output")) else tokens
+            found[kind_of(tensor.dtype)] += 2 * rows * prod(tensor.shape) * _share(file, name)
+    return found
+
+
+def kind_of(dtype: DType) -> str:
+    """The arithmetic that products with such weights are done in, at best."""
+    return "int8" if dtype.is_quantized else "bf16" if dtype.name == "bf16" else "f32"
+
+
+def _share(file: GGUFFile, name: str) -> float:
+    """How much of a tensor a token uses."""
+    if "_exps." not in name:
+        return 1.0
+    metadata, architecture = file.metadata, file.architecture
+    return metadata[f"{architecture}.expert_used_count"] / metadata[f"{architecture}.expert_count"]
+
+
+def _is_embedding(name: str) -> bool:
+    return name == "token_embd.weight"

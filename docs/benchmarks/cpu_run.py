@@ -1,0 +1,107 @@
+"""Times of prompts and decoding on one loaded file, each beside the machine's limits of the same moment."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import graphrt
+from docs.benchmarks.cpu_limits import BANDWIDTH, Limits, seconds_at
+from docs.benchmarks.cpu_models import active_bytes, cache_bytes, prompt_operations
+from graphrt.models.batch import Batch
+
+CONTEXT_STEP = 256
+
+
+@dataclass(frozen=True, order=True)
+class Test:
+    """What is timed, in llama-bench's terms: a prompt of `prompt` tokens, or `decode` tokens after `depth` others."""
+
+    depth: int
+    prompt: int
+    decode: int
+
+    @classmethod
+    def of(cls, name: str) -> Test:
+        """From its name: pp512, tg64, tg64 @ d4096."""
+        found = re.fullmatch(r"(pp|tg)(\d+)(?: @ d(\d+))?", name)
+        if found is None:
+            raise ValueError(f"{name!r} is no test; give one as pp512, tg64 or tg64 @ d4096")
+        kind, count, depth = found[1], int(found[2]), int(found[3] or 0)
+        return cls(depth, count if kind == "pp" else 0, count if kind == "tg" else 0)
+
+    @property
+    def name(self) -> str:
+        count = f"pp{self.prompt}" if self.prompt else f"tg{self.decode}"
+        return count + (f" @ d{self.depth}" if self.depth else "")
+
+    @property
+    def length(self) -> int:
+        return self.depth + self.prompt + self.decode
+
+
+class Session:
+    """One file, loaded once.
+
+    Args:
+        path: the file.
+        length: tokens that the longest test needs.
+        threads: of the CPU backend.
+    """
+
+    def __init__(self, path: Path, length: int, threads: int) -> None:
+        size = -(-length // CONTEXT_STEP) * CONTEXT_STEP
+        model = graphrt.load(path, n_ctx=size, threads=threads)
+        self.file, self.context = model.file, model.new_context()
+        vocabulary = self.context.decoder.vocabulary_size
+        self.tokens: list[int] = np.random.default_rng(0).integers(0, vocabulary, size).tolist()
+        self._reached = 0  # tokens that the context holds for tests at a depth
+
+    def run(self, test: Test) -> float:
+        """Seconds of the test; what has to stand before it is put there first."""
+        if self._reached != test.depth or not test.depth:
+            self.context.clear()
+            if test.depth:
+                self.context.decode(Batch.of(self.tokens[: test.depth]))
+            self._reached = test.depth
+        self.context.seq_rm(0, test.depth)
+        start = time.perf_counter()
+        if test.prompt:
+            self.context.decode(Batch.of(self.tokens[test.depth : test.depth + test.prompt], test.depth))
+        for position in range(test.length - test.decode, test.length):
+            self.context.decode(Batch.of(self.tokens[position : position + 1], position))
+        return time.perf_counter() - start
+
+    def work(self, test: Test) -> Mapping[str, float]:
+        """Bytes and operations of the test by the kind of limit that holds for them."""
+        if test.prompt:
+            return prompt_operations(self.file, test.prompt)
+        return {BANDWIDTH: test.decode * (active_bytes(self.file) + cache_bytes(self.file) * test.depth)}
+
+
+def measure(session: Session, test: Test, limits: Limits, rounds: int) -> dict[str, Any]:
+    """Tokens a second and shares of the limit of all rounds; before them one run that compiles and warms up."""
+    work = session.work(test)
+    session.run(test)
+    speeds, shares, seen = [], [], []
+    for _ in range(rounds):
+        seen.append(limits.measure(work))
+        seconds = session.run(test)
+        speeds.append((test.prompt + test.decode) / seconds)
+        shares.append(seconds_at(seen[-1], work) / seconds)
+    return {
+        "tokens_per_second": [round(speed, 2) for speed in speeds],
+        "share": [round(share, 4) for share in shares],
+        "limits": {kind: round(statistics.median(each[kind] for each in seen) / 1e9, 1) for kind in work},
+    }
+
+
+def longest(tests: Iterable[Test]) -> int:
+    return max(test.length for test in tests)
