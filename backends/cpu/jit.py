@@ -53,8 +53,13 @@ class Native:
         identity = [self.factory.__module__, self.factory.__qualname__, repr(self.constants)]
         machine = self.level.machine
         identity += [self.level.name, machine.triple, machine.cpu, *sorted(machine.features)]
-        text = "\n".join([*identity, _versions(), _source_hash(_source_file(self.factory))])
+        text = "\n".join([*identity, _versions(), *map(_digest, _sources(_source_file(self.factory)))])
         return f"{self.factory.__name__}_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+    @property
+    def source_bytes(self) -> int:
+        """Length of the sources that its code depends on."""
+        return sum(source.stat().st_size for source in _sources(_source_file(self.factory)))
 
     @property
     def path(self) -> Path:
@@ -210,22 +215,19 @@ _WITHOUT_EFFECT = {"jit.py", "registry.py"}  # of what every kernel's file impor
 
 
 @cache
-def _source_hash(file: Path) -> str:
-    """The hash of a kernel's source file and of the files of this backend that it imports, directly or not."""
+def _sources(file: Path) -> tuple[Path, ...]:
+    """A kernel's source file, and the files of this backend that it imports, directly or not."""
     found, waiting = {file}, [file, Path(__file__).with_name("compiler.py")]
     while waiting:
         source = waiting.pop()
         found.add(source)
         waiting += [each for each in _imported(source) if each not in found]
-    digest = hashlib.sha256()
-    for source in sorted(found, key=lambda each: each.name):
-        digest.update(_digest(source))
-    return digest.hexdigest()
+    return tuple(sorted(found, key=lambda each: each.name))
 
 
 @cache
-def _digest(source: Path) -> bytes:
-    return hashlib.sha256(source.read_bytes()).digest()
+def _digest(source: Path) -> str:
+    return hashlib.sha256(source.read_bytes()).hexdigest()
 
 
 @cache

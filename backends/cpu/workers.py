@@ -16,17 +16,17 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from graphrt.backends.cpu import host
 from graphrt.backends.cpu.jit import Native
 from graphrt.errors import KernelError
 
 KERNELS_PER_WORKER = 5  # fewer are compiled sooner than a worker has started
-CRASHES = tuple(getattr(signal, name, None) for name in ("SIGSEGV", "SIGABRT", "SIGILL", "SIGBUS", "SIGFPE"))
+CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 
 _PROGRAM = """
 import json, sys
@@ -35,7 +35,10 @@ from graphrt.backends.cpu.workers import main
 main()
 """
 
+Job = tuple[Native, bytes]  # with what the worker reads
 Result = tuple[Native, bytes]
+Found = bytes | KernelError | None  # object code, why there is none, or None where the worker does not know
+Answer = tuple[Native, Found]
 
 
 def compile_all(functions: Sequence[Native]) -> Iterator[Result]:
@@ -49,34 +52,33 @@ def compile_all(functions: Sequence[Native]) -> Iterator[Result]:
         yield function, function.compile()
 
 
-def _compile_in_workers(functions: Sequence[Native], count: int) -> Any:
+def _compile_in_workers(functions: Sequence[Native], count: int) -> Generator[Result, None, list[Native]]:
     """Yields results; returns the functions that are left."""
-    jobs = {function: _job(function) for function in functions}
+    # The longest first, so that none is left for last: those whose sources are long.
+    order = sorted(functions, key=lambda function: -function.source_bytes)
+    jobs = {function: _job(function) for function in order}
     waiting = deque((function, job) for function, job in jobs.items() if job is not None)
     left = [function for function, job in jobs.items() if job is None]
-    answers: SimpleQueue[tuple[Native, Any] | None] = SimpleQueue()
-    workers = _start(count)
+    answers: SimpleQueue[Answer | None] = SimpleQueue()
+    workers = [_Worker(process, waiting, answers) for process in _start(count)]
     try:
         for worker in workers:
-            threading.Thread(target=_feed, args=(worker, waiting, answers), daemon=True).start()
+            worker.start()
         running = len(workers)
         while running:
             answer = answers.get()
             if answer is None:
                 running -= 1
-                continue
-            function, found = answer
-            if isinstance(found, Exception):
-                raise found
-            if found is None:
-                left.append(function)
+            elif isinstance(answer[1], KernelError):
+                raise answer[1]
+            elif answer[1] is None:
+                left.append(answer[0])
             else:
-                yield function, found
+                yield answer[0], answer[1]
         return [*left, *(function for function, _ in waiting)]
     finally:
         for worker in workers:
-            worker.kill()
-            worker.wait()
+            worker.stop()
 
 
 def _job(function: Native) -> bytes | None:
@@ -106,42 +108,48 @@ def _start(count: int) -> list[subprocess.Popen[bytes]]:
     return workers
 
 
-def _feed(
-    worker: subprocess.Popen[bytes],
-    waiting: deque[tuple[Native, bytes]],
-    answers: SimpleQueue[tuple[Native, Any] | None],
-) -> None:
-    """Give a worker one job after the other, until there are no more or it is dead; None is the last answer."""
-    is_alive = True
-    while is_alive:
+class _Worker(threading.Thread):
+    """Gives a process one job after the other, until there are no more or it is dead; None is its last answer."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], waiting: deque[Job], answers: SimpleQueue[Answer | None]
+    ) -> None:
+        super().__init__(name="graphrt-compile", daemon=True)
+        self._process, self._waiting, self._answers = process, waiting, answers
+        self._is_alive = True
+
+    def run(self) -> None:
+        with suppress(IndexError):
+            while self._is_alive:
+                function, job = self._waiting.popleft()
+                self._answers.put((function, self._ask(function, job)))
+        self._answers.put(None)
+
+    def stop(self) -> None:
+        """End the process, whatever it is at."""
+        self._process.kill()
+        self._process.wait()
+        self.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):
+                cast(BinaryIO, pipe).close()
+
+    def _ask(self, function: Native, job: bytes) -> Found:
         try:
-            function, job = waiting.popleft()
-        except IndexError:
-            break
-        try:
-            found = _ask(worker, job)
+            stdin, stdout = cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout)
+            stdin.write(job)
+            stdin.flush()
+            size, error = json.loads(stdout.readline())
+            code = stdout.read(size)
+            if len(code) == size:
+                return KernelError(error) if error else code or None
         except (OSError, ValueError):
-            is_alive, found = False, None
-            if -worker.wait() in CRASHES:
-                found = KernelError(f"[cpu] kernel {function.label} crashes the compiler: signal {-worker.returncode}")
-        answers.put((function, found))
-    answers.put(None)
-
-
-def _ask(worker: subprocess.Popen[bytes], job: bytes) -> bytes | KernelError | None:
-    """A worker's answer: the object code, why there is none, or None where the worker does not know.
-
-    Raises: OSError or ValueError if it is dead.
-    """
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write(job)
-    worker.stdin.flush()
-    size, error = json.loads(worker.stdout.readline())
-    code = worker.stdout.read(size)
-    if len(code) < size:
-        raise OSError("the worker died")
-    return KernelError(error) if error else code or None
+            pass
+        self._is_alive = False
+        if -self._process.wait() in CRASHES:
+            name = signal.Signals(-self._process.returncode).name
+            return KernelError(f"[cpu] kernel {function.label} crashes the compiler ({name})")
+        return None
 
 
 # ---- in the worker ---------------------------------------------------------------------------------------------------
