@@ -32,9 +32,9 @@ class Kept:
         self.path = cache_root() / file
         self.machine, self.version = machine, version
 
-    def get(self, name: str) -> Any:
-        """The value under a name as JSON has it; None where there is none."""
-        return self._values(self._read()).get(name)
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value under a name as JSON has it; the default where there is none."""
+        return self._values(self._read()).get(name, default)
 
     def put(self, name: str, value: Any) -> None:
         """Keep a value, beside whatever others have put there meanwhile."""

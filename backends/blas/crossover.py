@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 import graphrt
-from graphrt.backend import Backend
+from graphrt.backend import Backend, create
 from graphrt.backends.blas.rounds import LOSSES, Round, blas_pays, take_turns
-from graphrt.backends.cpu.jit import cache_folder
 from graphrt.dtypes import DType
+from graphrt.kept import Kept
 from graphrt.plan import Plan
 from graphrt.scheduler import Scheduler
 from graphrt.settings import Settings
@@ -46,45 +43,24 @@ class Crossover:
 
     def __init__(self, settings: Settings, blas: Callable[[], Backend]) -> None:
         self._settings, self._blas = settings, blas
+        self._known: dict[str, int | None] = {}
 
     def least_batch(self, dtype: DType) -> int | None:
         """The batch from which on BLAS measured faster with such a weight; None if at none."""
         if dtype.name not in self._known:
-            self._known[dtype.name] = self._measure(dtype)
-            self._save()
+            least = self._kept.get(dtype.name, default="unknown")
+            if least is not None and not isinstance(least, int):
+                least = self._measure(dtype)
+                self._kept.put(dtype.name, least)
+            self._known[dtype.name] = least
         return self._known[dtype.name]
 
     @cached_property
-    def _known(self) -> dict[str, int | None]:
-        kept = self._kept().get(self._machine, {})
-        return {name: least for name, least in kept.items() if least is None or isinstance(least, int)}
-
-    def _kept(self) -> dict[str, dict[str, int | None]]:
-        """What the file holds for each machine; nothing where it is absent or damaged."""
-        with suppress(OSError, ValueError):
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
-            if isinstance(kept, dict):
-                return {machine: known for machine, known in kept.items() if isinstance(known, dict)}
-        return {}
-
-    def _save(self) -> None:
-        """Write what is known beside what other machines and settings left there. No cache is no error."""
-        kept = {**self._kept(), self._machine: self._known}
-        partial = self._path.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-            os.replace(partial, self._path)
-
-    @property
-    def _path(self) -> Path:
-        return cache_folder().parent / "blas.json"
-
-    @cached_property
-    def _machine(self) -> str:
+    def _kept(self) -> Kept:
         blas = " ".join(f"{name}={os.environ[name]}" for name in BLAS_VARIABLES if os.environ.get(name))
-        versions = f"graphrt {graphrt.__version__} numpy {np.__version__}"
-        return f"{platform.node()} {platform.machine()} {versions} cpu {self._settings.thread_count} blas {blas}"
+        machine = f"{platform.node()} {platform.machine()} cpu {self._settings.thread_count} blas {blas}"
+        kernels = create("cpu", self._settings).version
+        return Kept("blas.json", machine, f"graphrt {graphrt.__version__} {kernels} numpy {np.__version__}")
 
     def _measure(self, dtype: DType) -> int | None:
         """Go down from the largest batch for as long as BLAS is faster."""

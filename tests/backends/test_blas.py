@@ -12,6 +12,7 @@ from graphrt import Graph, Scheduler, Settings, Tensor, dtypes, ops
 from graphrt.backends.blas import BlasBackend, crossover, program, rounds
 from graphrt.backends.blas.crossover import BATCHES, Crossover
 from graphrt.backends.blas.rounds import LEAST_ROUNDS, LOSSES, ROUNDS, Round, blas_pays, take_turns
+from graphrt.backends.cpu import CpuBackend
 from graphrt.testing import Draw, normalised_error
 
 ONE_THREAD = Settings.from_env({}, threads=1)
@@ -131,7 +132,7 @@ def test_it_is_measured_once_and_kept_on_disk_for_each_dtype(measured):
     assert len(asked) == count
     assert Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f16) == 256
     assert len(asked) == 2 * count
-    assert [set(kept) for kept in json.loads(file.read_text()).values()] == [{"f32", "f16"}]
+    assert [set(kept["values"]) for kept in json.loads(file.read_text()).values()] == [{"f32", "f16"}]
 
 
 def test_other_threads_are_measured_anew(measured):
@@ -156,6 +157,24 @@ def test_a_damaged_cache_is_measured_anew(content, measured):
     file.parent.mkdir()
     file.write_text(content)
     assert Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f32) == 256
+
+
+def test_that_blas_is_never_faster_is_kept_too(measured, monkeypatch):
+    asked, _ = measured
+    monkeypatch.setattr(rounds, "MARGIN", 0.1)
+    assert Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f32) is None
+    count = len(asked)
+    assert Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f32) is None
+    assert len(asked) == count > 0
+
+
+def test_other_kernels_are_measured_anew(measured, monkeypatch):
+    asked, _ = measured
+    Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f32)
+    count = len(asked)
+    monkeypatch.setattr(CpuBackend, "version", "other sources")
+    Crossover(ONE_THREAD, lambda: None).least_batch(dtypes.f32)
+    assert len(asked) == 2 * count
 
 
 def test_where_blas_is_never_faster_it_takes_nothing(measured, monkeypatch):
