@@ -72,7 +72,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if not self.groups:
-            object.__setattr__(self, "groups", [Group((node,)) for node in self.nodes])
+            object.__setattr__(self, "groups", [self.backend.alone(node) for node in self.nodes])
 
 
 class Program(ABC):

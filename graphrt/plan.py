@@ -172,7 +172,7 @@ class Plan:
     def steps_by_node(self) -> Generator[tuple[Tensor | Copy, Step], None, None]:
         """Every copy and node in the order of execution, each with what runs it alone; to be closed if not exhausted.
 
-        Where nodes are fused, this takes place in memory of its own, in which every result has room.
+        Where nodes are fused, this goes by a memory plan of its own, in which every result has room.
 
         Raises: Cancelled if `cancel` was called, at the next one.
         """
@@ -282,10 +282,13 @@ class Plan:
         return Locations(self.schedule, memory, self._allocate(memory), self._residents)
 
     def _carry(self, tensors: Iterable[Tensor], source: Locations, target: Locations) -> None:
-        """Bring inputs or outputs from where one kind of run has them to where the other does."""
-        for tensor in tensors if source is not target else ():
-            if tensor.size and tensor.root.role in ("input", "node") and not tensor.root.has_data:
-                target.within(HOST, tensor).array(tensor)[...] = source.within(HOST, tensor).array(tensor)
+        """Bring inputs or outputs from where one kind of run has them to where the other does, which may overlap."""
+        if source is target:
+            return
+        moved = [t for t in tensors if t.size and t.root.role in ("input", "node") and not t.root.has_data]
+        arrays = [source.within(HOST, tensor).array(tensor).copy() for tensor in moved]
+        for tensor, array in zip(moved, arrays, strict=True):
+            target.within(HOST, tensor).array(tensor)[...] = array
 
     @cached_property
     def _single_steps(self) -> list[tuple[Tensor | Copy, Step]]:

@@ -32,17 +32,23 @@ class SharedArena:
     def __init__(self) -> None:
         self._buffers: dict[str, Buffer] = {}
 
-    @cached_property
-    def by_node(self) -> SharedArena:
-        """Memory for the same plans' runs node by node, where these need their own."""
-        return SharedArena()
-
     def at_least(self, backend: Backend, nbytes: int) -> Buffer:
         """Bytes of a backend's memory, so many or more; plans made before keep theirs."""
         buffer = self._buffers.get(backend.memory)
         if buffer is None or buffer.nbytes < nbytes:
             buffer = self._buffers[backend.memory] = backend.allocate(nbytes)
         return buffer
+
+    def by_node(self, backend: Backend, nbytes: int) -> Buffer:
+        """Bytes for the same plans' runs node by node: the same ones where they are enough, else others."""
+        buffer = self._buffers.get(backend.memory)
+        if buffer is not None and buffer.nbytes >= nbytes:
+            return buffer
+        return self._larger.at_least(backend, nbytes)
+
+    @cached_property
+    def _larger(self) -> SharedArena:
+        return SharedArena()
 
 
 class Scheduler:
@@ -174,10 +180,8 @@ def _make_plan(schedule: Schedule, residents: Residents, settings: Settings, are
     arena = arena or SharedArena()
 
     def allocate(memory: MemoryPlan) -> dict[str, Buffer]:
-        room = arena if memory is schedule.memory else arena.by_node
-        return {
-            backend.memory: room.at_least(backend, memory.sizes.get(backend.memory, 0)) for backend in schedule.backends
-        }
+        take = arena.at_least if memory is schedule.memory else arena.by_node
+        return {backend.memory: take(backend, memory.sizes.get(backend.memory, 0)) for backend in schedule.backends}
 
     if settings.sched_debug:
         print(describe(schedule, settings.sched_debug), file=sys.stderr)

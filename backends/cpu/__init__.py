@@ -8,12 +8,14 @@ threads.py (how a split runs), jit.py (compilation and the disk cache). Kernels 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from graphrt.backend import Backend, Program, Split, Support
+from graphrt.backend import Backend, Group, Program, Split, Support
 from graphrt.backends.cpu import host, registry
 from graphrt.backends.cpu.jit import native
 from graphrt.backends.cpu.registry import Call, dtypes_in, floats, kernel
+from graphrt.fusion import Readers
 from graphrt.settings import Settings
 from graphrt.tensor import Tensor
 
@@ -41,6 +43,11 @@ class CpuBackend(Backend):
     def workspace(self, node: Tensor) -> int:
         record = registry.find(node.op) if node.op is not None else None
         return 0 if record is None else record.workspace_of(node, self.threads)
+
+    def fuse(self, nodes: Sequence[Tensor], readers: Readers) -> list[Group]:
+        from graphrt.backends.cpu.fusion import fuse
+
+        return fuse(nodes, readers, self.threads, self.alone)
 
     def compile(self, split: Split) -> Program:
         from graphrt.backends.cpu.program import compile_split

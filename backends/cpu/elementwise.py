@@ -90,11 +90,11 @@ def map_two(lanes, function):
     return run
 
 
-def call_of(function: Native, node: Tensor, scalars: tuple[float, ...] = ()) -> Call:
-    """The call of a map kernel for a node: dtypes' numbers, whether it is flat, and the scalars."""
+def call_of(function: Native, node: Tensor, scalars: tuple[float, ...] = (), each: int = 1) -> Call:
+    """The call of a map kernel for a node: dtypes' numbers, whether it is flat, and the scalars; `each` is work."""
     tensors = [node, *node.srcs]
     flat = is_flat(node, *node.srcs)
-    return Call(function, tensors, [*kinds(tensors), flat, *map(float, scalars)])
+    return Call(function, tensors, [*kinds(tensors), flat, *map(float, scalars)], work=each * node.size)
 
 
 # ---- two tensors -----------------------------------------------------------------------------------------------------
@@ -194,4 +194,4 @@ def fill():
 @lowering(ops.fill)
 def _(node: Tensor) -> list[Call]:
     item = np.full(8 // node.dtype.nbytes, node.params["value"]).astype(node.dtype.numpy)
-    return [Call(native(fill), [node], [node.nbytes, int(item.view(np.int64)[0])])]
+    return [Call(native(fill), [node], [node.nbytes, int(item.view(np.int64)[0])], work=node.size)]

@@ -27,7 +27,7 @@ def gated(lanes, name):
 
 def calls(node: Tensor) -> list[Call]:
     assert node.op is not None
-    return [call_of(native(gated, host.level().lanes, node.op.name), node)]
+    return [call_of(native(gated, host.level().lanes, node.op.name), node, each=3)]
 
 
 for _name in _ACTIVATIONS:

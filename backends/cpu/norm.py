@@ -1,4 +1,4 @@
-"""Kernel of rms_norm: two passes over each row, the sum of squares and the scaling."""
+"""Kernels of rms_norm: two passes over each row, the sum of squares and the scaling; and with an add before them."""
 
 from __future__ import annotations
 
@@ -62,33 +62,54 @@ def scaled_by_weight(x, weight, factor):
     return x * factor * weight
 
 
-def rms_norm(lanes):
-    """Scalars: the dtypes' numbers of out, x and weight; eps."""
+@helper
+def sum_of(a, b, unused):
+    return a + b
+
+
+def row_norm(lanes, tensors, weight_at):
+    """A helper: normalise a row of tensor 1 into tensor 0; the weight is tensor `weight_at` of as many as `tensors`."""
     squares = squares_of(lanes)
     loop, loop_with_weight = loop_one(lanes, scaled), loop_two(lanes, scaled_by_weight)
 
-    def run(args, ith, nth):
-        out_kind, x_kind, weight_kind = scalar(args, 3, 0), scalar(args, 3, 1), scalar(args, 3, 2)
-        eps, weighted = float_scalar(args, 3, 3), address(args, 2) != 0
+    @helper
+    def normalise(args, row, eps):
+        out_kind, x_kind, weight_kind = (
+            scalar(args, tensors, 0),
+            scalar(args, tensors, 1),
+            scalar(args, tensors, weight_at),
+        )
+        weighted = address(args, weight_at) != 0
         x_buffer, weight_buffer = stack_floats(PIECE), stack_floats(PIECE)
         n = size(args, 0, 3)
+        total = 0.0
+        for start in range(0, n, PIECE):
+            count = min(PIECE, n - start)
+            x, kind = piece_of(args, 1, x_kind, False, row, start, count, x_buffer)
+            total += squares(x, kind, count)
+        factor = np.float32(1.0 / np.sqrt(total / n + eps))
+        for start in range(0, n, PIECE):
+            count = min(PIECE, n - start)
+            target = row_address(args, 0, row) + start * element_bytes(out_kind)
+            x, kind = piece_of(args, 1, x_kind, False, row, start, count, x_buffer)
+            if weighted:
+                weight, weight_now = piece_of(args, weight_at, weight_kind, False, 0, start, count, weight_buffer)
+                loop_with_weight(target, out_kind, x, kind, weight, weight_now, count, factor)
+            else:
+                loop(target, out_kind, x, kind, count, factor, factor)
+
+    return normalise
+
+
+def rms_norm(lanes):
+    """Scalars: the dtypes' numbers of out, x and weight; eps."""
+    normalise = row_norm(lanes, 3, 2)
+
+    def run(args, ith, nth):
+        eps = float_scalar(args, 3, 3)
         first, last = share(rows(args, 0), ith, nth)
         for row in range(first, last):
-            total = 0.0
-            for start in range(0, n, PIECE):
-                count = min(PIECE, n - start)
-                x, kind = piece_of(args, 1, x_kind, False, row, start, count, x_buffer)
-                total += squares(x, kind, count)
-            factor = np.float32(1.0 / np.sqrt(total / n + eps))
-            for start in range(0, n, PIECE):
-                count = min(PIECE, n - start)
-                target = row_address(args, 0, row) + start * element_bytes(out_kind)
-                x, kind = piece_of(args, 1, x_kind, False, row, start, count, x_buffer)
-                if weighted:
-                    weight, weight_now = piece_of(args, 2, weight_kind, False, 0, start, count, weight_buffer)
-                    loop_with_weight(target, out_kind, x, kind, weight, weight_now, count, factor)
-                else:
-                    loop(target, out_kind, x, kind, count, factor, factor)
+            normalise(args, row, eps)
 
     return run
 
@@ -97,4 +118,26 @@ def rms_norm(lanes):
 def _(node: Tensor) -> list[Call]:
     tensors = [node, *node.srcs]
     scalars = [*kinds(tensors), float(node.params["eps"])]
-    return [Call(native(rms_norm, host.level().lanes), tensors, scalars)]
+    return [Call(native(rms_norm, host.level().lanes), tensors, scalars, work=2 * node.size)]
+
+
+def add_rms_norm(lanes):
+    """Norm and sum of tensors 2 and 3; tensor 4 is the weight. Scalars: the dtypes' numbers of all five; eps."""
+    normalise, add = row_norm(lanes, 5, 4), loop_two(lanes, sum_of)
+
+    def run(args, ith, nth):
+        sum_kind, a_kind, b_kind = scalar(args, 5, 1), scalar(args, 5, 2), scalar(args, 5, 3)
+        eps = float_scalar(args, 5, 5)
+        a_buffer, b_buffer = stack_floats(PIECE), stack_floats(PIECE)
+        n = size(args, 0, 3)
+        first, last = share(rows(args, 0), ith, nth)
+        for row in range(first, last):
+            for start in range(0, n, PIECE):
+                count = min(PIECE, n - start)
+                target = row_address(args, 1, row) + start * element_bytes(sum_kind)
+                a, a_now = piece_of(args, 2, a_kind, False, row, start, count, a_buffer)
+                b, b_now = piece_of(args, 3, b_kind, False, row, start, count, b_buffer)
+                add(target, sum_kind, a, a_now, b, b_now, count, np.float32(0))
+            normalise(args, row, eps)
+
+    return run

@@ -48,12 +48,17 @@ class Call:
         tensors: 9 words each; None for an absent source.
         scalars: one word each; floats as float64.
         extras: ints that follow the workspace and the counter.
+        results: how many of the tensors, the first ones, it writes; beside these it writes to its workspace only.
+        work: about how many elements it handles, an addition each, where that is all that takes time: a little is left
+            to one thread, for which ith is 0 and nth is 1. None: all threads take part.
     """
 
     function: Native
     tensors: Sequence[Tensor | None]
     scalars: Sequence[float] = ()
     extras: Sequence[int] = ()
+    results: int = 1
+    work: int | None = None
 
 
 @dataclass

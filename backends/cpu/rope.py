@@ -243,4 +243,5 @@ def _(node: Tensor) -> list[Call]:
     tensors, rotation, row = [node, *node.srcs], Rotation(**node.params), node.shape[-1]
     speeds = map(float, rotation.speeds(row))
     scalars = [*kinds(tensors[:2]), rotation.first, rotation.width(row), float(rotation.magnitude), *speeds]
-    return [Call(native(rope, host.level().lanes, rotation.mode), tensors, scalars)]
+    turned = node.size // max(1, row) * rotation.width(row)
+    return [Call(native(rope, host.level().lanes, rotation.mode), tensors, scalars, work=node.size + 3 * turned)]

@@ -72,7 +72,7 @@ def get_rows():
 def _(node: Tensor) -> list[Call]:
     x, ids = present(node)
     scalars = [ids.dtype.nbytes, node.dtype.nbytes, node.dtype.is_integer, *route(x.dtype, node.dtype)]
-    return [Call(native(get_rows), [node, x, ids], scalars)]
+    return [Call(native(get_rows), [node, x, ids], scalars, work=2 * node.size)]
 
 
 def set_rows():
@@ -103,7 +103,8 @@ def set_rows():
 def _(node: Tensor) -> list[Call]:
     _, given, ids = present(node)
     before = (node.params["first"] or 0) // node.dtype.block * node.strides[-1]
-    return [Call(native(set_rows), [node, given, ids], [ids.dtype.nbytes, before, *route(given.dtype, node.dtype)])]
+    scalars = [ids.dtype.nbytes, before, *route(given.dtype, node.dtype)]
+    return [Call(native(set_rows), [node, given, ids], scalars, work=2 * given.size)]
 
 
 @helper

@@ -17,6 +17,7 @@ from graphrt.backends.cpu.elements import (
     load_number,
     loop_one,
     piece_of,
+    present,
     stack_floats,
     store_number,
 )
@@ -122,7 +123,7 @@ def soft_max(lanes):
 def _(node: Tensor) -> list[Call]:
     tensors = [node, *node.srcs]
     scalars = [*kinds(tensors), float(node.params["scale"])]
-    return [Call(native(soft_max, host.level().lanes), tensors, scalars)]
+    return [Call(native(soft_max, host.level().lanes), tensors, scalars, work=6 * node.size)]
 
 
 def sum_rows(lanes):
@@ -151,4 +152,4 @@ def sum_rows(lanes):
 @lowering(ops.sum_rows)
 def _(node: Tensor) -> list[Call]:
     tensors = [node, *node.srcs]
-    return [Call(native(sum_rows, host.level().lanes), tensors, kinds(tensors))]
+    return [Call(native(sum_rows, host.level().lanes), tensors, kinds(tensors), work=present(node)[0].size)]

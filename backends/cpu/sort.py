@@ -87,7 +87,8 @@ def heaps(node: Tensor, threads: int) -> int:
 def calls(node: Tensor) -> list[Call]:
     """One call; top_k takes the largest first, as argsort does where it is told so."""
     (x,) = present(node)
-    return [Call(native(best_of_rows), [node, x], [x.dtype.gguf, not node.params.get("descending", True)])]
+    scalars = [x.dtype.gguf, not node.params.get("descending", True)]
+    return [Call(native(best_of_rows), [node, x], scalars, work=30 * x.size)]
 
 
 lowering(ops.argsort, workspace=heaps)(calls)

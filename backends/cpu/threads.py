@@ -14,6 +14,7 @@ import threading
 import numpy as np
 
 from graphrt.backends.cpu.args import word
+from graphrt.backends.cpu.barriers import ALL
 from graphrt.backends.cpu.host import available_cores
 from graphrt.backends.cpu.jit import Kernel, native
 from graphrt.backends.cpu.sync import (
@@ -28,7 +29,7 @@ from graphrt.backends.cpu.sync import (
 
 # Words of a pool's shared memory, a cache line (8 words) apart where threads write them.
 ARRIVED, PHASE, COUNTER, GENERATION = 0, 8, 16, 24
-CALLS, COUNT, SIZE, SPINS, STOP = 32, 33, 34, 35, 36
+CALLS, COUNT, SIZE, SPINS, STOP, TURNS = 32, 33, 34, 35, 36, 37
 TO_WAKE, WORKERS = 40, 48
 WORKER_WORDS = 8  # per worker: its state, and the last generation it saw
 AWAKE, PARKED = 0, 1
@@ -40,13 +41,32 @@ _C_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_in
 
 
 def walk_program() -> Kernel:
-    """Native: run the published calls as thread `ith` of `nth`."""
+    """Native: run the published calls as thread `ith` of `nth`.
+
+    Turns are three words a call: the thread that does it alone, or ALL; its counter; whether a barrier follows. A
+    counter is 0 again when its next call starts: one thread's is cleared after each call, those of all threads serve in
+    two banks by turns, of which one is cleared after the barrier that ends its calls.
+    """
 
     def walk(pool, ith, nth):
-        calls, spins = word(pool, CALLS), word(pool, SPINS)
+        calls, spins, turns = word(pool, CALLS), word(pool, SPINS), word(pool, TURNS)
+        first = 0
         for i in range(word(pool, COUNT)):
-            call_native(word(calls, 2 * i), word(calls, 2 * i + 1), ith, nth)
-            barrier(pool + 8 * ARRIVED, pool + 8 * PHASE, pool + 8 * COUNTER, nth, spins)
+            turn = turns + 24 * i
+            thread, followed = ALL, 1
+            if turns:
+                thread, followed = word(turn, 0), word(turn, 2)
+            if thread == ALL:
+                call_native(word(calls, 2 * i), word(calls, 2 * i + 1), ith, nth)
+            elif thread == ith:
+                call_native(word(calls, 2 * i), word(calls, 2 * i + 1), 0, 1)
+                atomic_store(word(turn, 1), 0)
+            if followed:
+                barrier(pool + 8 * ARRIVED, pool + 8 * PHASE, pool + 8 * COUNTER, nth, spins)
+                if turns and ith == 0:
+                    for j in range(first, i + 1):
+                        atomic_store(word(turns, 3 * j + 1), 0)
+                first = i + 1
 
     return walk
 
@@ -125,11 +145,16 @@ class Pool:
         """Address of the counter that kernels claim work from."""
         return self.address + 8 * COUNTER
 
-    def run(self, calls: int, count: int) -> None:
-        """Run `count` calls, (function, args) pairs of int64 at address `calls`, on all threads, to the end."""
+    def run(self, calls: int, count: int, turns: int = 0) -> None:
+        """Run `count` calls, (function, args) pairs of int64 at address `calls`, to the end.
+
+        Args:
+            turns: address of three words for each (see `walk_program`); without, all threads take part in every call
+                and wait for each other after it.
+        """
         with self._lock:
             shared = self._shared
-            shared[CALLS], shared[COUNT] = calls, count
+            shared[CALLS], shared[COUNT], shared[TURNS] = calls, count, turns
             if self.size == 1:
                 self._walk(self.address, 0, 1)
                 return

@@ -77,7 +77,7 @@ def unary(lanes, name):
 
 def calls(node: Tensor) -> list[Call]:
     assert node.op is not None
-    return [call_of(native(unary, host.level().lanes, node.op.name), node, (0.0, 0.0))]
+    return [call_of(native(unary, host.level().lanes, node.op.name), node, (0.0, 0.0), each=3)]
 
 
 for _name in _FUNCTIONS:

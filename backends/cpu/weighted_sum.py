@@ -88,4 +88,4 @@ def weighted_sum(lanes):
 def _(node: Tensor) -> list[Call]:
     x, weights = present(node)
     scalars = [*kinds([node, x, weights]), *weights.strides[:2]]
-    return [Call(native(weighted_sum, host.level().lanes), [node, x, weights], scalars)]
+    return [Call(native(weighted_sum, host.level().lanes), [node, x, weights], scalars, work=x.size)]

@@ -23,6 +23,7 @@ from graphrt.explain import describe
 from graphrt.pipeline import Pipeline
 from graphrt.plan import Plan
 from graphrt.testing import Draw
+from tests.core.fusing import FusingBackend
 from tests.core.oracle import RUNS, Oracle, difference, tolerance
 from tests.core.random_graphs import RandomGraph, random_graph
 
@@ -106,7 +107,7 @@ def run_in_pipeline(plan: Plan, case: RandomGraph) -> Iterator[list[Array]]:
 
 
 def draw_backends(draw: Draw) -> list[Backend]:
-    """The host's backends, and up to three devices with gaps and limits, asynchronous or not, in any order."""
+    """The host's backends, one that fuses, and up to three devices with gaps and limits, in any order."""
     backends: list[Backend] = [CPU] if draw.integer(0, 3) else []
     if draw.boolean():
         backends.insert(0, BlasBackend(ONE_THREAD, min_batch=draw.choice([0, 2, 32])))
@@ -116,6 +117,8 @@ def draw_backends(draw: Draw) -> list[Backend]:
         limit = draw.choice([None, None, 2_000, 40_000, 400_000])
         device = SimBackend(f"sim{number}", missing=missing, limit=limit, asynchronous=draw.boolean())
         backends.insert(draw.integer(0, len(backends)), device)
+    if draw.boolean():
+        backends.insert(draw.integer(0, len(backends)), FusingBackend(draw.integer(0, 2**31)))
     return backends or [create("reference", ONE_THREAD)]
 
 
@@ -126,8 +129,14 @@ def draw_scheduler(draw: Draw, backends: list[Backend]) -> Scheduler:
     nodes = [r"^mul_mat", r"[02468]$", r"^silu$", r"^set_rows", r"_1\d?$", r"^(add|clamp|cpy)$", r"^attention@decode"]
     rules = [f"{draw.choice(tensors)}={draw.choice(names)}" for _ in range(draw.integer(0, 4))]
     node_rules = [f"{draw.choice(nodes)}={draw.choice(names)}" for _ in range(draw.integer(0, 4))]
-    threshold = draw.choice([1, 2, 16, 32])
-    return Scheduler(backends, overrides=rules, node_overrides=node_rules, op_offload_min_batch=threshold, threads=1)
+    return Scheduler(
+        backends,
+        overrides=rules,
+        node_overrides=node_rules,
+        op_offload_min_batch=draw.choice([1, 2, 16, 32]),
+        threads=1,
+        fuse=draw.choice([1, 1, 0]),
+    )
 
 
 def draw_assigned(draw: Draw, case: RandomGraph, backends: list[Backend]) -> dict[Tensor, str]:
