@@ -10,8 +10,8 @@ ALWAYS_F32 = ("_norm.weight", ".ffn_gate_inp.weight", "exp_probs_b.bias", "rope_
 
 # llama-quantize's answer where a row is not a multiple of 256.
 FALLBACK = {
-    dtypes.q2_k: dtypes.iq4_nl,
-    dtypes.q3_k: dtypes.iq4_nl,
+    dtypes.q2_k: dtypes.q4_0,
+    dtypes.q3_k: dtypes.q4_0,
     dtypes.iq4_xs: dtypes.iq4_nl,
     dtypes.q4_k: dtypes.q5_0,
     dtypes.q5_k: dtypes.q5_1,

@@ -25,7 +25,7 @@ from docs.benchmarks.cpu_kernels import kernels
 from docs.benchmarks.cpu_limits import KINDS, Limits
 from docs.benchmarks.cpu_models import SUBJECTS, TYPES, Subject
 from docs.benchmarks.cpu_report import write_page
-from docs.benchmarks.cpu_run import Session, Test, longest, measure
+from docs.benchmarks.cpu_run import Session, Trial, longest, measure
 from docs.benchmarks.cpu_targets import fallen, point
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -91,7 +91,7 @@ def measure_file(
     subject: Subject,
     file_type: str,
     path: Path,
-    tests: list[Test],
+    tests: list[Trial],
     limits: Limits,
     options: argparse.Namespace,
 ) -> None:
@@ -105,7 +105,7 @@ def measure_file(
         print(f"{name:28} {speed:8.1f} tokens/s, {share:5.1%} of {found['limits']}", flush=True)
 
 
-def selected(options: argparse.Namespace) -> Iterator[tuple[Subject, str, list[Test]]]:
+def selected(options: argparse.Namespace) -> Iterator[tuple[Subject, str, list[Trial]]]:
     for subject in SUBJECTS:
         for file_type in TYPES:
             if subject.name in (options.model or [subject.name]) and file_type in (options.type or TYPES):
@@ -115,7 +115,7 @@ def selected(options: argparse.Namespace) -> Iterator[tuple[Subject, str, list[T
                     names = QUICK
                 else:
                     names = USUAL + LONG * (options.long or file_type == LONG_TYPE)
-                yield subject, file_type, [Test.of(name) for name in names]
+                yield subject, file_type, [Trial.of(name) for name in names]
 
 
 def check(record: Record, recorded: dict[str, Any], tolerance: float) -> None:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from docs.benchmarks.cpu_models import SUBJECTS, TYPES
-from docs.benchmarks.cpu_run import Test
+from docs.benchmarks.cpu_run import Trial
 from docs.benchmarks.cpu_targets import DECODE, DECODE_SHARES, PROMPT, Results, point
 
 COLOURS = {"bf16": "#4c6ef5", "q8_0": "#12b886", "q4_0": "#f59f00", "q4_k_m": "#e64980"}
@@ -115,7 +115,7 @@ def _points(results: Results, subject: str, file_type: str, what: str) -> list[t
     found = []
     for name, each in results.items():
         if name.startswith(start):
-            test = Test.of(name.removeprefix(start))
+            test = Trial.of(name.removeprefix(start))
             if bool(test.prompt) == (what == "prompt"):
                 found.append((test.prompt or test.depth, median(each["tokens_per_second"])))
     return sorted(found)

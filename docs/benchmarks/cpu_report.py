@@ -10,7 +10,7 @@ from typing import Any
 
 from docs.benchmarks.cpu_models import SUBJECTS, TYPES, VOCABULARY, Subject, active_bytes
 from docs.benchmarks.cpu_plots import plot
-from docs.benchmarks.cpu_run import Test
+from docs.benchmarks.cpu_run import Trial
 from docs.benchmarks.cpu_targets import Results, Target, point, targets
 from graphrt.models.synth import describe
 
@@ -137,7 +137,7 @@ def _targets(all_targets: Iterable[Target]) -> Iterator[str]:
 
 def _speeds(results: Results, old: Results, phase: str) -> Iterator[str]:
     """A row a file: tokens a second and share at each length or depth, and beside it what they were before."""
-    tests = sorted({Test.of(name.split(" ", 2)[2]) for name in results})
+    tests = sorted({Trial.of(name.split(" ", 2)[2]) for name in results})
     columns = []
     for test in tests:
         if bool(test.prompt) == (phase == "prompt"):

@@ -21,7 +21,7 @@ CONTEXT_STEP = 256
 
 
 @dataclass(frozen=True, order=True)
-class Test:
+class Trial:
     """What is timed, in llama-bench's terms: a prompt of `prompt` tokens, or `decode` tokens after `depth` others."""
 
     depth: int
@@ -29,7 +29,7 @@ class Test:
     decode: int
 
     @classmethod
-    def of(cls, name: str) -> Test:
+    def of(cls, name: str) -> Trial:
         """From its name: pp512, tg64, tg64 @ d4096."""
         found = re.fullmatch(r"(pp|tg)(\d+)(?: @ d(\d+))?", name)
         if found is None:
@@ -64,7 +64,7 @@ class Session:
         self.tokens: list[int] = np.random.default_rng(0).integers(0, vocabulary, size).tolist()
         self._reached = 0  # tokens that the context holds for tests at a depth
 
-    def run(self, test: Test) -> float:
+    def run(self, test: Trial) -> float:
         """Seconds of the test; what has to stand before it is put there first."""
         if self._reached != test.depth or not test.depth:
             self.context.clear()
@@ -79,14 +79,14 @@ class Session:
             self.context.decode(Batch.of(self.tokens[position : position + 1], position))
         return time.perf_counter() - start
 
-    def work(self, test: Test) -> Mapping[str, float]:
+    def work(self, test: Trial) -> Mapping[str, float]:
         """Bytes and operations of the test by the kind of limit that holds for them."""
         if test.prompt:
             return prompt_operations(self.file, test.prompt)
         return {BANDWIDTH: test.decode * (active_bytes(self.file) + cache_bytes(self.file) * test.depth)}
 
 
-def measure(session: Session, test: Test, limits: Limits, rounds: int) -> dict[str, Any]:
+def measure(session: Session, test: Trial, limits: Limits, rounds: int) -> dict[str, Any]:
     """Tokens a second and shares of the limit of all rounds; before them one run that compiles and warms up."""
     work = session.work(test)
     session.run(test)
@@ -103,5 +103,5 @@ def measure(session: Session, test: Test, limits: Limits, rounds: int) -> dict[s
     }
 
 
-def longest(tests: Iterable[Test]) -> int:
+def longest(tests: Iterable[Trial]) -> int:
     return max(test.length for test in tests)

@@ -76,28 +76,3 @@ def test_every_dtype_for_weights_is_the_bulk_of_a_file_type() -> None:
     assert {each.most for each in FILE_TYPES.values()} == {*dtypes.FLOATS, *dtypes.QUANTIZED}
     with pytest.raises(GraphError, match='"q4_k_xl" is none of q4_0, '):
         get("q4_k_xl")
-
-
-# What decoding a token reads, in MB, of files that llama-quantize made.
-@pytest.mark.parametrize(
-    ("preset", "layers", "file_type", "megabytes"),
-    [
-        ("deepseek-v2-lite", 4, "bf16", 678),
-        ("deepseek-v2-lite", 4, "q8_0", 361),
-        ("deepseek-v2-lite", 4, "q4_0", 194),
-        ("deepseek-v2-lite", 4, "q4_k_m", 220),
-        ("mixtral-8x7b", 2, "bf16", 1611),
-        ("mixtral-8x7b", 2, "q8_0", 856),
-        ("mixtral-8x7b", 2, "q4_0", 466),
-        ("mixtral-8x7b", 2, "q4_k_m", 501),
-    ],
-)
-def test_bytes_of_active_weights(preset: str, layers: int, file_type: str, megabytes: int) -> None:
-    file = describe(preset, layers, file_type, vocabulary=4096)
-    share = file.metadata[f"{file.architecture}.expert_used_count"] / file.metadata[f"{file.architecture}.expert_count"]
-    active = sum(
-        tensor.nbytes * (share if "_exps." in name else 1)
-        for name, tensor in file.tensors.items()
-        if name != "token_embd.weight"
-    )
-    assert round(active / 1e6) == megabytes

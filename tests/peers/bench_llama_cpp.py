@@ -26,7 +26,7 @@ import numpy as np
 
 from docs.benchmarks.cpu_models import SUBJECTS, TYPES
 from docs.benchmarks.cpu_report import write_page
-from docs.benchmarks.cpu_run import Session, Test, longest
+from docs.benchmarks.cpu_run import Session, Trial, longest
 from docs.benchmarks.cpu_targets import DECODE, PROMPT, PROMPT_RATIOS, point
 from graphrt.models.batch import Batch
 from graphrt.testing import normalised_error
@@ -67,7 +67,7 @@ def main() -> None:
 
 def compare(subject: str, file_type: str, path: Path, results: dict[str, Any], options: argparse.Namespace) -> None:
     """Time every test of a file by all sides, and compare their logits; a line a test."""
-    tests = [Test.of(name) for name in options.test]
+    tests = [Trial.of(name) for name in options.test]
     session = Session(path, max(TOKENS, longest(tests)), options.threads)
     with ExitStack() as opened:
         size = session.context.size
@@ -90,7 +90,7 @@ def compare(subject: str, file_type: str, path: Path, results: dict[str, Any], o
         print(f"{f'{subject} {file_type}':24}error of logits {error:.1e}", flush=True)
 
 
-def measure(sides: Mapping[str, Callable[[], float]], test: Test, rounds: int) -> dict[str, float]:
+def measure(sides: Mapping[str, Callable[[], float]], test: Trial, rounds: int) -> dict[str, float]:
     """Median tokens a second of each side; the round before the first compiles and warms up."""
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
@@ -101,7 +101,7 @@ def measure(sides: Mapping[str, Callable[[], float]], test: Test, rounds: int) -
     return {name: round(median(each), 2) for name, each in speeds.items()}
 
 
-def judged(speeds: dict[str, float], subject: str, file_type: str, test: Test) -> dict[str, Any]:
+def judged(speeds: dict[str, float], subject: str, file_type: str, test: Trial) -> dict[str, Any]:
     """Ours beside the faster way of llama.cpp."""
     theirs = max(speeds[name] for name in WAYS)
     wanted = {PROMPT: PROMPT_RATIOS[subject][file_type], DECODE: 1.0}.get(test.name)
@@ -109,7 +109,7 @@ def judged(speeds: dict[str, float], subject: str, file_type: str, test: Test) -
     return {OURS: speeds[OURS], "llama.cpp": theirs, "ratio": ratio, "wanted": wanted, "speeds": speeds}
 
 
-def time_llama_cpp(peer: Peer, tokens: Sequence[int], test: Test) -> float:
+def time_llama_cpp(peer: Peer, tokens: Sequence[int], test: Trial) -> float:
     """Seconds of the test, as `Session.run` has them."""
     peer.clear()
     if test.depth:

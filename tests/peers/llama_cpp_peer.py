@@ -15,13 +15,9 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-FTYPES = {
-    "f32": llama_cpp.LLAMA_FTYPE_ALL_F32,
-    "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
-    "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
-    "q4_k": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_S,
-}
+from graphrt.models.file_types import FILE_TYPES
+
+FTYPES = {**{name: each.number for name, each in FILE_TYPES.items()}, "q4_k": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_S}
 F32, F16 = 0, 1
 UBATCH = 512
 
