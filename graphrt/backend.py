@@ -46,11 +46,14 @@ class Group:
         nodes: in execution order.
         fusion: what makes them one, for debug output; "" for a node alone.
         workspace: bytes of scratch memory that they need while they run.
+        inplace: (result, source) where the result may lie over that source of any of the nodes besides: each element is
+            written only after the source's same element has been read for the last time.
     """
 
     nodes: tuple[Tensor, ...]
     fusion: str = ""
     workspace: int = 0
+    inplace: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 @dataclass(frozen=True)

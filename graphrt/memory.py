@@ -153,24 +153,32 @@ class _Planner:
             self._live_until(owner, end)
 
     def _donor(self, node: Tensor, group: Group, time: int, memory: str) -> Tensor | None:
-        """A source whose memory the node may take over: the same layout, read here for the last time, by it alone."""
+        """A source whose memory the node may take over: the same layout, and read here for the last time."""
         if node.op is None:
             return None
-        elsewhere = {src.root for other in group.nodes if other is not node for src in other.srcs if src is not None}
-        for index in node.op.inplace:
-            src = node.srcs[index]
+        own = [node.srcs[index] for index in node.op.inplace]
+        given = [source for result, source in group.inplace if result is node]
+        for src in [*own, *given]:
             owner = self.owner.get(src.root) if src is not None else None
             if src is None or owner is None or self.dies.get(owner) != time or self.memory_of(src) != memory:
                 continue
-            if any(self.owner.get(root) is owner for root in elsewhere):
-                continue
             same = src.shape == node.shape and src.dtype.nbytes == node.dtype.nbytes and not src.dtype.is_quantized
-            # Another source over the same memory may be read after it was overwritten, unless it is the same view.
-            others = [o for o in node.srcs if o is not None and o is not src and self.owner.get(o.root) is owner]
-            alike = all((o.offset, o.strides, o.shape) == (src.offset, src.strides, src.shape) for o in others)
-            if same and src.is_dense and src.size and alike:
+            # What else reads the same memory may do so after it was overwritten, unless it is the same view.
+            readers = group.nodes if src in given else (node,)
+            alike = all(
+                reader in readers and (o.offset, o.strides, o.shape) == (src.offset, src.strides, src.shape)
+                for reader in group.nodes
+                for o in reader.srcs
+                if o is not None and self.owner.get(o.root) is owner
+            )
+            if same and src.is_dense and src.size and alike and (src in own or not self._fits_before(src, memory)):
                 return src
         return None
+
+    def _fits_before(self, src: Tensor, memory: str) -> bool:
+        """Whether there is free memory of that size before a tensor, which leaves fewer holes when it is taken."""
+        place = self.arenas[memory].free_place(src.nbytes)
+        return place is not None and place < self.result.offsets[src.root] + src.offset
 
     def _take(self, memory: str, item: Held, nbytes: int, end: int) -> None:
         name = item.value.name if isinstance(item, Copy) else item.name
@@ -201,15 +209,20 @@ class _Arena:
         self._ends: dict[int, int] = {}
         self._taken: dict[int, tuple[str, int]] = {}
 
+    def free_place(self, nbytes: int) -> int | None:
+        """Where free memory of that size begins that fits best; None if there is none before the end."""
+        fitting = [(length, start) for start, length in self._free.items() if length >= nbytes]
+        return min(fitting)[1] if fitting else None
+
     def take(self, name: str, nbytes: int) -> int:
         nbytes = max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT)
-        fitting = [(length, start) for start, length in self._free.items() if length >= nbytes]
-        if fitting:
-            length, start = min(fitting)
-            self._remove(start)
-            self._add(start + nbytes, length - nbytes)
-            self._taken[start] = (name, nbytes)
-            return start
+        place = self.free_place(nbytes)
+        if place is not None:
+            length = self._free[place]
+            self._remove(place)
+            self._add(place + nbytes, length - nbytes)
+            self._taken[place] = (name, nbytes)
+            return place
         start = self._ends.get(self.size, self.size)
         if start < self.size:
             self._remove(start)

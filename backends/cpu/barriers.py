@@ -14,8 +14,8 @@ Span = tuple[int, int]  # addresses, [first, last)
 
 ALL = -1
 TOGETHER = 8  # calls between two barriers in which all threads take part: each has a counter to claim work from
-SMALL = 8192  # work, as in Call, up to which one thread is as fast as all with a barrier
-SMALL_IN_A_ROW = 4 * SMALL  # work of one thread between two barriers
+SMALL = 16384  # work, as in Call, up to which one thread is as fast as all with a barrier
+SMALL_IN_A_ROW = 2 * SMALL  # work of one thread between two barriers
 
 
 @dataclass(frozen=True)

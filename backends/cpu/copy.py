@@ -46,7 +46,7 @@ def copy_elements():
 def copy_call(node: Tensor, source: Tensor) -> list[Call]:
     """The call that brings the source's elements to the node's memory."""
     scalars = [node.is_dense and source.is_dense, *route(source.dtype, node.dtype)]
-    return [Call(native(copy_elements), [node, source], scalars, work=2 * node.size)]
+    return [Call(native(copy_elements), [node, source], scalars, work=node.size)]
 
 
 def copy_of_source(node: Tensor) -> list[Call]:
@@ -97,7 +97,7 @@ def _(node: Tensor) -> list[Call]:
     a, b = present(node)
     axis = node.params["axis"] % node.rank
     scalars = [a.blocks_shape[axis] * node.strides[axis], *route(node.dtype, node.dtype)]
-    return [Call(native(concat), [node, a, b], scalars, work=2 * node.size)]
+    return [Call(native(concat), [node, a, b], scalars, work=node.size)]
 
 
 def repeat():
@@ -125,4 +125,4 @@ def repeat():
 def _(node: Tensor) -> list[Call]:
     (x,) = present(node)
     scalars = [x.dtype.row_bytes(x.shape[-1]) if x.rank else x.dtype.nbytes, *route(node.dtype, node.dtype)]
-    return [Call(native(repeat), [node, x], scalars, work=2 * node.size)]
+    return [Call(native(repeat), [node, x], scalars, work=node.size)]

@@ -19,7 +19,8 @@ def add_and_norm(coming: Coming) -> Fused | None:
     norm = coming.reader(add, "rms_norm", [add])
     if norm is None or coming.readers.are_within(add, [norm]):
         return None
-    return Fused((add, norm), "add and norm", lower=lambda: calls(add, norm))
+    over = tuple((norm, src) for src in add.srcs if src is not None)
+    return Fused((add, norm), "add and norm", inplace=over, lower=lambda: calls(add, norm))
 
 
 def calls(add: Tensor, norm: Tensor) -> list[Call]:
