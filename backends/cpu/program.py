@@ -51,13 +51,14 @@ def pack(call: Call, address_of: AddressOf, workspace: int, counter: int) -> Wor
 
 def touched(call: Call, address_of: AddressOf, workspace: Span) -> Touched:
     """The memory that a call reads and writes."""
-    spans = []
+    start, _ = workspace
+    reads = [(start + first, start + last) for first, last in call.reads]
+    writes = [workspace] if call.writes is None else [(start + first, start + last) for first, last in call.writes]
     for number, tensor in enumerate(call.tensors):
         if tensor is not None and tensor.extent:
             first = address_of(tensor)
-            spans.append((number < call.results, (first, first + tensor.extent)))
-    reads, writes = ([span for is_written, span in spans if is_written is wanted] for wanted in (False, True))
-    return Touched(reads, [*writes, workspace], call.work)
+            (writes if number < call.results else reads).append((first, first + tensor.extent))
+    return Touched(reads, writes, call.work)
 
 
 class CpuProgram(Program):
@@ -151,5 +152,5 @@ def compile_split(split: Split, pool: Pool) -> CpuProgram:
         place = split.workspace.get(group.nodes[0])
         scratch = 0 if place is None else place.address
         touches = touched(call, address_of, (scratch, scratch + group.workspace if scratch else 0))
-        calls.append((call, touches, partial(pack, call, address_of, scratch)))
+        calls.append((call, touches, partial(pack, call, address_of, scratch + call.base)))
     return CpuProgram(calls, pool, keep=split)

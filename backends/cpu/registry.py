@@ -49,6 +49,8 @@ class Call:
         scalars: one word each; floats as float64.
         extras: ints that follow the workspace and the counter.
         results: how many of the tensors, the first ones, it writes; beside these it writes to its workspace only.
+        base: where its workspace begins in that of its group, in bytes.
+        writes, reads: the parts of the group's workspace that it writes, all where None, and that it reads besides.
         work: about how many elements it handles, an addition each, where that is all that takes time: a little is left
             to one thread, for which ith is 0 and nth is 1. None: all threads take part.
     """
@@ -58,6 +60,9 @@ class Call:
     scalars: Sequence[float] = ()
     extras: Sequence[int] = ()
     results: int = 1
+    base: int = 0
+    writes: Sequence[tuple[int, int]] | None = None
+    reads: Sequence[tuple[int, int]] = ()
     work: int | None = None
 
 
