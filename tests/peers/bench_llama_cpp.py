@@ -44,8 +44,8 @@ BOUND = 1e-2  # of the median error: weights are random, so that rounding flips 
 def main() -> None:
     options = parse()
     results: dict[str, Any] = {"models": {}, "errors": {}}
-    if RESULTS.exists() and not options.fresh:
-        results = json.loads(RESULTS.read_text())
+    if options.record.exists() and not options.fresh:
+        results = json.loads(options.record.read_text())
     results |= {"threads": options.threads, "rounds": options.rounds, "tokens": TOKENS}
     print(f"{options.threads} threads, medians of {options.rounds} rounds, tokens/s")
     print(f"{'':24}{OURS:>10}{''.join(f'{name:>28}' for name in WAYS)}{'ratio':>8}{'wanted':>8}")
@@ -55,10 +55,10 @@ def main() -> None:
                 if subject.name in options.model and file_type in options.type:
                     path = subject.file(file_type, options.folder or Path(temporary))
                     compare(subject.name, file_type, path, results, options)
-                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                    options.record.write_text(json.dumps(results, indent=1) + "\n")
                     if options.folder is None:
                         path.unlink()
-    if (FOLDER / "cpu.json").exists():
+    if options.record == RESULTS and (FOLDER / "cpu.json").exists():
         write_page(FOLDER)
     far = {name: error for name, error in results["errors"].items() if not error <= BOUND}
     if far:
@@ -139,6 +139,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="keep the models there: 20 GB; else each goes after its turn")
+    parser.add_argument("--record", type=Path, default=RESULTS, help="where the results are kept")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     options = parser.parse_args()
     options.model = options.model or [each.name for each in SUBJECTS]
