@@ -150,8 +150,8 @@ def lookup(typingctx, indices, table):
         return None
 
     def codegen(context, builder, signature, values):
-        parts = [_lookup16(builder, part, entries) for part in _split(builder, values[0], 16)]
-        return _join(builder, parts)
+        parts = [_lookup16(builder, part, entries) for part in split_lanes(builder, values[0], 16)]
+        return join_lanes(builder, parts)
 
     return indices(indices, table), codegen
 
@@ -202,19 +202,22 @@ def dot_signed(typingctx, start, weights, x):
     return start(start, weights, x), codegen
 
 
-def _register_bytes() -> int:
+def register_bytes() -> int:
+    """Bytes of a vector register of the present SIMD level."""
     level = host.level()
     return 64 if level.name == "avx512" else 32 if level.name == "avx2" else 16
 
 
-def _split(builder, vector, lanes: int):
+def split_lanes(builder, vector, lanes: int):
+    """A vector in parts of `lanes` lanes."""
     count = vector.type.count
     if count <= lanes:
         return [vector]
     return [shuffle(builder, vector, vector, list(range(at, at + lanes))) for at in range(0, count, lanes)]
 
 
-def _join(builder, parts):
+def join_lanes(builder, parts):
+    """Equal vectors, a power of two of them, laid end to end."""
     while len(parts) > 1:
         count = 2 * parts[0].type.count
         pairs = zip(parts[::2], parts[1::2], strict=True)
@@ -224,19 +227,19 @@ def _join(builder, parts):
 
 def _in_parts(builder, values, dot):
     """Apply `dot` register by register."""
-    width = _register_bytes()
-    accumulators = _split(builder, values[0], width // 4)
-    weights, x = _split(builder, values[1], width), _split(builder, values[2], width)
-    return _join(builder, [dot(builder, *part) for part in zip(accumulators, weights, x, strict=True)])
+    width = register_bytes()
+    accumulators = split_lanes(builder, values[0], width // 4)
+    weights, x = split_lanes(builder, values[1], width), split_lanes(builder, values[2], width)
+    return join_lanes(builder, [dot(builder, *part) for part in zip(accumulators, weights, x, strict=True)])
 
 
-def _has_unsigned_by_signed() -> bool:
+def has_unsigned_by_signed() -> bool:
     """Whether the machine has vpdpbusd for its level's registers."""
     level = host.level()
     return level.has("avx512vnni") if level.name == "avx512" else level.has("avxvnni")
 
 
-def _dpbusd(builder, accumulator, weights, x):
+def emit_dpbusd(builder, accumulator, weights, x):
     words = accumulator.type
     name = f"llvm.x86.avx512.vpdpbusd.{words.count * 32}"
     return call(builder, name, words, accumulator, builder.bitcast(weights, words), builder.bitcast(x, words))
@@ -244,32 +247,32 @@ def _dpbusd(builder, accumulator, weights, x):
 
 def _dot_unsigned(builder, accumulator, weights, x):
     level = host.level()
-    if _has_unsigned_by_signed():
-        return _dpbusd(builder, accumulator, weights, x)
+    if has_unsigned_by_signed():
+        return emit_dpbusd(builder, accumulator, weights, x)
     if level.name in ("avx512", "avx2"):
-        return builder.add(accumulator, _multiply_pairs(builder, weights, x))
+        return builder.add(accumulator, multiply_pairs(builder, weights, x))
     if level.has("dotprod"):
         return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", accumulator.type, accumulator, weights, x)
-    return builder.add(accumulator, _plain_dot(builder, weights, x))
+    return builder.add(accumulator, plain_dot(builder, weights, x))
 
 
 def _dot_signed(builder, start, weights, x):
     level = host.level()
-    if _has_unsigned_by_signed():
-        return _dpbusd(builder, start, builder.xor(weights, constant(weights.type, SIGN_OFFSET)), x)
+    if has_unsigned_by_signed():
+        return emit_dpbusd(builder, start, builder.xor(weights, constant(weights.type, SIGN_OFFSET)), x)
     if level.name in ("avx512", "avx2"):
         # |w| · (sign of w · x): a pair of products is at most 2 · 128 · 127, so it does not saturate int16.
         zero = constant(weights.type, 0)
         negative = builder.icmp_signed("<", weights, zero)
         magnitude = builder.select(negative, builder.sub(zero, weights), weights)
-        return _multiply_pairs(builder, magnitude, builder.select(negative, builder.sub(zero, x), x))
+        return multiply_pairs(builder, magnitude, builder.select(negative, builder.sub(zero, x), x))
     if level.has("dotprod"):
         name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
         return call(builder, name, start.type, constant(start.type, 0), weights, x)
-    return _plain_dot(builder, weights, x)
+    return plain_dot(builder, weights, x)
 
 
-def _multiply_pairs(builder, unsigned, signed):
+def multiply_pairs(builder, unsigned, signed):
     """Sums of four products through pmaddubsw and pmaddwd."""
     count = unsigned.type.count
     halves, words = ir.VectorType(I16, count // 2), ir.VectorType(I32, count // 4)
@@ -282,7 +285,7 @@ def _multiply_pairs(builder, unsigned, signed):
     return call(builder, second, words, pairs, constant(halves, 1))
 
 
-def _plain_dot(builder, weights, x):
+def plain_dot(builder, weights, x):
     """Sums of four products in plain LLVM."""
     count = weights.type.count
     wide = ir.VectorType(I32, count)

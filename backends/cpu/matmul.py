@@ -85,7 +85,7 @@ def product_calls(node: Tensor) -> list[Call]:
             calls.append(call(prepare_tiles, shape.columns, x.dtype.name, **part))
             calls.append(call(multiply, w.dtype.name, shape.lanes, shape.vectors, shape.columns, **part))
         return calls
-    prepare = call(prepare_rows, units(node).form, units(node).offset, x.dtype.name)
+    prepare = call(prepare_rows, units(node).form, x.dtype.name)
     if is_transposed:
         return [prepare, call(transposed.transposed_columns, w.dtype.name)]
     return [prepare, call(mul_mat_columns, w.dtype.name, w.has_dense_rows)]

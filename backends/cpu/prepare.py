@@ -1,8 +1,11 @@
 """The second operand of a matrix product, brought into the form that the product's kernel reads.
 
 rows     float32, each row padded with zeros to whole units of 64
-bytes    int8 in units of 128: four blocks of 32 with a scale each (for weights in blocks of 32)
-sums     int8 in units of 256 with one scale, and the sum of every 16 (for weights in blocks of 256)
+bytes    int8 in units of 128: four blocks of 32 with a scale each (for weights in blocks of 32); the first 16 of each
+         block stand side by side, then the other 16 of each
+sums     int8 in units of 256 with one scale (for weights in blocks of 256)
+
+Both of int8 hold minus the sums of x, which weights whose codes have an offset or a minimum need.
 tiles    float32, the columns of one group taken `tile` at a time, the elements of a tile's columns side by side
 """
 
@@ -13,7 +16,7 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.backends.cpu.args import address, claim, row_address, rows, size, stride, word
 from graphrt.backends.cpu.dequant import expander
-from graphrt.backends.cpu.dot import low_bytes, store_bytes
+from graphrt.backends.cpu.dot import dot_unsigned, join, low_bytes, pick, store_bytes
 from graphrt.backends.cpu.grouping import (
     COUNTER,
     FIRST,
@@ -35,17 +38,18 @@ from graphrt.backends.cpu.grouping import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_integer, store_one
-from graphrt.backends.cpu.simd import absolute, maximum, reduce_add, reduce_max, rint, splat, to_f32, to_i32
+from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_one
+from graphrt.backends.cpu.simd import bits_as_f32, bits_as_i32, fma, lane, select, splat
 
 PIECE = 256  # elements brought to float32 at a time: a whole number of blocks of every dtype
 PIECE_BYTES = 4 * PIECE
 
 # form: (elements, bytes) of a unit
-UNITS = {"rows": (64, 256), "bytes": (128, 128 + 128 + 16), "sums": (256, 256 + 64 + 64)}
-# Where parts of a unit stand. BYTES_START: 32 int32, each block's eight hold -offset times its sum, then zeros.
-BYTES_START, BYTES_SCALES = 128, 256
-SUMS_SCALE, SUMS_SUMS = 256, 320
+UNITS = {"rows": (64, 256), "bytes": (128, 128 + 64 + 64), "sums": (256, 256 + 64 + 64)}
+# Where parts of a unit stand. Each block of "bytes" has four lanes of 16: its scale in every one, and sums whose
+# total is minus the sum of the block. "sums" has minus the sum of every 16.
+BYTES_SUMS, BYTES_SCALES = 128, 192
+SUMS_SUMS, SUMS_SCALE = 256, 320
 
 
 def row_bytes(form: str, elements: int) -> int:
@@ -72,14 +76,11 @@ def group_columns(tile: int) -> Kernel:
     return run
 
 
-def prepare_rows(form: str, offset: int, dtype: str) -> Kernel:
-    """Native: write the tables, and x row by row in the form "rows", "bytes" or "sums".
-
-    `offset` is what the kernel's codes are too great by, as unsigned numbers, in the form "bytes".
-    """
+def prepare_rows(form: str, dtype: str) -> Kernel:
+    """Native: write the tables, and x row by row in the form "rows", "bytes" or "sums"."""
     piece_of = _piece_of(dtype)
     per_unit, unit_bytes = UNITS[form]
-    write = {"rows": _copy_unit, "bytes": _bytes_unit(offset), "sums": _sums_unit}[form]
+    write = {"rows": _copy_unit, "bytes": _bytes_unit, "sums": _sums_unit}[form]
 
     def run(args, ith, nth):
         if ith == 0:
@@ -154,43 +155,101 @@ def _copy_unit(source, target):
         store_f32(target + 4 * i, "f32", load_f32(source + 4 * i, "f32", 16))
 
 
+_MAGNITUDE = 0x7FFFFFFF  # the bits of a float32 but its sign; as integers, those of NaN are above those of infinity
+_ROUNDING = np.float32(3 << 22)  # added to a small number: the sum's low bits are the number, rounded to nearest even
+_SWAP_HALVES = (8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
+_LOW_HALVES = (0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+_HIGH_HALVES = (8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31)
+_LOW_QUARTERS = (0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+_HIGH_QUARTERS = (4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
+_SWAP_QUARTERS = (4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
+_SWAP_PAIRS = (2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
+_SWAP_NEIGHBOURS = (1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
+_EVEN = (0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+_ODD = (1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+
+
 @helper
-def _scale(largest, poison):
-    """The scale that maps `largest` to 127, and its inverse, 0 for a block of zeros; `poison` is 0, or NaN."""
-    inverse = np.float32(127) / largest if largest > np.float32(1e-30) else np.float32(0)
-    return largest / np.float32(127) + poison, inverse
+def _magnitude(source):
+    """The bits of the magnitudes of 16 float32."""
+    return bits_as_i32(load_f32(source, "f32", 16)) & _MAGNITUDE
 
 
-def _bytes_unit(offset: int):
-    @helper
-    def bytes_unit(source, target):
-        zero = splat(np.int32(0), 8)
-        for block in range(4):
-            a = load_f32(source + 128 * block, "f32", 16)
-            b = load_f32(source + 128 * block + 64, "f32", 16)
-            largest = reduce_max(maximum(absolute(a), absolute(b)))
-            scale, inverse = _scale(largest, reduce_add((a - a) + (b - b)))
-            first, second = to_i32(rint(a * inverse)), to_i32(rint(b * inverse))
-            store_bytes(target + 32 * block, low_bytes(first))
-            store_bytes(target + 32 * block + 16, low_bytes(second))
-            store_one(target + BYTES_SCALES + 4 * block, "f32", scale)
-            store_bytes(target + BYTES_START + 32 * block, zero)
-            store_integer(target + BYTES_START + 32 * block, "i32", -offset * np.int64(reduce_add(first + second)))
+@helper
+def _larger(a, b):
+    return select(a > b, a, b)
 
-    return bytes_unit
+
+@helper
+def _scales(largest):
+    """The scales that map `largest` to 127, and their inverses, 0 for blocks of zeros; not finite if x is not."""
+    top = bits_as_f32(largest)
+    zero = splat(np.float32(0), 16)
+    return top / np.float32(127), select(top > np.float32(1e-30), splat(np.float32(127), 16) / top, zero)
+
+
+@helper
+def _code(source, inverse):
+    """16 of x as int8; garbage where they are not finite, for which their scale makes up."""
+    return low_bytes(bits_as_i32(fma(load_f32(source, "f32", 16), inverse, splat(_ROUNDING, 16))))
+
+
+@helper
+def _bytes_unit(source, target):
+    a = _larger(_magnitude(source), _magnitude(source + 64))
+    b = _larger(_magnitude(source + 128), _magnitude(source + 192))
+    c = _larger(_magnitude(source + 256), _magnitude(source + 320))
+    d = _larger(_magnitude(source + 384), _magnitude(source + 448))
+    ab, cd = join(a, b), join(c, d)
+    ab = _larger(pick(ab, _LOW_HALVES), pick(ab, _HIGH_HALVES))
+    cd = _larger(pick(cd, _LOW_HALVES), pick(cd, _HIGH_HALVES))
+    both = join(ab, cd)
+    largest = _larger(pick(both, _LOW_QUARTERS), pick(both, _HIGH_QUARTERS))
+    largest = _larger(largest, pick(largest, _SWAP_PAIRS))
+    scales, inverses = _scales(_larger(largest, pick(largest, _SWAP_NEIGHBOURS)))
+    i0, i1 = splat(lane(inverses, 0), 16), splat(lane(inverses, 4), 16)
+    i2, i3 = splat(lane(inverses, 8), 16), splat(lane(inverses, 12), 16)
+    low = join(join(_code(source, i0), _code(source + 128, i1)), join(_code(source + 256, i2), _code(source + 384, i3)))
+    high = join(
+        join(_code(source + 64, i0), _code(source + 192, i1)), join(_code(source + 320, i2), _code(source + 448, i3))
+    )
+    store_bytes(target, low)
+    store_bytes(target + 64, high)
+    store_bytes(target + BYTES_SUMS, _fours(low) + _fours(high))
+    store_f32(target + BYTES_SCALES, "f32", scales)
+
+
+@helper
+def _codes64(source, inverse):
+    return join(
+        join(_code(source, inverse), _code(source + 64, inverse)),
+        join(_code(source + 128, inverse), _code(source + 192, inverse)),
+    )
 
 
 @helper
 def _sums_unit(source, target):
-    largest, poison = splat(np.float32(0), 16), splat(np.float32(0), 16)
-    for i in range(0, 256, 16):
-        v = load_f32(source + 4 * i, "f32", 16)
-        largest = maximum(largest, absolute(v))
-        poison = poison + (v - v)
-    scale, inverse = _scale(reduce_max(largest), reduce_add(poison))
-    for i in range(0, 256, 16):
-        rounded = rint(load_f32(source + 4 * i, "f32", 16) * inverse)
-        codes = to_i32(rounded)
-        store_bytes(target + i, low_bytes(codes))
-        store_one(target + SUMS_SUMS + i // 4, "f32", reduce_add(to_f32(codes)))
-    store_one(target + SUMS_SCALE, "f32", scale)
+    largest = splat(np.int32(0), 16)
+    for i in range(0, 1024, 64):
+        largest = _larger(largest, _magnitude(source + i))
+    largest = _larger(largest, pick(largest, _SWAP_HALVES))
+    largest = _larger(largest, pick(largest, _SWAP_QUARTERS))
+    largest = _larger(largest, pick(largest, _SWAP_PAIRS))
+    scales, inverse = _scales(_larger(largest, pick(largest, _SWAP_NEIGHBOURS)))
+    a, b = _codes64(source, inverse), _codes64(source + 256, inverse)
+    c, d = _codes64(source + 512, inverse), _codes64(source + 768, inverse)
+    store_bytes(target, a)
+    store_bytes(target + 64, b)
+    store_bytes(target + 128, c)
+    store_bytes(target + 192, d)
+    ab, cd = join(_fours(a), _fours(b)), join(_fours(c), _fours(d))
+    pairs = join(pick(ab, _EVEN) + pick(ab, _ODD), pick(cd, _EVEN) + pick(cd, _ODD))
+    store_bytes(target + SUMS_SUMS, pick(pairs, _EVEN) + pick(pairs, _ODD))
+    store_one(target + SUMS_SCALE, "f32", lane(scales, 0))
+
+
+@helper
+def _fours(codes):
+    """Minus the sums of every four of 64 codes."""
+    zero = splat(np.int32(0), 16)
+    return zero - dot_unsigned(zero, splat(np.int8(1), 64), codes)

@@ -1,7 +1,8 @@
-"""Dot products of a row of weights with a prepared row of x, one unit at a time, for products with few columns.
+"""Dot products of a row of weights with prepared rows of x, a unit of the row at a time, for products with few columns.
 
-`Units.add(weights, step, x, total, scratch)` adds the products of one unit to `total`, a vector of 16 partial sums.
-Dtypes with int8 products have theirs in vecdot_32.py and vecdot_256.py; the others are expanded to float32.
+A unit of weights is unpacked once (`Units.load`) and then multiplied with the same unit of each column's x
+(`Units.add`). Dtypes with int8 products have theirs in vecdot_32.py and vecdot_256.py; rows whose elements do not lie
+side by side are expanded to float32.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from graphrt import dtypes
 from graphrt.backends.cpu.dequant import expander
+from graphrt.backends.cpu.dot import store_bytes
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.memory import load_f32, load_f32_first
-from graphrt.backends.cpu.simd import fma
+from graphrt.backends.cpu.memory import load_f32, load_f32_first, load_integer, store_integer
+from graphrt.backends.cpu.simd import fma, splat
 from graphrt.backends.cpu.vecdot_32 import BLOCKS_OF_32, byte_units
-from graphrt.backends.cpu.vecdot_256 import BLOCKS_OF_256
+from graphrt.backends.cpu.vecdot_256 import BLOCKS_OF_256, sum_units
 
 
 @dataclass(frozen=True)
@@ -25,75 +29,113 @@ class Units:
 
     Args:
         form: of the prepared x.
-        elements: of a unit.
-        add: helper for a whole unit of weights, `step` bytes between elements or blocks.
-        add_rest: helper for the last `count` elements of a row that is no whole number of units.
+        elements, nbytes: of a unit of weights.
+        load: helper (weights, step, scratch) -> a unit of weights, in registers; `step` bytes between elements or
+            blocks.
+        load_rest: the same for the last `count` elements of a row that is no whole number of units.
+        add: helper (unit, x, total) -> total, a vector of 16 partial sums, and the unit's products with x.
         many: columns from which expanding the weights to float32 for tiles of x is faster (measured).
-        offset: of the codes, for the prepared x (see prepare_rows).
     """
 
     form: str
     elements: int
+    nbytes: int
+    load: Any
+    load_rest: Any
     add: Any
-    add_rest: Any
     many: int
-    offset: int = 0
 
 
 @cache
 def units_of(name: str, dense: bool) -> Units:
     """The way to multiply rows of the dtype of that name; `dense` says whether a row's elements lie side by side."""
+    nbytes = dtypes.get(name).nbytes
     if dense and name in BLOCKS_OF_32:
-        products, nbytes, offset = BLOCKS_OF_32[name]
-        return Units("bytes", 128, *byte_units(products, nbytes), many=9, offset=offset)
+        load, add = byte_units(BLOCKS_OF_32[name])
+        return Units("bytes", 128, 4 * nbytes, load, _copied_rest(load, nbytes), add, many=9)
     if dense and name in BLOCKS_OF_256:
-        return Units("sums", 256, BLOCKS_OF_256[name], _no_rest, many=13)
+        load, add = sum_units(BLOCKS_OF_256[name])
+        return Units("sums", 256, nbytes, load, _no_rest(load), add, many=13)
     if dense and name in ("f32", "f16", "bf16"):
-        return Units("rows", 64, *_float_units(name), many=5)
-    return Units("rows", max(64, dtypes.get(name).block), *_expanded_units(name), many=2)
+        return Units("rows", 64, 64 * nbytes, *_float_units(name), many=5)
+    return Units("rows", max(64, dtypes.get(name).block), 0, *_expanded_units(name), many=2)
 
 
-@helper
-def _no_rest(weights, step, x, total, count, scratch):
-    return total
+def _no_rest(load: Any) -> Any:
+    @helper
+    def load_rest(weights, step, count, scratch):
+        return load(weights, step, scratch)
+
+    return load_rest
 
 
-def _float_units(name: str):
+def _copied_rest(load: Any, nbytes: int) -> Any:
+    """One to three blocks of 32 are copied into the scratch memory, where zeros follow them."""
+
+    @helper
+    def load_rest(weights, step, count, scratch):
+        for i in range(0, 4 * nbytes, 64):
+            store_bytes(scratch + i, splat(np.int8(0), 64))
+        for i in range(count // 32 * nbytes):
+            store_integer(scratch + i, "i8", load_integer(weights + i, "i8"))
+        return load(scratch, step, scratch)
+
+    return load_rest
+
+
+def _float_units(name: str) -> tuple[Any, Any, Any]:
     nbytes = dtypes.get(name).nbytes
 
     @helper
-    def add(weights, step, x, total, scratch):
-        for i in range(0, 64, 16):
-            total = fma(load_f32(weights + i * nbytes, name, 16), load_f32(x + 4 * i, "f32", 16), total)
-        return total
+    def load(weights, step, scratch):
+        return (
+            load_f32(weights, name, 16),
+            load_f32(weights + 16 * nbytes, name, 16),
+            load_f32(weights + 32 * nbytes, name, 16),
+            load_f32(weights + 48 * nbytes, name, 16),
+        )
 
     @helper
-    def add_rest(weights, step, x, total, count, scratch):
-        for i in range(0, count, 16):
-            w = load_f32_first(weights + i * nbytes, name, 16, count - i)
-            total = fma(w, load_f32(x + 4 * i, "f32", 16), total)
-        return total
+    def load_rest(weights, step, count, scratch):
+        return (
+            load_f32_first(weights, name, 16, count),
+            load_f32_first(weights + 16 * nbytes, name, 16, count - 16),
+            load_f32_first(weights + 32 * nbytes, name, 16, count - 32),
+            load_f32_first(weights + 48 * nbytes, name, 16, count - 48),
+        )
 
-    return add, add_rest
+    return load, load_rest, _add_floats
 
 
-def _expanded_units(name: str):
+@helper
+def _add_floats(unit, x, total):
+    a, b, c, d = unit
+    total = fma(a, load_f32(x, "f32", 16), total)
+    total = fma(b, load_f32(x + 64, "f32", 16), total)
+    total = fma(c, load_f32(x + 128, "f32", 16), total)
+    return fma(d, load_f32(x + 192, "f32", 16), total)
+
+
+def _expanded_units(name: str) -> tuple[Any, Any, Any]:
     expand = expander(name)
     elements = max(64, dtypes.get(name).block)
 
     @helper
-    def add(weights, step, x, total, scratch):
+    def load(weights, step, scratch):
         expand(weights, step, elements, scratch)
-        for i in range(0, elements, 16):
-            total = fma(load_f32(scratch + 4 * i, "f32", 16), load_f32(x + 4 * i, "f32", 16), total)
-        return total
+        return scratch
 
     @helper
-    def add_rest(weights, step, x, total, count, scratch):
+    def load_rest(weights, step, count, scratch):
+        for i in range(0, 4 * elements, 64):
+            store_bytes(scratch + i, splat(np.int8(0), 64))
         expand(weights, step, count, scratch)
-        for i in range(0, count, 16):
-            w = load_f32_first(scratch + 4 * i, "f32", 16, count - i)
-            total = fma(w, load_f32(x + 4 * i, "f32", 16), total)
+        return scratch
+
+    @helper
+    def add(unit, x, total):
+        for i in range(0, elements, 16):
+            total = fma(load_f32(unit + 4 * i, "f32", 16), load_f32(x + 4 * i, "f32", 16), total)
         return total
 
-    return add, add_rest
+    return load, load_rest, add

@@ -1,102 +1,155 @@
-"""Dot products of weights in blocks of 32 with x in int8: four blocks, a unit of the form "bytes", at a time."""
+"""Dot products of weights in blocks of 32 with x in int8: four blocks, a unit of the form "bytes", at a time.
+
+`unpack(weights)` gives the codes of four blocks as two vectors of 64: the first 16 elements of each, and the other 16.
+Sums of products then have four lanes to a block. Codes are signed, or unsigned and `offset` too great.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from graphrt.backends.cpu.dequant import IQ4_LEVELS, fifth_bits
-from graphrt.backends.cpu.dot import (
-    SIGN_OFFSET,
-    dot_signed,
-    dot_unsigned,
-    join,
-    load_bytes,
-    load_i32,
-    load_strided_f16,
-    lookup,
-    pick,
+from graphrt.backends.cpu.codes import (
+    SIGNED,
+    add_dot_signed,
+    gather_bytes,
+    scale_of_exponents,
+    sign_start,
+    spread_byte,
+    spread_f16,
+    spread_fifth_bits,
 )
+from graphrt.backends.cpu.dequant import IQ4_LEVELS, MXFP4_LEVELS
+from graphrt.backends.cpu.dot import dot_unsigned, load_bytes, load_i32, lookup
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.memory import load_f32, load_one
-from graphrt.backends.cpu.prepare import BYTES_SCALES, BYTES_START
-from graphrt.backends.cpu.simd import fma, splat, to_f32
-
-_LANES_01 = (0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1)
-_LANES_23 = (2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3)
+from graphrt.backends.cpu.memory import load_f32
+from graphrt.backends.cpu.prepare import BYTES_SCALES, BYTES_SUMS
+from graphrt.backends.cpu.simd import fma, to_f32
 
 
-def byte_units(products: Any, nbytes: int) -> tuple[Any, Any]:
-    """`add` and `add_rest` (see vecdot.Units) of a dtype whose blocks have `nbytes` bytes, an f16 scale first.
+@dataclass(frozen=True)
+class Blocks:
+    """How the codes of one dtype are read.
 
-    `products(first, second, x, start)` multiplies the codes of two blocks with 64 of x; eight int32 lanes to a block.
+    Args:
+        nbytes: of a block.
+        unpack: helper, see above.
+        offset: what unsigned codes are too great by, or SIGNED.
+        scale: what the block starts with: "f16"; "f16 minimum", an f16 and another that is added to every element;
+            or "exponent", a byte.
     """
 
-    @helper
-    def add(weights, step, x, total, scratch):
-        scales = load_strided_f16(weights, nbytes, 4) * load_f32(x + BYTES_SCALES, "f32", 4)
-        low = products(weights, weights + nbytes, x, x + BYTES_START)
-        total = fma(to_f32(low), pick(scales, _LANES_01), total)
-        high = products(weights + 2 * nbytes, weights + 3 * nbytes, x + 64, x + BYTES_START + 64)
-        return fma(to_f32(high), pick(scales, _LANES_23), total)
+    nbytes: int
+    unpack: Any
+    offset: int = SIGNED
+    scale: str = "f16"
+
+
+def byte_units(blocks: Blocks) -> tuple[Any, Any]:
+    """`load` and `add` (see vecdot.Units) of a dtype in blocks of 32."""
+    return _loader(blocks), _adder(blocks)
+
+
+def _loader(blocks: Blocks) -> Any:
+    unpack, nbytes = blocks.unpack, blocks.nbytes
 
     @helper
-    def add_rest(weights, step, x, total, count, scratch):
-        for block in range(count // 32):
-            w, start = weights + block * nbytes, x + BYTES_START + 32 * block
-            low = to_f32(products(w, w, x + 32 * block, start))
-            scale = load_one(w, "f16") * load_one(x + BYTES_SCALES + 4 * block, "f32")
-            total = fma(low, join(splat(scale, 8), splat(np.float32(0), 8)), total)
-        return total
+    def load(weights, step, scratch):
+        low, high = unpack(weights)
+        return low, high, spread_f16(weights, 0, nbytes)
 
-    return add, add_rest
+    @helper
+    def load_with_minimum(weights, step, scratch):
+        low, high = unpack(weights)
+        return low, high, spread_f16(weights, 0, nbytes), spread_f16(weights, 2, nbytes)
+
+    @helper
+    def load_with_exponent(weights, step, scratch):
+        low, high = unpack(weights)
+        return low, high, scale_of_exponents(spread_byte(weights, nbytes))
+
+    return {"f16": load, "f16 minimum": load_with_minimum, "exponent": load_with_exponent}[blocks.scale]
+
+
+def _adder(blocks: Blocks) -> Any:
+    offset = blocks.offset
+
+    @helper
+    def add_signed(unit, x, total):
+        low, high, scales = unit
+        sums = add_dot_signed(sign_start(load_i32(x + BYTES_SUMS, 16)), low, load_bytes(x, 64))
+        sums = add_dot_signed(sums, high, load_bytes(x + 64, 64))
+        return fma(to_f32(sums), scales * load_f32(x + BYTES_SCALES, "f32", 16), total)
+
+    @helper
+    def add_unsigned(unit, x, total):
+        low, high, scales = unit
+        sums = dot_unsigned(load_i32(x + BYTES_SUMS, 16) * offset, low, load_bytes(x, 64))
+        sums = dot_unsigned(sums, high, load_bytes(x + 64, 64))
+        return fma(to_f32(sums), scales * load_f32(x + BYTES_SCALES, "f32", 16), total)
+
+    @helper
+    def add_with_minimum(unit, x, total):
+        low, high, scales, minima = unit
+        negative, x_scales = load_i32(x + BYTES_SUMS, 16), load_f32(x + BYTES_SCALES, "f32", 16)
+        sums = dot_unsigned(dot_unsigned(negative - negative, low, load_bytes(x, 64)), high, load_bytes(x + 64, 64))
+        total = fma(to_f32(sums), scales * x_scales, total)
+        return total - to_f32(negative) * (minima * x_scales)
+
+    if blocks.scale == "f16 minimum":
+        return add_with_minimum
+    return add_signed if offset == SIGNED else add_unsigned
 
 
 @helper
-def _q8_0(first, second, x, start):
-    codes = join(load_bytes(first + 2, 32), load_bytes(second + 2, 32))
-    return dot_signed(load_i32(start, 16), codes, load_bytes(x, 64))
-
-
-_NIBBLE_ORDER = (
-    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
-    32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47,
-    16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
-    48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63,
-)  # fmt: skip
+def _q8_0(weights):
+    return gather_bytes(weights, 2, 34), gather_bytes(weights, 18, 34)
 
 
 @helper
-def _nibbles(first, second):
-    """Twice 16 bytes as 64 nibbles, in the order of their elements: a block's low ones, then its high ones."""
-    packed = join(load_bytes(first, 16), load_bytes(second, 16))
-    return pick(join(packed & 15, packed >> 4), _NIBBLE_ORDER)
+def _q4_0(weights):
+    packed = gather_bytes(weights, 2, 18)
+    return packed & 15, packed >> 4
 
 
 @helper
-def _q4_0(first, second, x, start):
-    return dot_unsigned(load_i32(start, 16), _nibbles(first + 2, second + 2), load_bytes(x, 64))
+def _q4_1(weights):
+    packed = gather_bytes(weights, 4, 20)
+    return packed & 15, packed >> 4
 
 
 @helper
-def _q5_0(first, second, x, start):
-    high = join(
-        join(fifth_bits(first + 2, 0), fifth_bits(first + 2, 16)),
-        join(fifth_bits(second + 2, 0), fifth_bits(second + 2, 16)),
-    )
-    return dot_unsigned(load_i32(start, 16), _nibbles(first + 6, second + 6) | high, load_bytes(x, 64))
+def _q5_0(weights):
+    packed = gather_bytes(weights, 6, 22)
+    low, high = spread_fifth_bits(weights + 2, 22)
+    return packed & 15 | low, packed >> 4 | high
 
 
 @helper
-def _iq4_nl(first, second, x, start):
-    return dot_signed(load_i32(start, 16), lookup(_nibbles(first + 2, second + 2), IQ4_LEVELS), load_bytes(x, 64))
+def _q5_1(weights):
+    packed = gather_bytes(weights, 8, 24)
+    low, high = spread_fifth_bits(weights + 4, 24)
+    return packed & 15 | low, packed >> 4 | high
 
 
-# dtype: (products, bytes of a block, what the codes are too great by)
+@helper
+def _iq4_nl(weights):
+    packed = gather_bytes(weights, 2, 18)
+    return lookup(packed & 15, IQ4_LEVELS), lookup(packed >> 4, IQ4_LEVELS)
+
+
+@helper
+def _mxfp4(weights):
+    packed = gather_bytes(weights, 1, 17)
+    return lookup(packed & 15, MXFP4_LEVELS), lookup(packed >> 4, MXFP4_LEVELS)
+
+
 BLOCKS_OF_32 = {
-    "q8_0": (_q8_0, 34, SIGN_OFFSET),
-    "q4_0": (_q4_0, 18, 8),
-    "q5_0": (_q5_0, 22, 16),
-    "iq4_nl": (_iq4_nl, 18, SIGN_OFFSET),
+    "q8_0": Blocks(34, _q8_0),
+    "q4_0": Blocks(18, _q4_0, offset=8),
+    "q4_1": Blocks(20, _q4_1, offset=0, scale="f16 minimum"),
+    "q5_0": Blocks(22, _q5_0, offset=16),
+    "q5_1": Blocks(24, _q5_1, offset=0, scale="f16 minimum"),
+    "iq4_nl": Blocks(18, _iq4_nl),
+    "mxfp4": Blocks(17, _mxfp4, scale="exponent"),
 }
