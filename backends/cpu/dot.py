@@ -150,17 +150,23 @@ def lookup(typingctx, indices, table):
         return None
 
     def codegen(context, builder, signature, values):
-        parts = [_lookup16(builder, part, entries) for part in split_lanes(builder, values[0], 16)]
-        return join_lanes(builder, parts)
+        return emit_lookup(builder, values[0], entries)
 
     return indices(indices, table), codegen
 
 
-def _lookup16(builder, indices, entries: list[int]):
-    """Look 16 bytes up: one byte shuffle where the machine has it, else selects over the index's bits."""
-    table = ir.Constant(ir.VectorType(I8, 16), [entry & 0xFF for entry in entries])
+def emit_lookup(builder, indices, entries: list[int]):
+    """A vector of 16, 32 or 64 bytes 0 … 15 looked up in a table of 16 signed bytes."""
+    parts = split_lanes(builder, indices, register_bytes())
+    return join_lanes(builder, [_lookup_in_register(builder, part, entries) for part in parts])
+
+
+def _lookup_in_register(builder, indices, entries: list[int]):
+    """Look bytes up: by one byte shuffle where the machine has it, else by selects over the index's bits."""
+    table = ir.Constant(indices.type, [entry & 0xFF for entry in entries] * (indices.type.count // 16))
     if host.level().has("ssse3"):
-        return call(builder, "llvm.x86.ssse3.pshuf.b.128", indices.type, table, indices)
+        name = {16: "ssse3.pshuf.b.128", 32: "avx2.pshuf.b", 64: "avx512.pshuf.b.512"}[indices.type.count]
+        return call(builder, f"llvm.x86.{name}", indices.type, table, indices)
     if host.level().has("neon"):
         return call(builder, "llvm.aarch64.neon.tbl1.v16i8", indices.type, table, indices)
     candidates = [constant(indices.type, entry & 0xFF) for entry in entries]

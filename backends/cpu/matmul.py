@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphrt.backends.cpu import matmat, transposed
+from graphrt.backends.cpu import int8_product, matmat, transposed
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
+from graphrt.backends.cpu.int8_panel import unit_elements
+from graphrt.backends.cpu.int8_unpack import UNPACK
 from graphrt.backends.cpu.jit import Kernel, native
 from graphrt.backends.cpu.matvec import mul_mat_columns
 from graphrt.backends.cpu.prepare import PIECE, PIECE_BYTES, group_columns, prepare_rows, prepare_tiles, row_bytes
@@ -30,10 +32,21 @@ def operands(node: Tensor) -> list[Tensor]:
     return [src for src in node.srcs if src is not None]
 
 
+def is_in_int8(node: Tensor) -> bool:
+    """Whether a product with many columns is taken in int8: of block-quantized rows of at least a unit."""
+    w, *_ = operands(node)
+    if node.op is mul_mat_transposed or not w.has_dense_rows or w.dtype.name not in UNPACK:
+        return False
+    return w.shape[-1] >= unit_elements(w.dtype.name)
+
+
 def layout(node: Tensor) -> Layout:
     """The workspace of a product."""
     w, x, *ids = operands(node)
-    if has_many_columns(node):
+    if has_many_columns(node) and is_in_int8(node):
+        prepared = x.size // max(1, x.shape[-1]) * int8_product.row_bytes(x.shape[-1])
+        scratch = int8_product.scratch_bytes(w.dtype.name, x.shape[-1])
+    elif has_many_columns(node):
         shape = tile()
         prepared = tiled_columns(node) * min(x.shape[-1], slice_depth(node)) * 4
         scratch = max(matmat.scratch_bytes(shape), transposed.scratch_bytes(shape))
@@ -76,6 +89,12 @@ def product_calls(node: Tensor) -> list[Call]:
     def call(function: Callable[..., Kernel], *constants: object, first: int = 0, last: int = depth) -> Call:
         return Call(native(function, *constants), tensors, extras=[*offsets, first, last])
 
+    if has_many_columns(node) and is_in_int8(node):
+        return [
+            call(group_columns, 1),
+            call(int8_product.prepare_codes, x.dtype.name),
+            call(int8_product.mul_mat_codes, w.dtype.name),
+        ]
     if has_many_columns(node):
         shape, step = tile(), slice_depth(node)
         multiply = transposed.transposed_tiles if is_transposed else matmat.mul_mat_tiles

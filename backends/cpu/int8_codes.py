@@ -1,0 +1,57 @@
+"""x in int8: codes, scales and sums of blocks of float32 (see int8_form.py)."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from graphrt.backends.cpu.int8_form import X_FIRST_SUM, X_SCALE, X_SUM, bias
+from graphrt.backends.cpu.memory import load_vector
+from graphrt.backends.cpu.simd import F32, I8, I32, I64, broadcast, call, constant
+from graphrt.backends.cpu.tile import multiply_add
+
+# Added to a float of small magnitude, this leaves the nearest whole number in the low bits.
+ROUNDING = 1.5 * 2**23
+ROUNDING_BITS = 0x4B400000
+_LEAST = 2.0**-100  # a block of lesser numbers has codes 0
+
+_WORDS, _FLOATS, _BYTES = ir.VectorType(I32, 16), ir.VectorType(F32, 16), ir.VectorType(I8, 16)
+
+
+@intrinsic
+def write_codes(typingctx, source, target):
+    """Write a block: of 32 float32. Its scale is not finite where one of them is not, and so are results then."""
+
+    def codegen(context, builder, signature, values):
+        source, target = values
+        halves = [load_vector(builder, builder.add(source, I64(64 * half)), F32, 16) for half in range(2)]
+        largest = _largest_magnitude(builder, halves)
+        is_usable = builder.fcmp_ordered(">", largest, F32(_LEAST))
+        inverse = builder.select(is_usable, builder.fdiv(F32(127.0), largest), F32(0.0))
+        scale = builder.fmul(largest, F32(1 / 127))
+        sums = []
+        for number, half in enumerate(halves):
+            moved = multiply_add(builder, half, broadcast(builder, inverse, 16), constant(_FLOATS, ROUNDING))
+            codes = builder.sub(builder.bitcast(moved, _WORDS), constant(_WORDS, ROUNDING_BITS))
+            sums.append(call(builder, "llvm.vector.reduce.add.v16i32", I32, codes))
+            shifted = builder.add(codes, constant(_WORDS, bias()))
+            _store(builder, builder.add(target, I64(16 * number)), builder.trunc(shifted, _BYTES))
+        total = builder.sitofp(builder.add(*sums), F32)
+        _store(builder, builder.add(target, I64(X_SCALE)), scale)
+        _store(builder, builder.add(target, I64(X_SUM)), builder.fmul(scale, total))
+        _store(builder, builder.add(target, I64(X_FIRST_SUM)), builder.fmul(scale, builder.sitofp(sums[0], F32)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+def _largest_magnitude(builder, vectors):
+    """Compared as whole numbers, which puts infinity above all numbers, and NaN above that."""
+    bits = [builder.and_(builder.bitcast(each, _WORDS), constant(_WORDS, 0x7FFFFFFF)) for each in vectors]
+    both = call(builder, "llvm.umax.v16i32", _WORDS, *bits)
+    return builder.bitcast(call(builder, "llvm.vector.reduce.umax.v16i32", I32, both), F32)
+
+
+def _store(builder, address, value):
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=4)

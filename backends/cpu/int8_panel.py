@@ -1,0 +1,190 @@
+"""Panels of int8 codes, made of rows of weights in their own layout: 16 rows at a time, one in each lane of a vector.
+
+The bytes of the rows are transposed as they are needed, so that a vector holds the same word of every row; from there
+on `unpack` of a dtype (see int8_unpack.py) works on 16 rows at once, scales included.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from graphrt import dtypes
+from graphrt.backends.cpu.dot import emit_dpbusd, has_unsigned_by_signed, join_lanes, register_bytes, split_lanes
+from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.int8_form import ELEMENTS, Panel, bias
+from graphrt.backends.cpu.int8_unpack import UNPACK
+from graphrt.backends.cpu.lanes import Lanes
+from graphrt.backends.cpu.memory import load_vector, widen
+from graphrt.backends.cpu.simd import I8, I16, I32, I64, constant, literal, shuffle
+
+ROWS = 16  # that are unpacked at a time
+_WORDS, _BYTES = ir.VectorType(I32, ROWS), ir.VectorType(I8, 4 * ROWS)
+
+
+def unit_blocks(dtype: str) -> int:
+    """Blocks that are unpacked together: as many as make whole words."""
+    return 4 // gcd(dtypes.get(dtype).nbytes, 4)
+
+
+def unit_elements(dtype: str) -> int:
+    """Elements that are unpacked together."""
+    return unit_blocks(dtype) * dtypes.get(dtype).block
+
+
+def panel_of(dtype: str, rows: int) -> Panel:
+    """The form of panels of a dtype."""
+    unpack = UNPACK[dtype]
+    return Panel(rows, ELEMENTS // unpack.group, unpack.has_least)
+
+
+def filler(dtype: str, rows: int):
+    """A helper that writes 16 rows of a panel that has `rows`; they must have at least one unit."""
+    unit, block = unit_elements(dtype), dtypes.get(dtype).block
+    nbytes, panel_bytes = dtypes.get(dtype).nbytes, panel_of(dtype, rows).nbytes
+
+    @helper
+    def fill(source, pitch, count, target):
+        """The first `count` elements of rows that stand `pitch` bytes apart."""
+        for at in range(0, count, unit):
+            start = min(at, count - unit)  # the last unit may overlap the one before
+            unpack_unit(source + start // block * nbytes, pitch, target + start // ELEMENTS * panel_bytes, dtype, rows)
+
+    return fill
+
+
+@intrinsic(prefer_literal=True)
+def unpack_unit(typingctx, source, pitch, target, dtype, rows):
+    """Write a unit of 16 rows, which stand `pitch` bytes apart, to a panel of `rows` rows."""
+    if literal(dtype) is None or literal(rows) is None:
+        return None
+
+    def codegen(context, builder, signature, values):
+        name = literal(dtype)
+        blocks, form = unit_blocks(name), panel_of(name, literal(rows))
+        words = _Words(builder, values[0], values[1], blocks * dtypes.get(name).nbytes)
+        for number in range(blocks):
+            block = Block(words, number * dtypes.get(name).nbytes, form)
+            UNPACK[name].function(block)
+            at = number * dtypes.get(name).block // ELEMENTS * form.nbytes
+            block.write(builder.add(values[2], I64(at)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, dtype, rows), codegen
+
+
+class _Words:
+    """The words of 16 rows, each a vector; 16 bytes of every row are loaded and transposed when first asked for."""
+
+    def __init__(self, builder, source, pitch, nbytes: int) -> None:
+        self.builder, self.nbytes = builder, nbytes
+        self._found: dict[int, object] = {}
+        pitches = [builder.mul(pitch, I64(i)) for i in range(4)]
+        starts = [builder.add(source, builder.mul(pitch, I64(4 * i))) for i in range(4)]
+        self._rows = [builder.add(start, step) for start in starts for step in pitches]
+
+    def at(self, offset: int):
+        """The four bytes of each row at a byte offset."""
+        builder, shift = self.builder, offset % 4
+        low = self._aligned(offset - shift)
+        if shift == 0:
+            return low
+        high = self._aligned(offset - shift + 4) if offset - shift + 4 < self.nbytes else low
+        low = builder.lshr(low, constant(_WORDS, 8 * shift))
+        return builder.or_(low, builder.shl(high, constant(_WORDS, 32 - 8 * shift)))
+
+    def _aligned(self, offset: int):
+        if offset not in self._found:
+            first = min(offset // 16 * 16, self.nbytes - 16)
+            for i, word in enumerate(self._transposed(first)):
+                self._found.setdefault(first + 4 * i, word)
+        return self._found[offset]
+
+    def _transposed(self, first: int) -> list:
+        """The four words of each row from byte `first` on."""
+        builder = self.builder
+        rows = [load_vector(builder, builder.add(row, I64(first)), I32, 4) for row in self._rows]
+        a, b, c, d = (join_lanes(builder, rows[i::4]) for i in range(4))  # rows i, i + 4, i + 8 and i + 12
+        low, high = [0, 16, 1, 17], [2, 18, 3, 19]
+        ab, cd = (_by_quarter(builder, x, y, low) for x, y in ((a, b), (c, d)))
+        ab_high, cd_high = (_by_quarter(builder, x, y, high) for x, y in ((a, b), (c, d)))
+        first_pair, second_pair = [0, 1, 16, 17], [2, 3, 18, 19]
+        return [
+            _by_quarter(builder, x, y, order)
+            for x, y in ((ab, cd), (ab_high, cd_high))
+            for order in (first_pair, second_pair)
+        ]
+
+
+def _by_quarter(builder, left, right, order: list[int]):
+    """A shuffle of two vectors of 16 words that does the same in each quarter."""
+    return shuffle(builder, left, right, [4 * quarter + lane for quarter in range(4) for lane in order])
+
+
+class Block:
+    """A block of 16 rows, for a dtype's function to read from and to write to (see int8_unpack.py)."""
+
+    def __init__(self, words: _Words, start: int, form: Panel) -> None:
+        self.builder, self.form = words.builder, form
+        self._words, self._start = words, start
+        self._codes: dict[int, Lanes] = {}
+        self._scales: dict[int, Lanes] = {}
+        self._leasts: dict[int, Lanes] = {}
+
+    def word(self, at: int) -> Lanes:
+        """The four bytes of each row at an offset in the block, as int32."""
+        return Lanes(self.builder, self._words.at(self._start + at))
+
+    def half(self, at: int) -> Lanes:
+        """The f16 of each row at an even offset, as float32."""
+        offset = self._start + at
+        word = self._words.at(offset - offset % 4)
+        if offset % 4:
+            word = self.builder.lshr(word, constant(_WORDS, 16))
+        halves = self.builder.trunc(word, ir.VectorType(I16, ROWS))
+        return Lanes(self.builder, widen(self.builder, halves, "f16"))
+
+    def set_codes(self, index: int, codes: Lanes) -> None:
+        """Signed codes of elements 4 · index … 4 · index + 3 of each row, one in each byte."""
+        self._codes[index] = codes.bytes()
+
+    def set_scale(self, group: int, scale: Lanes) -> None:
+        """The scale of a group of elements, float32."""
+        self._scales[group] = scale
+
+    def set_least(self, group: int, least: Lanes) -> None:
+        """The least value of a group of elements, float32: that of code 0."""
+        self._leasts[group] = least
+
+    def write(self, target) -> None:
+        """Store what was set."""
+        form, per_group = self.form, ELEMENTS // self.form.parts // 4
+        for index, codes in self._codes.items():
+            self._store(target, index // 8, index % 8 * form.line, codes.value)
+        for group, scale in self._scales.items():
+            block, part = group // form.parts, group % form.parts
+            self._store(target, block, form.scales + part * form.line, scale.value)
+            if group in self._leasts:
+                self._store(target, block, form.leasts + part * form.line, self._leasts[group].value)
+            if has_unsigned_by_signed():
+                codes = [self._codes[i].value for i in range(group * per_group, (group + 1) * per_group)]
+                self._store(target, block, form.starts + part * form.line, self._start_of(codes))
+
+    def _store(self, target, block: int, at: int, value) -> None:
+        place = self.builder.add(target, I64(block * self.form.nbytes + at))
+        self.builder.store(value, self.builder.inttoptr(place, value.type.as_pointer()), align=4)
+
+    def _start_of(self, codes: list):
+        """-BIAS times the sums of each row's codes."""
+        lanes = register_bytes() // 4
+        sums = []
+        for part in range(ROWS // lanes):
+            total = constant(ir.VectorType(I32, lanes), 0)
+            biases = constant(ir.VectorType(I8, 4 * lanes), bias())
+            for each in codes:
+                total = emit_dpbusd(self.builder, total, biases, split_lanes(self.builder, each, 4 * lanes)[part])
+            sums.append(total)
+        return self.builder.sub(constant(_WORDS, 0), join_lanes(self.builder, sums))

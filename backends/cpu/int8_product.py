@@ -1,0 +1,188 @@
+"""Products of block-quantized weights with many columns, in int8.
+
+x is brought to int8 once, row by row. A thread then claims a band of rows of one group's matrix, unpacks it into
+panels that stay in its second-level cache, and multiplies these by the group's columns of x, a few at a time.
+"""
+
+from __future__ import annotations
+
+from graphrt import dtypes
+from graphrt.backends.cpu.args import claim, row_address, rows, size, stride, word
+from graphrt.backends.cpu.grouping import (
+    COLUMN_BYTES,
+    COLUMNS,
+    COUNTER,
+    FIRST,
+    LAST,
+    MATRIX,
+    WORKSPACE,
+    X_ROW,
+    Y_ADDRESS,
+    W,
+    X,
+    column_word,
+    group_count,
+    group_word,
+    matrix_address,
+    prepared,
+    scratch,
+)
+from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.int8_codes import write_codes
+from graphrt.backends.cpu.int8_form import ELEMENTS, X_BYTES, shape
+from graphrt.backends.cpu.int8_panel import ROWS, filler, panel_of
+from graphrt.backends.cpu.int8_tile import LINES_AHEAD, multiply_up_to
+from graphrt.backends.cpu.jit import Kernel
+from graphrt.backends.cpu.matmat import add_rows
+from graphrt.backends.cpu.memory import load_integer, store_integer
+from graphrt.backends.cpu.prepare import PIECE, _piece_of
+
+PANELS = 2  # of a band
+DEPTH, MORE = 4096, 1024  # elements of K that panels hold, and that may be added so as to leave no few
+
+
+def row_bytes(elements: int) -> int:
+    """Bytes of a row of x."""
+    return elements // ELEMENTS * X_BYTES
+
+
+def scratch_bytes(dtype: str, width: int) -> int:
+    """Scratch memory of a thread: a band's panels, a tile of y, and a copy of rows where fewer than 16 are left."""
+    depth = min(width, DEPTH + MORE)
+    panels, tile = _panels_bytes(dtype, depth), 4 * shape().rows * shape().columns
+    return panels + tile + ROWS * dtypes.get(dtype).row_bytes(depth)
+
+
+def _panels_bytes(dtype: str, depth: int) -> int:
+    return PANELS * depth // ELEMENTS * panel_of(dtype, shape().rows).nbytes
+
+
+def prepare_codes(dtype: str) -> Kernel:
+    """Native: x row by row in int8."""
+    piece_of = _piece_of(dtype)
+
+    def run(args, ith, nth):
+        width = size(args, X, 3)
+        pieces = (width + PIECE - 1) // PIECE
+        pitch = width // ELEMENTS * X_BYTES
+        total = rows(args, X) * pieces
+        buffer = scratch(args, ith)
+        item = claim(word(args, COUNTER), 4)
+        while item < total:
+            for at in range(item, min(item + 4, total)):
+                row, start = at // pieces, at % pieces * PIECE
+                count = min(PIECE, width - start)
+                source = piece_of(row_address(args, X, row), stride(args, X, 3), start, count, buffer)
+                target = prepared(args) + row * pitch + start // ELEMENTS * X_BYTES
+                for block in range(count // ELEMENTS):
+                    write_codes(source + 4 * ELEMENTS * block, target + X_BYTES * block)
+            item = claim(word(args, COUNTER), 4)
+
+    return run
+
+
+def mul_mat_codes(dtype: str) -> Kernel:
+    """Native: y for every column, over x prepared by `prepare_codes`."""
+    multiply_band = _band_multiplier(dtype)
+    rows_of_band = PANELS * shape().rows
+
+    def run(args, ith, nth):
+        height = size(args, W, 2)
+        bands = (height + rows_of_band - 1) // rows_of_band
+        total = group_count(args) * bands
+        item = claim(word(args, COUNTER), 1)
+        while item < total:
+            following = claim(word(args, COUNTER), 1)
+            ahead, ahead_end = 0, 0
+            if following < total:
+                matrix = matrix_address(args, group_word(args, following // bands, MATRIX))
+                row = following % bands * rows_of_band
+                ahead = matrix + row * stride(args, W, 2)
+                ahead_end = ahead + min(rows_of_band, height - row) * stride(args, W, 2)
+            multiply_band(args, item // bands, item % bands * rows_of_band, scratch(args, ith), ahead, ahead_end)
+            item = following
+
+    return run
+
+
+def _band_multiplier(dtype: str):
+    block, nbytes = dtypes.get(dtype).block, dtypes.get(dtype).nbytes
+    tile = shape()
+    height_of_panel, columns = tile.rows, tile.columns
+    form = panel_of(dtype, height_of_panel)
+    panel_bytes = form.nbytes
+    fill_panel = _panel_filler(dtype, height_of_panel)
+    multiply = multiply_up_to(height_of_panel, form.parts, form.has_least, columns)
+    three_quarters = 3 * columns // 4
+    lines = 64 * LINES_AHEAD
+
+    @helper
+    def multiply_band(args, group, row, panels, ahead, ahead_end):
+        """y for a band of rows of a group, while the memory ahead … ahead_end is brought near."""
+        width, pitch = size(args, W, 3), stride(args, W, 2)
+        rows_of_band = min(PANELS * height_of_panel, size(args, W, 2) - row)
+        weights = matrix_address(args, group_word(args, group, MATRIX)) + row * pitch
+        first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
+        x_pitch = width // ELEMENTS * X_BYTES
+        entries = word(args, WORKSPACE) + word(args, COLUMNS)
+        start = 0
+        while start < width:
+            elements = DEPTH if width - start > DEPTH + MORE else width - start
+            blocks = elements // ELEMENTS
+            result = panels + PANELS * blocks * panel_bytes
+            for at in range(0, rows_of_band, height_of_panel):
+                fill_panel(
+                    weights + at * pitch + start // block * nbytes,
+                    pitch,
+                    min(height_of_panel, rows_of_band - at),
+                    elements,
+                    panels + at // height_of_panel * blocks * panel_bytes,
+                    result,
+                )
+            x = prepared(args) + start // ELEMENTS * X_BYTES
+            column = first
+            while column < last:
+                count = last - column
+                if count > columns:
+                    count = three_quarters if count <= 2 * three_quarters else columns
+                entry = entries + COLUMN_BYTES * column + 8 * X_ROW
+                for at in range(0, rows_of_band, height_of_panel):
+                    panel = panels + at // height_of_panel * blocks * panel_bytes
+                    step = lines if ahead < ahead_end else 0
+                    near = ahead if ahead < ahead_end else panel
+                    multiply(panel, blocks, x, x_pitch, entry, count, result, near, step)
+                    ahead += blocks * lines
+                    for c in range(count):
+                        y = column_word(args, column + c, Y_ADDRESS) + 4 * (row + at)
+                        source = result + 4 * height_of_panel * c
+                        add_rows(source, y, min(height_of_panel, rows_of_band - at), start > 0)
+                column += count
+            start += elements
+
+    return multiply_band
+
+
+def _panel_filler(dtype: str, height: int):
+    fill = filler(dtype, height)
+    block, nbytes = dtypes.get(dtype).block, dtypes.get(dtype).nbytes
+
+    @helper
+    def fill_panel(source, pitch, rows, elements, panel, strip):
+        """`rows` rows as a panel; the rest of it is left as it is. The strip is room for a copy of 16 rows."""
+        row_bytes = elements // block * nbytes
+        for at in range(0, rows, ROWS):
+            place = panel + 4 * at
+            if rows - at < ROWS:
+                for r in range(rows - at):
+                    copy_bytes(source + (at + r) * pitch, row_bytes, strip + r * row_bytes)
+                fill(strip, row_bytes, elements, place)
+            else:
+                fill(source + at * pitch, pitch, elements, place)
+
+    return fill_panel
+
+
+@helper
+def copy_bytes(source, count, target):
+    for i in range(count):
+        store_integer(target + i, "i8", load_integer(source + i, "i8"))
