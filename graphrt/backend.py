@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from graphrt.fusion import Readers
 
 
+Progress = Callable[[int, int, str], None]
+
+
 @dataclass(frozen=True)
 class Support:
     """A backend's answer about a node: yes, or no with the reason and what would help."""
@@ -164,6 +167,16 @@ class Backend(ABC):
 
     def drop(self, thread: int) -> None:  # noqa: B027 -- nothing waits in a queue as a rule
         """Leave undone what a thread (threading.get_ident) has begun and the device has not; it raises Cancelled."""
+
+    def warm_up(self, groups: Sequence[Group], progress: Progress | None = None) -> int:
+        """Make ready at once what programs of these groups will need, such as kernels to be compiled.
+
+        Args:
+            progress: is told of what has to be made, progress(done, total, name); None: the backend's own way.
+        Returns: how many of such things the groups need, made now or before.
+        Raises: KernelError if one cannot be made.
+        """
+        return 0
 
     @abstractmethod
     def compile(self, split: Split) -> Program:

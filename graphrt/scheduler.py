@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
-from graphrt.backend import Backend, create
+from graphrt.backend import Backend, Group, Progress, create
 from graphrt.buffer import HOST, Buffer
 from graphrt.explain import describe
 from graphrt.graph import Graph
@@ -143,11 +143,34 @@ class Scheduler:
             assigned: as in `schedule`.
         """
         graph = graph if isinstance(graph, Graph) else Graph(graph)
-        key = (*graph.structure(), arena, tuple((node.name, name) for node, name in (assigned or {}).items()))
+        key = _key(graph, arena, assigned)
         if key not in self._plans:
             schedule = self.schedule(graph, assigned=assigned)
             self._plans[key] = _make_plan(schedule, self._residents, self.settings, arena)
         return self._plans[key]
+
+    def plans(self, graphs: Iterable[Graph], arena: SharedArena | None = None) -> list[Plan]:
+        """The plans of several graphs, as `plan` makes each; what backends must compile is compiled at once."""
+        keys: list[tuple[object, ...]] = []
+        schedules: dict[tuple[object, ...], Schedule] = {}
+        for graph in graphs:
+            keys.append(_key(graph, arena))
+            if keys[-1] not in self._plans and keys[-1] not in schedules:
+                schedules[keys[-1]] = self.schedule(graph)
+        _warm_up(schedules.values())
+        for key, schedule in schedules.items():
+            self._plans[key] = _make_plan(schedule, self._residents, self.settings, arena)
+        return [self._plans[key] for key in keys]
+
+    def warm_up(self, graphs: Iterable[Graph], progress: Progress | None = None) -> int:
+        """Let the backends make ready what plans of these graphs will need, such as compiled kernels.
+
+        Args:
+            progress: as in `Backend.warm_up`.
+        Returns: how many kernels, or whatever the backends make, the graphs need.
+        Raises: as `plan`; but no memory is allocated.
+        """
+        return _warm_up([self._decide(graph) for graph in graphs], progress)
 
     def buffer_of(self, state: Tensor) -> Buffer:
         """Where a state's bytes are now: on a device once a plan has put it there, else in its own data on the host."""
@@ -173,6 +196,19 @@ class Scheduler:
             node_rules=_fresh(self._node_rules),
             assigned=assigned,
         )
+
+
+def _key(graph: Graph, arena: SharedArena | None, assigned: Mapping[Tensor, str] | None = None) -> tuple[object, ...]:
+    """What plans are kept by."""
+    return (*graph.structure(), arena, tuple((node.name, name) for node, name in (assigned or {}).items()))
+
+
+def _warm_up(schedules: Iterable[Schedule], progress: Progress | None = None) -> int:
+    groups: dict[Backend, list[Group]] = {}
+    for schedule in schedules:
+        for part in schedule.splits:
+            groups.setdefault(part.backend, []).extend(part.groups)
+    return sum(backend.warm_up(parts, progress) for backend, parts in groups.items())
 
 
 def _make_plan(schedule: Schedule, residents: Residents, settings: Settings, arena: SharedArena | None = None) -> Plan:

@@ -34,6 +34,7 @@ from graphrt.plan import Watch
 MAX_PLANS = 64  # compiled plans that a context keeps; prompts of ever other lengths would else fill the memory
 
 Progress = Callable[[int, int], None]
+_Run = tuple[int, int, int, Phase]  # what a graph is made for: tokens, rows with logits, visible cells, phase
 
 
 class _Step:
@@ -145,12 +146,15 @@ class Context(Sequences):
         Raises: GraphError if the context has too few free cells.
         """
         taken = self.cells.find(tokens)
+        runs: list[_Run] = []
         for start in range(0, tokens, self.ubatch):
             part = taken[start : start + self.ubatch]
             is_last = start + len(part) == tokens
-            self._step(len(part), int(is_last), self.cells.visible_with(part), _phase_of(len(part)))
+            runs.append((len(part), int(is_last), self.cells.visible_with(part), _phase_of(len(part))))
+        del runs[MAX_PLANS - 1 :]  # of a prompt of very many ubatches, the rest when they run
         if self.cells.used + tokens < self.size:
-            self._step(1, 1, self.cells.visible_with(self.cells.find(tokens + 1)), "decode")
+            runs.append((1, 1, self.cells.visible_with(self.cells.find(tokens + 1)), "decode"))
+        self._compile(runs)
 
     def _one_by_one(self, parts: Sequence[Batch]) -> Iterator[Array]:
         """The logits of each ubatch, which runs when they are asked for."""
@@ -219,14 +223,22 @@ class Context(Sequences):
     def _no_logits(self) -> Array:
         return np.empty((0, self.decoder.vocabulary_size), np.float32)
 
-    def _step(self, tokens: int, rows: int, cells: int, phase: Phase) -> _Step:
-        key = (tokens, rows, cells, phase, self.cells.is_shifted)
-        if key not in self._steps:
-            if len(self._steps) == MAX_PLANS:
-                self._steps.clear()
-                self.scheduler.clear()
-            self._steps[key] = _Step(self.plan(tokens, rows, cells, phase), gives_logits=rows > 0)
-        return self._steps[key]
+    def _step(self, *run: *_Run) -> _Step:
+        self._compile([run])
+        return self._steps[*run, self.cells.is_shifted]
+
+    def _compile(self, runs: Sequence[_Run]) -> None:
+        """Compile the plans of runs that are new, all at once."""
+        shifted = self.cells.is_shifted
+        missing = [run for run in dict.fromkeys(runs) if (*run, shifted) not in self._steps]
+        if not missing:
+            return
+        if len(self._steps) + len(missing) > MAX_PLANS:
+            self._steps.clear()
+            self.scheduler.clear()
+            missing = list(dict.fromkeys(runs))
+        for run, plan in zip(missing, self._plans(missing), strict=True):
+            self._steps[*run, shifted] = _Step(plan, gives_logits=run[1] > 0)
 
     def graph(self, tokens: int, rows: int, cells: int, phase: Phase | None = None) -> Graph:
         """The graph of so many tokens, of which `rows` get logits, that look at so many cells.
@@ -238,15 +250,19 @@ class Context(Sequences):
 
     def plan(self, tokens: int, rows: int, cells: int, phase: Phase | None = None) -> Plan:
         """That graph, compiled, over memory that all plans of this context share."""
-        if not self._is_reserved:
-            self._reserve()
-        plan = self.scheduler.plan(self.graph(tokens, rows, cells, phase), self._arena)
-        if self._file is not None:
+        return self._plans([(tokens, rows, cells, phase or _phase_of(tokens))])[0]
+
+    def _plans(self, runs: Sequence[_Run]) -> list[Plan]:
+        self._reserve()
+        plans = self.scheduler.plans((self.graph(*run) for run in runs), self._arena)
+        for plan in plans if self._file is not None else ():
             self._file.require_host(plan.schedule.placements)
-        return plan
+        return plans
 
     def _reserve(self) -> None:
         """Take memory for a full ubatch at once: plans of ever more tokens would each leave a smaller buffer behind."""
+        if self._is_reserved:
+            return
         for tokens in (self.ubatch, 1):
             self.scheduler.reserve(self.graph(min(tokens, self.size), 1, self.size), self._arena)
         self._is_reserved = True

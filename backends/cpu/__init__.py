@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphrt.backend import Backend, Group, Program, Split, Support
+from graphrt.backend import Backend, Group, Program, Progress, Split, Support
 from graphrt.backends.cpu import host, registry
 from graphrt.backends.cpu.jit import native
 from graphrt.backends.cpu.registry import Call, dtypes_in, floats, kernel
@@ -48,6 +48,12 @@ class CpuBackend(Backend):
         from graphrt.backends.cpu.fusion import fuse
 
         return fuse(nodes, readers, self.threads, self.alone)
+
+    def warm_up(self, groups: Sequence[Group], progress: Progress | None = None) -> int:
+        from graphrt.backends.cpu import jit, threads
+        from graphrt.backends.cpu.program import functions_of
+
+        return jit.load_all([*threads.functions(), *functions_of(groups)], progress or jit.show_progress)
 
     def compile(self, split: Split) -> Program:
         from graphrt.backends.cpu.program import compile_split

@@ -138,9 +138,10 @@ def native(factory: Callable[..., Kernel], *constants: Any) -> Native:
         return _functions.setdefault(key, Native(factory, constants, level))
 
 
-def load_all(functions: Iterable[Native], progress: Progress | None = None) -> None:
+def load_all(functions: Iterable[Native], progress: Progress | None = None) -> int:
     """Make every function ready to call; `progress(done, total, label)` is told of those that need compiling.
 
+    Returns: how many functions there are.
     Raises: KernelError if one does not compile.
     """
     distinct = list(dict.fromkeys(functions))
@@ -149,6 +150,7 @@ def load_all(functions: Iterable[Native], progress: Progress | None = None) -> N
         _compile_all(missing, progress or (lambda done, total, label: None))
     for function in distinct:
         _ = function.address
+    return len(distinct)
 
 
 def _compile_all(missing: list[Native], progress: Progress) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -34,11 +34,11 @@ def tensor_words(tensor: Tensor | None, address: int) -> Words:
     return [address, *[1] * pad, *map(int, tensor.shape), *[outer] * pad, *map(int, tensor.strides)]
 
 
-def scalar_word(value: float) -> int:
-    """An int as itself, a float as the bits of float64."""
+def scalar_word(value: float | jit.Native) -> int:
+    """An int as itself, a float as the bits of float64, a native function as its address."""
     if isinstance(value, float):
         return int(struct.unpack("<q", struct.pack("<d", value))[0])
-    return int(value)
+    return value.address if isinstance(value, jit.Native) else int(value)
 
 
 def pack(call: Call, address_of: AddressOf, workspace: int, counter: int) -> Words:
@@ -46,7 +46,7 @@ def pack(call: Call, address_of: AddressOf, workspace: int, counter: int) -> Wor
     words: Words = []
     for tensor in call.tensors:
         words += tensor_words(tensor, 0 if tensor is None else address_of(tensor))
-    return [*words, *map(scalar_word, call.scalars), workspace, counter, *call.extras]
+    return [*words, *map(scalar_word, call.scalars), workspace, counter, *map(scalar_word, call.extras)]
 
 
 def touched(call: Call, address_of: AddressOf, workspace: Span) -> Touched:
@@ -129,13 +129,21 @@ def calls_of(group: Group) -> list[Call]:
     return record.lower(node)
 
 
+def functions_of(groups: Iterable[Group]) -> list[jit.Native]:
+    """The native functions that programs of these groups need.
+
+    Raises: as `calls_of`.
+    """
+    return [function for group in groups for call in calls_of(group) for function in call.functions]
+
+
 def compile_split(split: Split, pool: Pool) -> CpuProgram:
     """Lower every group of a split to calls, make their native functions ready, and pack their arguments.
 
     Raises: KernelError if a node has no kernel or a kernel does not compile.
     """
     lowered = [(group, call) for group in split.groups for call in calls_of(group)]
-    jit.load_all((call.function for _, call in lowered), jit.show_progress)
+    jit.load_all((function for _, call in lowered for function in call.functions), jit.show_progress)
 
     def address_of(tensor: Tensor) -> int:
         location = split.location[tensor]

@@ -46,8 +46,8 @@ class Call:
 
     Args:
         tensors: 9 words each; None for an absent source.
-        scalars: one word each; floats as float64.
-        extras: ints that follow the workspace and the counter.
+        scalars: one word each; floats as float64, native functions as their addresses.
+        extras: ints and native functions that follow the workspace and the counter.
         results: how many of the tensors, the first ones, it writes; beside these it writes to its workspace only.
         base: where its workspace begins in that of its group, in bytes.
         writes, reads: the parts of the group's workspace that it writes, all where None, and that it reads besides.
@@ -57,13 +57,18 @@ class Call:
 
     function: Native
     tensors: Sequence[Tensor | None]
-    scalars: Sequence[float] = ()
-    extras: Sequence[int] = ()
+    scalars: Sequence[float | Native] = ()
+    extras: Sequence[int | Native] = ()
     results: int = 1
     base: int = 0
     writes: Sequence[tuple[int, int]] | None = None
     reads: Sequence[tuple[int, int]] = ()
     work: int | None = None
+
+    @property
+    def functions(self) -> list[Native]:
+        """The native functions that it needs: its own, and those that this one calls by their addresses."""
+        return [self.function, *(word for word in (*self.scalars, *self.extras) if isinstance(word, Native))]
 
 
 @dataclass

@@ -16,7 +16,7 @@ import numpy as np
 from graphrt.backends.cpu.args import word
 from graphrt.backends.cpu.barriers import ALL
 from graphrt.backends.cpu.host import available_cores
-from graphrt.backends.cpu.jit import Kernel, native
+from graphrt.backends.cpu.jit import Kernel, Native, native
 from graphrt.backends.cpu.sync import (
     atomic_add,
     atomic_exchange_if,
@@ -117,6 +117,11 @@ def serve_runs() -> Kernel:
     return serve
 
 
+def functions() -> list[Native]:
+    """What every pool needs."""
+    return [native(factory) for factory in (walk_program, start_program, serve_runs)]
+
+
 class Pool:
     """`size` threads, the caller's among them. One run at a time; a second caller waits for the first."""
 
@@ -126,7 +131,7 @@ class Pool:
         raw = np.zeros(words, np.int64)
         self._shared = raw[-(raw.ctypes.data // 8) % 8 :]
         self.address: int = self._shared.ctypes.data
-        walk, start, serve = (native(factory) for factory in (walk_program, start_program, serve_runs))
+        walk, start, serve = functions()
         self._walk_address = walk.address
         self._walk, self._start, self._serve = (_C_FUNCTION(function.address) for function in (walk, start, serve))
         self._prepare()

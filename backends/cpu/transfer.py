@@ -16,7 +16,7 @@ from graphrt.backends.cpu.args import word
 from graphrt.backends.cpu.dequant import expander
 from graphrt.backends.cpu.elements import PIECE, stack_floats
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.jit import native
+from graphrt.backends.cpu.jit import Native, native
 from graphrt.backends.cpu.memory import load_integer, store_integer
 from graphrt.backends.cpu.quantize import writer
 from graphrt.backends.cpu.simd import I8, I64, call
@@ -25,17 +25,17 @@ from graphrt.dtypes import DType
 EXPAND, WRITE, SOURCE_BYTES, SOURCE_BLOCK, TARGET_BYTES, TARGET_BLOCK = range(6)
 
 
-def route(source: DType, target: DType) -> list[int]:
+def route(source: DType, target: DType) -> list[int | Native]:
     """The words that `put` wants for a pair of dtypes."""
     sizes = [source.nbytes, source.block, target.nbytes, target.block]
     if source is target or (source.is_integer and target.is_integer):
         return [0, 0, *sizes]
-    return [native(expand_rows, source.name).address, native(write_rows, target.name).address, *sizes]
+    return [native(expand_rows, source.name), native(write_rows, target.name), *sizes]
 
 
-def expand_address(dtype: DType) -> int:
-    """The address of a quantized dtype's expand_rows; 0 for plain floats, which kernels load themselves."""
-    return native(expand_rows, dtype.name).address if dtype.is_quantized else 0
+def expand_address(dtype: DType) -> int | Native:
+    """The word for a quantized dtype's expand_rows; 0 for plain floats, which kernels load themselves."""
+    return native(expand_rows, dtype.name) if dtype.is_quantized else 0
 
 
 def expand_rows(dtype):
