@@ -65,6 +65,7 @@ feed-forward part and of the output both compute the last token's only. Error: m
 logits over their mean square, the median of {tokens} tokens; both round activations.
 `python -m tests.peers.bench_llama_cpp` measures again.
 """
+PEERS_PLOT = ("", "![Speed over llama.cpp's, of decoding and of prompts](cpu_peers.png)")
 PRODUCTS = """Products of 2816 rows of 2048 with one column, as a share of the bandwidth, and with 512, as a share of
 the arithmetic peak of the kind; the best of several runs.
 """
@@ -88,11 +89,11 @@ def write_page(folder: Path) -> None:
         targets="\n".join(_targets(all_targets)),
         decode="\n".join(_speeds(results, old, "decode")),
         prompts="\n".join(_speeds(results, old, "prompt")),
-        peers="\n".join(_peers(peers)) if beside else NO_PEERS,
+        peers="\n".join([*_peers(peers), *PEERS_PLOT]) if beside else NO_PEERS,
         kernels="\n".join(_kernels(found.get("kernels"))),
     )
     (folder / "cpu.md").write_text(page)
-    plot(results, old, folder)
+    plot(results, old, beside, folder)
 
 
 def _read(path: Path) -> dict[str, Any]:
