@@ -27,6 +27,7 @@ from docs.benchmarks.cpu_models import SUBJECTS, TYPES, Subject
 from docs.benchmarks.cpu_report import write_page
 from docs.benchmarks.cpu_run import Session, Trial, longest, measure
 from docs.benchmarks.cpu_targets import fallen, point
+from graphrt.cli.bench import cpu_info
 
 RESULTS = Path(__file__).with_suffix(".json")
 QUICK = ("pp512", "tg64")
@@ -67,7 +68,7 @@ def main() -> None:
 def run(record: Record, options: argparse.Namespace, threads: int) -> None:
     """Measure what the record has not, file by file."""
     limits = Limits(threads)
-    record.all["machine"] = {"threads": threads, "processor": processor()}
+    record.all["machine"] = {"threads": threads, "processor": cpu_info()}
     record.all.setdefault("limits", []).append(now := in_billions(limits.measure(KINDS)))
     print(f"{threads} threads; limits in billions a second: {now}", flush=True)
     with tempfile.TemporaryDirectory(prefix="graphrt-benchmarks-") as temporary:
@@ -131,13 +132,6 @@ def check(record: Record, recorded: dict[str, Any], tolerance: float) -> None:
 
 def in_billions(rates: dict[str, float]) -> dict[str, float]:
     return {kind: round(rate / 1e9, 1) for kind, rate in rates.items()}
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    from graphrt.cli.bench import _cpu_info
-
-    return _cpu_info()
 
 
 def parse() -> argparse.Namespace:

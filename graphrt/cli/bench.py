@@ -128,7 +128,7 @@ def _measure(model: Model, context: Context, test: BenchTest, repetitions: int) 
         model_size=sum(tensor.nbytes for tensor in model.file.tensors.values()),
         model_n_params=sum(prod(tensor.shape) for tensor in model.file.tensors.values()),
         backends=",".join(backend.name for backend in model.backends if backend.name != "reference"),
-        cpu_info=_cpu_info(),
+        cpu_info=cpu_info(),
         n_threads=context.scheduler.settings.thread_count,
         type_k=model.options.cache_type,
         type_v=model.options.cache_type,
@@ -194,7 +194,7 @@ def _model_type(file: GGUFFile) -> str:
     return " ".join(part for part in (file.architecture, label, nbytes.most_common(1)[0][0].upper()) if part)
 
 
-def _cpu_info() -> str:
+def cpu_info() -> str:
     """The processor's name, where the system tells it."""
     listed = Path("/proc/cpuinfo")
     if listed.exists():
