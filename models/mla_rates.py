@@ -128,9 +128,9 @@ def _can_be_measured(backend: Backend) -> bool:
 
 @dataclass(frozen=True)
 class Sample:
-    """Something to time: what makes it run, how many rows it works on at a time, and its operations."""
+    """Something to time: a graph, how many rows it works on at a time, and its operations."""
 
-    run: Callable[[], None]
+    graph: Graph
     rows: int
     flops: float
 
@@ -159,7 +159,7 @@ class Stopwatch:
             "products": [self._products(tokens) for tokens in TOKENS],
             "read": [self._absorbing(1, 1, READ // cell_bytes)],
         }
-        seconds = in_turns([sample.run for each in samples.values() for sample in each])
+        seconds = in_turns(self._runs([sample.graph for each in samples.values() for sample in each]))
         curves = {
             name: Curve(tuple((sample.rows, sample.flops / next(seconds)) for sample in each))
             for name, each in samples.items()
@@ -178,7 +178,7 @@ class Stopwatch:
         expanded = ops.mla_attention(q, latents, *weights, *where, scale=0.1, keys_transposed=order)
         mixed = ops.attention(self._absorb(q), latents, latents[..., : shape.rank], *where, scale=0.1)
         absorbed = ops.mul_mat(weights[1], mixed.permute(1, 0, 2))
-        absorbing, expanding = in_turns([self._runner(absorbed), self._runner(expanded)])
+        absorbing, expanding = in_turns(self._runs([Graph(absorbed), Graph(expanded)]))
         return expanding / absorbing
 
     def _absorb(self, q: Tensor) -> Tensor:
@@ -204,14 +204,14 @@ class Stopwatch:
         q = _filled("q", (tokens, heads, shape.rank + shape.rope))
         latents = self._latents(cells)
         y = ops.attention(q, latents, latents[..., : shape.rank], *_seen(tokens, cells, cells), scale=0.1)
-        return Sample(self._runner(y), tokens * heads, shape.attention("absorb", tokens * cells))
+        return Sample(Graph(y), tokens * heads, shape.attention("absorb", tokens * cells))
 
     def _expanding(self, tokens: int) -> Sample:
         shape = replace(self.kind.heads, count=self._heads)
         q = _filled("q", (tokens, shape.count, shape.nope + shape.rope))
         weights, where, order = self._weights(self._heads), _seen(tokens, CELLS, CELLS), self.kind.keys_transposed
         y = ops.mla_attention(q, self._latents(CELLS), *weights, *where, scale=0.1, keys_transposed=order)
-        return Sample(self._runner(y), tokens, shape.products(CELLS) + shape.attention("expand", tokens * CELLS))
+        return Sample(Graph(y), tokens, shape.products(CELLS) + shape.attention("expand", tokens * CELLS))
 
     def _products(self, tokens: int) -> Sample:
         """All that absorbing does beside attention: queries go to the latents' space, and mixes become values.
@@ -221,8 +221,8 @@ class Stopwatch:
         shape = self.kind.heads
         q = _filled("q", (tokens, shape.count, shape.nope + shape.rope))
         latents = _filled("latents", (tokens, shape.count, shape.rank)).permute(1, 0, 2)
-        run = self._runner(self._absorb(q), ops.mul_mat(self._weights(shape.count)[1], latents))
-        return Sample(run, tokens, shape.products(tokens))
+        graph = Graph((self._absorb(q), ops.mul_mat(self._weights(shape.count)[1], latents)))
+        return Sample(graph, tokens, shape.products(tokens))
 
     def _weights(self, heads: int) -> tuple[Tensor, Tensor]:
         kind, shape = self.kind, self.kind.heads
@@ -233,8 +233,9 @@ class Stopwatch:
     def _latents(self, cells: int) -> Tensor:
         return _filled("cells", (cells, 1, self.kind.heads.rank + self.kind.heads.rope), self.kind.cache)
 
-    def _runner(self, *nodes: Tensor) -> Callable[[], None]:
-        return self.scheduler.plan(Graph(nodes)).execute
+    def _runs(self, graphs: Sequence[Graph]) -> list[Callable[[], None]]:
+        """What runs each graph."""
+        return [plan.execute for plan in self.scheduler.plans(graphs)]
 
 
 def in_turns(runs: Sequence[Callable[[], None]]) -> Iterator[float]:
