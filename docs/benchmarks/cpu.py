@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -69,8 +70,8 @@ def run(record: Record, options: argparse.Namespace, threads: int) -> None:
     """Measure what the record has not, file by file."""
     limits = Limits(threads)
     record.all["machine"] = {"threads": threads, "processor": cpu_info()}
-    record.all.setdefault("limits", []).append(now := in_billions(limits.measure(KINDS)))
-    print(f"{threads} threads; limits in billions a second: {now}", flush=True)
+    note(record, limits)
+    print(f"{threads} threads; limits in billions a second: {record.all['limits'][-1]}", flush=True)
     with tempfile.TemporaryDirectory(prefix="graphrt-benchmarks-") as temporary:
         folder = options.folder or Path(temporary)
         for subject, file_type, tests in selected(options):
@@ -78,8 +79,7 @@ def run(record: Record, options: argparse.Namespace, threads: int) -> None:
             if missing:
                 path = subject.file(file_type, folder)
                 measure_file(record, subject, file_type, path, missing, limits, options)
-                record.all["limits"].append(in_billions(limits.measure(KINDS)))
-                record.save()
+                note(record, limits)
                 if options.folder is None:
                     path.unlink()
     if not options.quick and not options.check and "kernels" not in record.all:
@@ -130,8 +130,11 @@ def check(record: Record, recorded: dict[str, Any], tolerance: float) -> None:
         sys.exit(1)
 
 
-def in_billions(rates: dict[str, float]) -> dict[str, float]:
-    return {kind: round(rate / 1e9, 1) for kind, rate in rates.items()}
+def note(record: Record, limits: Limits) -> None:
+    """Keep what the machine can do at the moment, and how many processes want to run on it."""
+    rates = {kind: round(rate / 1e9, 1) for kind, rate in limits.measure(KINDS).items()}
+    record.all.setdefault("limits", []).append(rates | {"load": round(os.getloadavg()[0], 1)})
+    record.save()
 
 
 def parse() -> argparse.Namespace:

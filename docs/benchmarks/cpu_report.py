@@ -27,7 +27,7 @@ weights, and of the cache at a depth, over the speed of only reading memory; for
 weights over the speed of multiplying registers, in int8 for quantized types and in bf16 for bf16. Of the last layer's
 feed-forward part and the output only the last token counts, since nothing else is computed; attention's own products
 are left out. Both limits are measured right before every run: they move on a machine that others use too, between
-{limits} here.
+{limits} here. {load}
 
 `python -m docs.benchmarks.cpu --fresh` measures all of it again, `--quick` in minutes a part; `--check` measures that
 part, and fails where a share fell by more than 15 % of what is recorded here.
@@ -85,6 +85,7 @@ def write_page(folder: Path) -> None:
         machine=f"{machine['threads']} threads of {machine['processor']}",
         rounds=max(len(each["share"]) for each in results.values()),
         limits=_limits(found["limits"]),
+        load=_load(found["limits"], machine["threads"]),
         verdicts=_verdicts(all_targets),
         targets="\n".join(_targets(all_targets)),
         decode="\n".join(_speeds(results, old, "decode")),
@@ -112,6 +113,15 @@ def _limits(measured: Sequence[Mapping[str, float]]) -> str:
     units = {"bandwidth": "GB/s", "int8": "GOP/s in int8", "bf16": "in bf16", "f32": "in f32"}
     found = {kind: [each[kind] for each in measured] for kind in units}
     return ", ".join(f"{min(rates):.0f} and {max(rates):.0f} {units[kind]}" for kind, rates in found.items())
+
+
+def _load(measured: Sequence[Mapping[str, float]], threads: int) -> str:
+    """A warning where other processes wanted the processors."""
+    least, most = (pick(each["load"] for each in measured) for pick in (min, max))
+    between = f"The load average was between {least:.1f} and {most:.1f}"
+    if most <= threads + 1:
+        return f"{between}."
+    return f"**{between}: others used the machine's {threads} threads too, so that no figure says what it can do.**"
 
 
 def _verdicts(all_targets: Sequence[Target]) -> str:
