@@ -18,6 +18,7 @@ from graphrt.cli.perplexity import perplexity
 from graphrt.cli.plan import plan
 from graphrt.cli.synth import synth
 from graphrt.cli.tune import tune
+from graphrt.cli.warmup import warmup
 from graphrt.errors import GraphrtError
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, inspect, plan, bench, perplexity, tune, convert, synth):
+for command in (generate, inspect, plan, bench, perplexity, tune, warmup, convert, synth):
     app.command()(command)
 
 

@@ -88,7 +88,8 @@ def bytes_progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def step_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr with the time that remains; yields what moves it: (steps done, in all, words)."""
+    """A progress bar on stderr, at a terminal, with the time that remains; yields what moves it: (steps done, in all,
+    words)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -98,7 +99,8 @@ def step_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[words]}"),
     )
-    with Progress(*columns, console=stderr(), transient=True) as progress:
+    console = stderr()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=None, words="")
         yield lambda done, total, words: progress.update(task, completed=done, total=total, words=words)
 

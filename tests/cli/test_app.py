@@ -12,7 +12,7 @@ import pytest
 from graphrt import FormatError, __version__
 from tests.cli.conftest import Command
 
-COMMANDS = ["generate", "inspect", "plan", "bench", "perplexity", "tune", "convert", "synth"]
+COMMANDS = ["generate", "inspect", "plan", "bench", "perplexity", "tune", "warmup", "convert", "synth"]
 
 
 def test_help_lists_every_command(graphrt: Command) -> None:
