@@ -72,9 +72,9 @@ Pattern = Callable[[Coming], Fused | None]
 
 def patterns() -> Sequence[Pattern]:
     """All patterns; of several that fit the first is taken."""
-    from graphrt.backends.cpu import fusion_norm
+    from graphrt.backends.cpu import fusion_norm, fusion_products
 
-    return (fusion_norm.add_and_norm,)
+    return (fusion_norm.add_and_norm, fusion_products.products_of_one_x)
 
 
 def fuse(nodes: Sequence[Tensor], readers: Readers, threads: int, alone: Callable[[Tensor], Group]) -> list[Group]:

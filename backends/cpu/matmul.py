@@ -8,7 +8,7 @@ from graphrt.backends.cpu import int8_product, matmat, transposed
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
 from graphrt.backends.cpu.int8_panel import unit_elements
 from graphrt.backends.cpu.int8_unpack import UNPACK
-from graphrt.backends.cpu.jit import Kernel, native
+from graphrt.backends.cpu.jit import Kernel, Native, native
 from graphrt.backends.cpu.matvec import mul_mat_columns
 from graphrt.backends.cpu.prepare import PIECE, PIECE_BYTES, group_columns, prepare_rows, prepare_tiles, row_bytes
 from graphrt.backends.cpu.registry import Call, lowering
@@ -105,9 +105,15 @@ def product_calls(node: Tensor) -> list[Call]:
             calls.append(call(multiply, w.dtype.name, shape.lanes, shape.vectors, shape.columns, **part))
         return calls
     prepare = call(prepare_rows, units(node).form, x.dtype.name)
-    if is_transposed:
-        return [prepare, call(transposed.transposed_columns, w.dtype.name)]
-    return [prepare, call(mul_mat_columns, w.dtype.name, w.has_dense_rows)]
+    return [prepare, Call(few_columns(node), tensors, extras=[*offsets, 0, depth])]
+
+
+def few_columns(node: Tensor) -> Native:
+    """What multiplies w by few columns, prepared as rows."""
+    w, *_ = operands(node)
+    if node.op is mul_mat_transposed:
+        return native(transposed.transposed_columns, w.dtype.name)
+    return native(mul_mat_columns, w.dtype.name, w.has_dense_rows)
 
 
 def workspace(node: Tensor, threads: int) -> int:

@@ -74,3 +74,71 @@ def test_a_norm_may_lie_over_a_term_of_the_sum():
 def test_no_add_and_norm_where_nothing_else_reads_the_sum():
     total = ops.add(random("a", 2, 8), random("b", 2, 8))
     assert fusions(Scheduler(["cpu"]).schedule(Graph(ops.rms_norm(total)))) == []
+
+
+# -- products of one x -------------------------------------------------------------------------------------------------
+
+
+def weight(name: str, *shape: int, dtype: str = "f32") -> Tensor:
+    values = np.random.default_rng(sum(map(ord, name))).standard_normal(shape, np.float32)
+    return graphrt.weight(name, dtypes.from_f32(values, dtypes.get(dtype)))
+
+
+def products(x: Tensor, *types: str) -> list[Tensor]:
+    """A product with a weight of each type; the transposed one where a type begins with t."""
+    results = []
+    for i, dtype in enumerate(types):
+        if dtype.startswith("t"):
+            results.append(ops.mul_mat_transposed(weight(f"t{i}", x.shape[-1], 96, dtype=dtype[1:]), x))
+        else:
+            results.append(ops.mul_mat(weight(f"w{i}", 70 + i, x.shape[-1], dtype=dtype), x))
+    return [result.named(f"product {i}") for i, result in enumerate(results)]
+
+
+@pytest.mark.parametrize("level", host.levels())
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_products_of_one_x(level, tokens):
+    with host.use_level(level):
+        x = ops.silu(random("x", tokens, 256))
+        graph = Graph(products(x, "q8_0", "f32", "q4_0", "tf32", "q8_0"))
+        assert_alike(graph, "products of one x")
+
+
+def test_products_of_one_x_are_found_behind_others_that_wait():
+    x = ops.silu(random("x", 2, 64))
+    q, k, v = products(x, "q8_0", "q8_0", "f16")
+    graph = Graph([ops.silu(ops.sqr(q)), ops.neg(k), v])
+    assert [node.op.name for node in graph.nodes][:3] == ["silu", "mul_mat", "sqr"]
+    assert fusions(Scheduler(["cpu"]).schedule(graph)) == [("products of one x", (q.name, k.name, v.name))]
+    assert_alike(graph, "products of one x")
+
+
+def test_a_product_that_waits_for_another_is_not_taken_with_it():
+    x = random("x", 1, 64)
+    first = ops.mul_mat(weight("w", 64, 64), x)
+    routed = ops.mul_mat_id(weight("e", 4, 32, 64), x.reshape(1, 1, 64), ops.top_k(first[:, :4], k=2))
+    assert fusions(Scheduler(["cpu"]).schedule(Graph([routed]))) == []
+    assert_alike(Graph([routed, first]))
+
+
+def test_products_of_experts_read_the_rows_of_a_plain_product():
+    x, ids = ops.silu(random("x", 3, 64)), graphrt.constant("ids", np.array([[0, 3], [1, 0], [2, 7]], np.int32))
+    each = x.reshape(3, 1, 64)
+    gate, up = (ops.mul_mat_id(weight(name, 4, 40, 64, dtype="q8_0"), each, ids) for name in ("gate", "up"))
+    plain = ops.mul_mat(weight("w", 48, 64, dtype="q8_0"), x)
+    graph = Graph([ops.swiglu(gate, up), plain])
+    assert_alike(graph, "products of one x")
+    out = run(graph, 1)[0]
+    assert np.isnan(out[2, 1]).all(), "expert 7 does not exist"
+    assert np.isfinite(out[:2]).all()
+
+
+def test_prompts_are_multiplied_as_before():
+    x = random("x", 200, 64)
+    assert fusions(Scheduler(["cpu"]).schedule(Graph(products(x, "q8_0", "q8_0")))) == []
+
+
+def test_products_over_an_x_in_batches_and_strides():
+    x = random("x", 2, 5, 64).permute(1, 0, 2)[:2]
+    graph = Graph([ops.mul_mat(weight("a", 2, 33, 64, dtype="f16"), x), ops.mul_mat(weight("b", 12, 64), x)])
+    assert_alike(graph, "products of one x")
