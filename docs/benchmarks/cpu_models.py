@@ -16,6 +16,8 @@ from graphrt.models.gguf_file import GGUFFile
 
 TYPES = ("bf16", "q8_0", "q4_0", "q4_k_m")
 VOCABULARY = 4096
+UBATCH = 512  # tokens that run at once
+CACHED = (".attn_k.weight", ".attn_v.weight", ".attn_kv_a_mqa.weight", ".attn_norm.weight")  # that the cache needs
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,19 @@ def cache_bytes(file: GGUFFile) -> int:
 def prompt_operations(file: GGUFFile, tokens: int) -> Mapping[str, float]:
     """Operations of the active weights for a prompt, by the kind of arithmetic that suits their types.
 
-    Of the last layer's feed-forward part and of the output, only the last token's count: no other result is asked for.
-    Attention's own products, of queries, keys and values, are left out.
+    Only the last token's logits are asked for: of the last layer's feed-forward part and of the output it alone counts,
+    and of that layer's attention, but for what goes to the cache, the last ubatch. Attention's own products, of
+    queries, keys and values, are left out.
     """
-    last = f"blk.{file.metadata[f'{file.architecture}.block_count'] - 1}.ffn_"
+    last = f"blk.{file.metadata[f'{file.architecture}.block_count'] - 1}."
     found: Counter[str] = Counter()
     for name, tensor in file.tensors.items():
         if tensor.dtype is not None and not _is_embedding(name):
-            rows = 1 if name.startswith((last, "output")) else tokens
+            rows = tokens
+            if name.startswith((f"{last}ffn_", "output")):
+                rows = 1
+            elif name.startswith(last) and not name.endswith(CACHED):
+                rows = (tokens - 1) % UBATCH + 1
             found[kind_of(tensor.dtype)] += 2 * rows * prod(tensor.shape) * _share(file, name)
     return found
 

@@ -51,6 +51,9 @@ def test_operations_of_a_prompt_leave_out_what_only_the_last_token_needs() -> No
     feed_forward, tokens = 3 * width * hidden, 100
     products = tokens * (2 * attention + feed_forward) + feed_forward + vocabulary * width
     assert prompt_operations(file, tokens)["bf16"] == 2 * products
+    cached = width * width // 2 * 2
+    products = 612 * (attention + cached + feed_forward) + 100 * (attention - cached) + feed_forward
+    assert prompt_operations(file, 612)["bf16"] == 2 * (products + vocabulary * width)  # 512, and then 100
 
 
 def test_operations_of_experts_are_those_of_the_used_ones() -> None:

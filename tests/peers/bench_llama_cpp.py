@@ -5,7 +5,7 @@
 
 llama.cpp runs twice, with flash attention and without: the faster way counts. Both sides compute the logits of a
 prompt's last token only, and so that of the last layer's feed-forward part. Medians count. Results are kept in
-docs/benchmarks/cpu_peers.json. It fails where the logits of a file differ by more than BOUND.
+docs/benchmarks/cpu_peers.json. It fails where the logits of a file differ too much.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ RESULTS = FOLDER / "cpu_peers.json"
 OURS, WAYS = "graphrt", {"llama.cpp": False, "llama.cpp, flash attention": True}
 TESTS = (PROMPT, DECODE)
 TOKENS = 64  # whose logits are compared
-BOUND = 1e-2  # of the median error: weights are random, so that rounding flips the choice of experts now and then
+# Of the median error. Random weights leave routers undecided, so that rounding activations to 8 bits often changes an
+# expert: against the same values in f32, llama.cpp itself is off by 3.5e-3 in V2-Lite's q8_0 file, graphrt by 2.6e-3.
+BOUND, PLAIN_BOUND = 2e-2, 2e-3
 
 
 def main() -> None:
@@ -60,9 +62,9 @@ def main() -> None:
                         path.unlink()
     if options.record == RESULTS and (FOLDER / "cpu.json").exists():
         write_page(FOLDER)
-    far = {name: error for name, error in results["errors"].items() if not error <= BOUND}
+    far = {name: error for name, error in results["errors"].items() if not error <= bound_of(name)}
     if far:
-        sys.exit(f"logits differ from llama.cpp's by more than {BOUND}: {far}")
+        sys.exit(f"logits differ too much from llama.cpp's: {far}")
 
 
 def compare(subject: str, file_type: str, path: Path, results: dict[str, Any], options: argparse.Namespace) -> None:
@@ -129,6 +131,11 @@ def error_of_logits(session: Session, peer: Peer) -> float:
     ours = session.context.decode(Batch.of(tokens, all_logits=True))
     errors = [normalised_error(a, b) for a, b in zip(ours, peer.logits(tokens), strict=True)]
     return float(np.median(errors))
+
+
+def bound_of(file: str) -> float:
+    """The error that a file may have, by its name: less where activations are not rounded to 8 bits."""
+    return PLAIN_BOUND if file.endswith("bf16") else BOUND
 
 
 def parse() -> argparse.Namespace:
