@@ -32,7 +32,7 @@ from graphrt.cli.bench import cpu_info
 
 RESULTS = Path(__file__).with_suffix(".json")
 QUICK = ("pp512", "tg64")
-USUAL = ("pp128", "pp512", "pp2048", "tg64", "tg64 @ d4096")
+USUAL = ("pp4", "pp16", "pp128", "pp512", "pp2048", "tg64", "tg64 @ d4096")
 LONG = ("pp8192", "tg64 @ d16384")
 LONG_TYPE = "q8_0"  # that long tests are made of without --long
 ROUNDS, QUICK_ROUNDS = 5, 3

@@ -47,6 +47,8 @@ class Limits:
         return MEMORY / best
 
 
-def seconds_at(limits: Mapping[str, float], work: Mapping[str, float]) -> float:
-    """The least time for bytes and operations by kind, if each kind ran at its limit."""
-    return sum(amount / limits[kind] for kind, amount in work.items())
+def least_seconds(limits: Mapping[str, float], work: Mapping[str, float]) -> float:
+    """The least time for bytes and operations: reading and computing at their limits, side by side."""
+    seconds = {kind: amount / limits[kind] for kind, amount in work.items()}
+    reading = seconds.pop(BANDWIDTH, 0.0)
+    return max(reading, sum(seconds.values()))

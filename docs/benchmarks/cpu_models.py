@@ -47,9 +47,13 @@ class Subject:
 SUBJECTS = (Subject("V2-Lite", "deepseek-v2-lite", 4), Subject("Mixtral", "mixtral-8x7b", 2))
 
 
-def active_bytes(file: GGUFFile) -> float:
-    """Bytes of the weights that one decoded token reads: all but the embedding, and of the experts those used."""
-    return sum(tensor.nbytes * _share(file, name) for name, tensor in file.tensors.items() if not _is_embedding(name))
+def weight_bytes(file: GGUFFile, tokens: int = 1) -> float:
+    """Bytes of the weights that a prompt reads, or a decoded token: of the experts those that are used, at random."""
+    return sum(
+        tensor.nbytes * _used(file, name, min(rows, UBATCH)) * -(-rows // UBATCH)
+        for name, tensor in file.tensors.items()
+        if (rows := _rows(file, name, tokens))
+    )
 
 
 def cache_bytes(file: GGUFFile) -> int:
@@ -62,23 +66,16 @@ def cache_bytes(file: GGUFFile) -> int:
     return 2 * heads * elements * metadata[f"{name}.block_count"]
 
 
-def prompt_operations(file: GGUFFile, tokens: int) -> Mapping[str, float]:
+def operations(file: GGUFFile, tokens: int) -> Mapping[str, float]:
     """Operations of the active weights for a prompt, by the kind of arithmetic that suits their types.
 
-    Only the last token's logits are asked for: of the last layer's feed-forward part and of the output it alone counts,
-    and of that layer's attention, but for what goes to the cache, the last ubatch. Attention's own products, of
-    queries, keys and values, are left out.
+    Attention's own products, of queries, keys and values, are left out.
     """
-    last = f"blk.{file.metadata[f'{file.architecture}.block_count'] - 1}."
     found: Counter[str] = Counter()
     for name, tensor in file.tensors.items():
-        if tensor.dtype is not None and not _is_embedding(name):
-            rows = tokens
-            if name.startswith((f"{last}ffn_", "output")):
-                rows = 1
-            elif name.startswith(last) and not name.endswith(CACHED):
-                rows = (tokens - 1) % UBATCH + 1
-            found[kind_of(tensor.dtype)] += 2 * rows * prod(tensor.shape) * _share(file, name)
+        if tensor.dtype is not None:
+            rows = _rows(file, name, tokens)
+            found[kind_of(tensor.dtype)] += 2 * rows * prod(tensor.shape) * _used(file, name, 1)
     return found
 
 
@@ -87,13 +84,24 @@ def kind_of(dtype: DType) -> str:
     return "int8" if dtype.is_quantized else "bf16" if dtype.name == "bf16" else "f32"
 
 
-def _share(file: GGUFFile, name: str) -> float:
-    """How much of a tensor a token uses."""
+def _rows(file: GGUFFile, name: str, tokens: int) -> int:
+    """The tokens of a prompt that a weight is multiplied with.
+
+    Only the last token's logits are asked for: of the last layer's feed-forward part and of the output it alone counts,
+    and of that layer's attention, but for what goes to the cache, the last ubatch.
+    """
+    last = f"blk.{file.metadata[f'{file.architecture}.block_count'] - 1}."
+    if name == "token_embd.weight":
+        return 0
+    if name.startswith((f"{last}ffn_", "output")):
+        return 1
+    return (tokens - 1) % UBATCH + 1 if name.startswith(last) and not name.endswith(CACHED) else tokens
+
+
+def _used(file: GGUFFile, name: str, rows: int) -> float:
+    """How much of a weight so many tokens use: of experts, as many as they choose at random."""
     if "_exps." not in name:
         return 1.0
     metadata, architecture = file.metadata, file.architecture
-    return metadata[f"{architecture}.expert_used_count"] / metadata[f"{architecture}.expert_count"]
-
-
-def _is_embedding(name: str) -> bool:
-    return name == "token_embd.weight"
+    share = metadata[f"{architecture}.expert_used_count"] / metadata[f"{architecture}.expert_count"]
+    return 1 - (1 - share) ** rows

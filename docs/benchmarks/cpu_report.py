@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from docs.benchmarks.cpu_models import SUBJECTS, TYPES, VOCABULARY, Subject, active_bytes
+from docs.benchmarks.cpu_models import SUBJECTS, TYPES, VOCABULARY, Subject, weight_bytes
 from docs.benchmarks.cpu_plots import plot
 from docs.benchmarks.cpu_run import Trial
 from docs.benchmarks.cpu_targets import Results, Target, point, targets
@@ -24,12 +24,13 @@ of 512, `tg64` is 64 tokens one by one, `@ dN` is after N others; the cache is f
 
 A share is the least time that the machine could take over the time taken. For decoding that is the bytes of the active
 weights, and of the cache at a depth, over the speed of only reading memory; for prompts the operations of the active
-weights over the speed of multiplying registers, in int8 for quantized types and in bf16 for bf16. Of the last layer's
-feed-forward part and the output only the last token counts, of its attention only the last ubatch and what goes to the
-cache, since nothing else is computed; attention's own products are left out. Both limits are measured right before
-every run: they move on a machine that others use too, between {limits} here.
+weights over the speed of multiplying registers, in int8 for quantized types and in bf16 for bf16, or, if that takes
+longer, reading the weights of all experts that so many tokens use. Of the last layer's feed-forward part and the output
+only the last token counts, of its attention only the last ubatch and what goes to the cache, since nothing else is
+computed; attention's own products are left out. Limits are measured right before every run: they move on a machine that
+others use too.
 
-{load}
+{limits}. {load}
 
 `python -m docs.benchmarks.cpu --fresh` measures all of it again, `--quick` in minutes a part; `--check` measures that
 part, and fails where a share fell by more than 15 % of what is recorded here.
@@ -115,7 +116,8 @@ def table(header: Row, rows: Iterable[Row], left: int = 2) -> Iterator[str]:
 def _limits(measured: Sequence[Mapping[str, float]]) -> str:
     units = {"bandwidth": "GB/s", "int8": "GOP/s in int8", "bf16": "in bf16", "f32": "in f32"}
     found = {kind: [each[kind] for each in measured] for kind in units}
-    return ", ".join(f"{min(rates):.0f} and {max(rates):.0f} {units[kind]}" for kind, rates in found.items())
+    spans = ", ".join(f"{min(rates):.0f} to {max(rates):.0f} {units[kind]}" for kind, rates in found.items())
+    return f"Limits in this run: {spans}"
 
 
 def _load(measured: Sequence[Mapping[str, float]], threads: int) -> str:
@@ -169,7 +171,7 @@ def _speeds(results: Results, old: Results, phase: str) -> Iterator[str]:
 
 def _active(subject: Subject, file_type: str) -> str:
     """Megabytes that a token reads."""
-    return f"{active_bytes(describe(subject.preset, subject.layers, file_type, vocabulary=VOCABULARY)) / 1e6:.0f}"
+    return f"{weight_bytes(describe(subject.preset, subject.layers, file_type, vocabulary=VOCABULARY)) / 1e6:.0f}"
 
 
 def _cell(results: Results, name: str) -> str:

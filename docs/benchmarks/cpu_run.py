@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import graphrt
-from docs.benchmarks.cpu_limits import BANDWIDTH, Limits, seconds_at
-from docs.benchmarks.cpu_models import active_bytes, cache_bytes, prompt_operations
+from docs.benchmarks.cpu_limits import BANDWIDTH, Limits, least_seconds
+from docs.benchmarks.cpu_models import cache_bytes, operations, weight_bytes
 from graphrt.models.batch import Batch
 
 CONTEXT_STEP = 256
@@ -82,8 +82,8 @@ class Session:
     def work(self, test: Trial) -> Mapping[str, float]:
         """Bytes and operations of the test by the kind of limit that holds for them."""
         if test.prompt:
-            return prompt_operations(self.file, test.prompt)
-        return {BANDWIDTH: test.decode * (active_bytes(self.file) + cache_bytes(self.file) * test.depth)}
+            return {BANDWIDTH: weight_bytes(self.file, test.prompt), **operations(self.file, test.prompt)}
+        return {BANDWIDTH: test.decode * (weight_bytes(self.file) + cache_bytes(self.file) * test.depth)}
 
 
 def measure(session: Session, test: Trial, limits: Limits, rounds: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def measure(session: Session, test: Trial, limits: Limits, rounds: int) -> dict[
         seen.append(limits.measure(work))
         seconds = session.run(test)
         speeds.append((test.prompt + test.decode) / seconds)
-        shares.append(seconds_at(seen[-1], work) / seconds)
+        shares.append(least_seconds(seen[-1], work) / seconds)
     return {
         "tokens_per_second": [round(speed, 2) for speed in speeds],
         "share": [round(share, 4) for share in shares],

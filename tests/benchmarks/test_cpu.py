@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from docs.benchmarks.cpu_models import SUBJECTS, TYPES, VOCABULARY, active_bytes, cache_bytes, prompt_operations
+from docs.benchmarks.cpu_limits import least_seconds
+from docs.benchmarks.cpu_models import SUBJECTS, TYPES, VOCABULARY, cache_bytes, operations, weight_bytes
 from docs.benchmarks.cpu_run import Session, Trial, measure
 from docs.benchmarks.cpu_targets import Results, fallen, point, targets
 from graphrt.models.synth import describe, synthesise
@@ -35,7 +36,7 @@ def result(speed: float, share: float) -> dict[str, Any]:
 @pytest.mark.parametrize("file_type", TYPES)
 def test_bytes_of_active_weights(subject: Any, file_type: str) -> None:
     file = describe(subject.preset, subject.layers, file_type, vocabulary=VOCABULARY)
-    assert round(active_bytes(file) / 1e6) == ACTIVE[subject.name][file_type]
+    assert round(weight_bytes(file) / 1e6) == ACTIVE[subject.name][file_type]
 
 
 def test_bytes_of_the_cache_for_a_token() -> None:
@@ -50,16 +51,31 @@ def test_operations_of_a_prompt_leave_out_what_only_the_last_token_needs() -> No
     attention = width * width * 2 + width * width // 2 * 2  # two kv heads of four
     feed_forward, tokens = 3 * width * hidden, 100
     products = tokens * (2 * attention + feed_forward) + feed_forward + vocabulary * width
-    assert prompt_operations(file, tokens)["bf16"] == 2 * products
+    assert operations(file, tokens)["bf16"] == 2 * products
     cached = width * width // 2 * 2
     products = 612 * (attention + cached + feed_forward) + 100 * (attention - cached) + feed_forward
-    assert prompt_operations(file, 612)["bf16"] == 2 * (products + vocabulary * width)  # 512, and then 100
+    assert operations(file, 612)["bf16"] == 2 * (products + vocabulary * width)  # 512, and then 100
 
 
 def test_operations_of_experts_are_those_of_the_used_ones() -> None:
-    dense = prompt_operations(describe("tiny-llama", layers=2, dtype="q8_0"), 8)["int8"]
-    experts = prompt_operations(describe("tiny-mixtral", layers=2, dtype="q8_0"), 8)["int8"]
+    dense = operations(describe("tiny-llama", layers=2, dtype="q8_0"), 8)["int8"]
+    experts = operations(describe("tiny-mixtral", layers=2, dtype="q8_0"), 8)["int8"]
     assert experts - dense == 2 * 3 * 256 * 512 * (8 + 1)  # a second expert, in the last layer for one token
+
+
+def test_a_prompt_reads_the_experts_that_its_tokens_choose() -> None:
+    one, sixteen, all_of_them = (
+        weight_bytes(describe("tiny-mixtral", layers=2, dtype="bf16"), tokens) for tokens in (1, 16, 512)
+    )
+    expert = 2 * 3 * 256 * 512
+    assert sixteen - one == pytest.approx(expert * (8 * (1 - 0.75**16) - 2))  # in the first layer only
+    assert all_of_them - one == pytest.approx(6 * expert)
+
+
+def test_the_least_time_is_that_of_the_slower_limit() -> None:
+    limits = {"bandwidth": 10.0, "int8": 100.0, "f32": 50.0}
+    assert least_seconds(limits, {"bandwidth": 20.0, "int8": 100.0}) == 2.0
+    assert least_seconds(limits, {"bandwidth": 20.0, "int8": 200.0, "f32": 50.0}) == 3.0
 
 
 def test_names_of_tests() -> None:
