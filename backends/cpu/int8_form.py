@@ -34,7 +34,7 @@ class Shape:
     columns: int
 
 
-_SHAPES = {"avx512": Shape(32, 8), "avx2": Shape(16, 4), "neon": Shape(16, 4), "generic": Shape(16, 2)}
+_SHAPES = {"avx512": Shape(32, 6), "avx2": Shape(16, 4), "neon": Shape(16, 4), "generic": Shape(16, 2)}
 
 
 def shape() -> Shape:

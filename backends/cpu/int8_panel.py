@@ -67,10 +67,8 @@ def unpack_unit(typingctx, source, pitch, target, dtype, rows):
         blocks, form = unit_blocks(name), panel_of(name, literal(rows))
         words = _Words(builder, values[0], values[1], blocks * dtypes.get(name).nbytes)
         for number in range(blocks):
-            block = Block(words, number * dtypes.get(name).nbytes, form)
-            UNPACK[name].function(block)
-            at = number * dtypes.get(name).block // ELEMENTS * form.nbytes
-            block.write(builder.add(values[2], I64(at)))
+            target = builder.add(values[2], I64(number * dtypes.get(name).block // ELEMENTS * form.nbytes))
+            UNPACK[name].function(Block(words, number * dtypes.get(name).nbytes, form, target))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, dtype, rows), codegen
@@ -125,14 +123,12 @@ def _by_quarter(builder, left, right, order: list[int]):
 
 
 class Block:
-    """A block of 16 rows, for a dtype's function to read from and to write to (see int8_unpack.py)."""
+    """A block of 16 rows, for a dtype's function to read and to set (see int8_unpack.py); what is set is stored."""
 
-    def __init__(self, words: _Words, start: int, form: Panel) -> None:
+    def __init__(self, words: _Words, start: int, form: Panel, target) -> None:
         self.builder, self.form = words.builder, form
-        self._words, self._start = words, start
-        self._codes: dict[int, Lanes] = {}
-        self._scales: dict[int, Lanes] = {}
-        self._leasts: dict[int, Lanes] = {}
+        self._words, self._start, self._target = words, start, target
+        self._sums: dict[int, tuple[list, int]] = {}
 
     def word(self, at: int) -> Lanes:
         """The four bytes of each row at an offset in the block, as int32."""
@@ -149,42 +145,35 @@ class Block:
 
     def set_codes(self, index: int, codes: Lanes) -> None:
         """Signed codes of elements 4 · index … 4 · index + 3 of each row, one in each byte."""
-        self._codes[index] = codes.bytes()
+        self._store(index // 8, index % 8 * self.form.line, codes.value)
+        if has_unsigned_by_signed():
+            self._add_to_start(index, codes)
 
     def set_scale(self, group: int, scale: Lanes) -> None:
         """The scale of a group of elements, float32."""
-        self._scales[group] = scale
+        block, part = divmod(group, self.form.parts)
+        self._store(block, self.form.scales + part * self.form.line, scale.value)
 
     def set_least(self, group: int, least: Lanes) -> None:
         """The least value of a group of elements, float32: that of code 0."""
-        self._leasts[group] = least
+        block, part = divmod(group, self.form.parts)
+        self._store(block, self.form.leasts + part * self.form.line, least.value)
 
-    def write(self, target) -> None:
-        """Store what was set."""
-        form, per_group = self.form, ELEMENTS // self.form.parts // 4
-        for index, codes in self._codes.items():
-            self._store(target, index // 8, index % 8 * form.line, codes.value)
-        for group, scale in self._scales.items():
-            block, part = group // form.parts, group % form.parts
-            self._store(target, block, form.scales + part * form.line, scale.value)
-            if group in self._leasts:
-                self._store(target, block, form.leasts + part * form.line, self._leasts[group].value)
-            if has_unsigned_by_signed():
-                codes = [self._codes[i].value for i in range(group * per_group, (group + 1) * per_group)]
-                self._store(target, block, form.starts + part * form.line, self._start_of(codes))
-
-    def _store(self, target, block: int, at: int, value) -> None:
-        place = self.builder.add(target, I64(block * self.form.nbytes + at))
+    def _store(self, block: int, at: int, value) -> None:
+        place = self.builder.add(self._target, I64(block * self.form.nbytes + at))
         self.builder.store(value, self.builder.inttoptr(place, value.type.as_pointer()), align=4)
 
-    def _start_of(self, codes: list):
-        """-BIAS times the sums of each row's codes."""
-        lanes = register_bytes() // 4
-        sums = []
-        for part in range(ROWS // lanes):
-            total = constant(ir.VectorType(I32, lanes), 0)
-            biases = constant(ir.VectorType(I8, 4 * lanes), bias())
-            for each in codes:
-                total = emit_dpbusd(self.builder, total, biases, split_lanes(self.builder, each, 4 * lanes)[part])
-            sums.append(total)
-        return self.builder.sub(constant(_WORDS, 0), join_lanes(self.builder, sums))
+    def _add_to_start(self, index: int, codes: Lanes) -> None:
+        """Add up BIAS times the codes of a group, and store minus that with its last ones."""
+        builder, per_group, register = self.builder, 8 // self.form.parts, register_bytes()
+        group = index // per_group
+        sums, seen = self._sums.pop(group, ([constant(ir.VectorType(I32, register // 4), 0)] * (64 // register), 0))
+        biases = constant(ir.VectorType(I8, register), bias())
+        parts = split_lanes(builder, codes.value, register)
+        sums = [emit_dpbusd(builder, total, biases, part) for total, part in zip(sums, parts, strict=True)]
+        if seen + 1 < per_group:
+            self._sums[group] = sums, seen + 1
+            return
+        block, part = divmod(group, self.form.parts)
+        start = builder.sub(constant(_WORDS, 0), join_lanes(builder, sums))
+        self._store(block, self.form.starts + part * self.form.line, start)

@@ -37,8 +37,7 @@ from graphrt.backends.cpu.matmat import add_rows
 from graphrt.backends.cpu.memory import load_integer, store_integer
 from graphrt.backends.cpu.prepare import PIECE, _piece_of
 
-PANELS = 2  # of a band
-DEPTH, MORE = 4096, 1024  # elements of K that panels hold, and that may be added so as to leave no few
+DEPTH, MORE = 4096, 1024  # elements of K that a panel holds, and that may be added so as to leave no few
 
 
 def row_bytes(elements: int) -> int:
@@ -47,14 +46,10 @@ def row_bytes(elements: int) -> int:
 
 
 def scratch_bytes(dtype: str, width: int) -> int:
-    """Scratch memory of a thread: a band's panels, a tile of y, and a copy of rows where fewer than 16 are left."""
+    """Scratch memory of a thread: a panel, a tile of y, and a copy of rows where fewer than 16 are left."""
     depth = min(width, DEPTH + MORE)
-    panels, tile = _panels_bytes(dtype, depth), 4 * shape().rows * shape().columns
-    return panels + tile + ROWS * dtypes.get(dtype).row_bytes(depth)
-
-
-def _panels_bytes(dtype: str, depth: int) -> int:
-    return PANELS * depth // ELEMENTS * panel_of(dtype, shape().rows).nbytes
+    panel, tile = depth // ELEMENTS * panel_of(dtype, shape().rows).nbytes, 4 * shape().rows * shape().columns
+    return panel + tile + ROWS * dtypes.get(dtype).row_bytes(depth)
 
 
 def prepare_codes(dtype: str) -> Kernel:
@@ -84,10 +79,10 @@ def prepare_codes(dtype: str) -> Kernel:
 def mul_mat_codes(dtype: str) -> Kernel:
     """Native: y for every column, over x prepared by `prepare_codes`."""
     multiply_band = _band_multiplier(dtype)
-    rows_of_band = PANELS * shape().rows
+    rows_of_band = shape().rows
 
     def run(args, ith, nth):
-        height = size(args, W, 2)
+        height, pitch = size(args, W, 2), stride(args, W, 2)
         bands = (height + rows_of_band - 1) // rows_of_band
         total = group_count(args) * bands
         item = claim(word(args, COUNTER), 1)
@@ -95,10 +90,9 @@ def mul_mat_codes(dtype: str) -> Kernel:
             following = claim(word(args, COUNTER), 1)
             ahead, ahead_end = 0, 0
             if following < total:
-                matrix = matrix_address(args, group_word(args, following // bands, MATRIX))
                 row = following % bands * rows_of_band
-                ahead = matrix + row * stride(args, W, 2)
-                ahead_end = ahead + min(rows_of_band, height - row) * stride(args, W, 2)
+                ahead = matrix_address(args, group_word(args, following // bands, MATRIX)) + row * pitch
+                ahead_end = ahead + min(rows_of_band, height - row) * pitch
             multiply_band(args, item // bands, item % bands * rows_of_band, scratch(args, ith), ahead, ahead_end)
             item = following
 
@@ -107,59 +101,50 @@ def mul_mat_codes(dtype: str) -> Kernel:
 
 def _band_multiplier(dtype: str):
     block, nbytes = dtypes.get(dtype).block, dtypes.get(dtype).nbytes
-    tile = shape()
-    height_of_panel, columns = tile.rows, tile.columns
-    form = panel_of(dtype, height_of_panel)
-    panel_bytes = form.nbytes
-    fill_panel = _panel_filler(dtype, height_of_panel)
-    multiply = multiply_up_to(height_of_panel, form.parts, form.has_least, columns)
-    three_quarters = 3 * columns // 4
-    lines = 64 * LINES_AHEAD
+    rows_of_band, columns = shape().rows, shape().columns
+    form = panel_of(dtype, rows_of_band)
+    panel_bytes, lines = form.nbytes, 64 * LINES_AHEAD
+    fill_panel = _panel_filler(dtype, rows_of_band)
+    multiply = multiply_up_to(rows_of_band, form.parts, form.has_least, columns)
 
     @helper
-    def multiply_band(args, group, row, panels, ahead, ahead_end):
+    def multiply_band(args, group, row, panel, ahead, ahead_end):
         """y for a band of rows of a group, while the memory ahead … ahead_end is brought near."""
         width, pitch = size(args, W, 3), stride(args, W, 2)
-        rows_of_band = min(PANELS * height_of_panel, size(args, W, 2) - row)
+        rows_left = min(rows_of_band, size(args, W, 2) - row)
         weights = matrix_address(args, group_word(args, group, MATRIX)) + row * pitch
-        first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
         x_pitch = width // ELEMENTS * X_BYTES
-        entries = word(args, WORKSPACE) + word(args, COLUMNS)
+        entries = word(args, WORKSPACE) + word(args, COLUMNS) + 8 * X_ROW
         start = 0
         while start < width:
             elements = DEPTH if width - start > DEPTH + MORE else width - start
             blocks = elements // ELEMENTS
-            result = panels + PANELS * blocks * panel_bytes
-            for at in range(0, rows_of_band, height_of_panel):
-                fill_panel(
-                    weights + at * pitch + start // block * nbytes,
-                    pitch,
-                    min(height_of_panel, rows_of_band - at),
-                    elements,
-                    panels + at // height_of_panel * blocks * panel_bytes,
-                    result,
-                )
+            result = panel + blocks * panel_bytes
+            fill_panel(weights + start // block * nbytes, pitch, rows_left, elements, panel, result)
             x = prepared(args) + start // ELEMENTS * X_BYTES
-            column = first
+            column, last = group_word(args, group, FIRST), group_word(args, group, LAST)
             while column < last:
-                count = last - column
-                if count > columns:
-                    count = three_quarters if count <= 2 * three_quarters else columns
-                entry = entries + COLUMN_BYTES * column + 8 * X_ROW
-                for at in range(0, rows_of_band, height_of_panel):
-                    panel = panels + at // height_of_panel * blocks * panel_bytes
-                    step = lines if ahead < ahead_end else 0
-                    near = ahead if ahead < ahead_end else panel
-                    multiply(panel, blocks, x, x_pitch, entry, count, result, near, step)
-                    ahead += blocks * lines
-                    for c in range(count):
-                        y = column_word(args, column + c, Y_ADDRESS) + 4 * (row + at)
-                        source = result + 4 * height_of_panel * c
-                        add_rows(source, y, min(height_of_panel, rows_of_band - at), start > 0)
+                count = tile_width(last - column, columns)
+                entry = entries + COLUMN_BYTES * column
+                near, step = (ahead, lines) if ahead < ahead_end else (panel, 0)
+                multiply(panel, blocks, x, x_pitch, entry, count, result, near, step)
+                ahead += blocks * lines
+                for c in range(count):
+                    y = column_word(args, column + c, Y_ADDRESS) + 4 * row
+                    add_rows(result + 4 * rows_of_band * c, y, rows_left, start > 0)
                 column += count
             start += elements
 
     return multiply_band
+
+
+@helper
+def tile_width(left, most):
+    """Columns to take of those that are left: a few more than fit are shared out to two tiles."""
+    wide = 3 * most // 4
+    if left <= most:
+        return left
+    return wide if left <= 2 * wide else most
 
 
 def _panel_filler(dtype: str, height: int):

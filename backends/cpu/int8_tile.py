@@ -15,7 +15,7 @@ from graphrt.backends.cpu.memory import emit_prefetch, load_vector
 from graphrt.backends.cpu.simd import F32, I8, I32, I64, broadcast, call, constant, literal
 from graphrt.backends.cpu.tile import loop, multiply_add
 
-LINES_AHEAD = 4  # cache lines asked for with every block
+LINES_AHEAD = 8  # cache lines asked for with every block
 
 
 @intrinsic(prefer_literal=True)

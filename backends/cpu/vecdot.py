@@ -34,7 +34,7 @@ class Units:
             blocks.
         load_rest: the same for the last `count` elements of a row that is no whole number of units.
         add: helper (unit, x, total) -> total, a vector of 16 partial sums, and the unit's products with x.
-        many: columns from which expanding the weights to float32 for tiles of x is faster (measured).
+        many: columns from which the way for many columns is faster (measured).
     """
 
     form: str
@@ -52,10 +52,10 @@ def units_of(name: str, dense: bool) -> Units:
     nbytes = dtypes.get(name).nbytes
     if dense and name in BLOCKS_OF_32:
         load, add = byte_units(BLOCKS_OF_32[name])
-        return Units("bytes", 128, 4 * nbytes, load, _copied_rest(load, nbytes), add, many=9)
+        return Units("bytes", 128, 4 * nbytes, load, _copied_rest(load, nbytes), add, many=8)
     if dense and name in BLOCKS_OF_256:
         load, add = sum_units(BLOCKS_OF_256[name])
-        return Units("sums", 256, nbytes, load, _no_rest(load), add, many=13)
+        return Units("sums", 256, nbytes, load, _no_rest(load), add, many=9)
     if dense and name in ("f32", "f16", "bf16"):
         return Units("rows", 64, 64 * nbytes, *_float_units(name), many=5)
     return Units("rows", max(64, dtypes.get(name).block), 0, *_expanded_units(name), many=2)
