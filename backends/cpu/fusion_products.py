@@ -1,5 +1,7 @@
 """Products of few columns with one x run as one: x is prepared once for all, and all are under way at once.
 
+With one column, two products that a gated unit reads are taken in one pass with it (see gated.py).
+
 The workspace holds, for each form that the weights want x in, what its preparation needs and x so prepared; then, for
 each product, its tables of groups and columns and its scratch memory (see grouping.py).
 """
@@ -10,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from graphrt.backends.cpu import matmul
+from graphrt.backends.cpu import host, matmul
 from graphrt.backends.cpu.fusion import Coming, Fused
+from graphrt.backends.cpu.gated import gated_columns
+from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
-from graphrt.backends.cpu.jit import Native, native
+from graphrt.backends.cpu.jit import native
 from graphrt.backends.cpu.prepare import PIECE_BYTES, group_columns, prepare_rows, row_bytes
 from graphrt.backends.cpu.registry import Call
+from graphrt.ops.matmul import mul_mat_transposed
 from graphrt.tensor import Tensor
 
 PRODUCTS = ("mul_mat", "mul_mat_id", "mul_mat_transposed")
@@ -39,8 +44,31 @@ class Part:
         return self.base, self.end
 
 
+@dataclass(frozen=True)
+class Product:
+    """A product, or two that only a gated unit reads, taken in one pass with it.
+
+    Args:
+        node: the result, whose first two sources are w and x where it is no gated unit.
+        gate, up: the two products of a gated unit.
+    """
+
+    node: Tensor
+    gate: Tensor | None = None
+    up: Tensor | None = None
+
+    @property
+    def first(self) -> Tensor:
+        """The product that says what is multiplied: with the gated unit's other half it is alike."""
+        return self.node if self.gate is None else self.gate
+
+    @property
+    def nodes(self) -> list[Tensor]:
+        return [self.node] if self.gate is None or self.up is None else [self.gate, self.up, self.node]
+
+
 def products_of_one_x(coming: Coming) -> Fused | None:
-    """A product of few columns, and others of the same x that could run now."""
+    """A product of few columns, others of the same x that could run now, and gated units of two of them."""
     first = coming.first
     if not _has_few_columns(first):
         return None
@@ -48,26 +76,69 @@ def products_of_one_x(coming: Coming) -> Fused | None:
     for node in coming.after_first():
         if len(members) < MOST and _has_few_columns(node) and _same_rows(first, node) and coming.is_ready(node, []):
             members.append(node)
-    calls, nbytes = products(members, coming.threads)
-    name = "products of one x" if len(members) > 1 else ""
-    return Fused(tuple(members), name, nbytes, lower=lambda: calls)
+    found = _with_gated_units(members, coming)
+    nodes = tuple(node for product in found for node in product.nodes)
+    calls, nbytes = products(found, coming.threads)
+    gated = any(product.gate is not None for product in found)
+    name = ", ".join(["products of one x"] * (len(found) > 1) + ["gated unit"] * gated)
+    return Fused(nodes, name, nbytes, lower=lambda: calls)
 
 
-def products(nodes: Sequence[Tensor], threads: int) -> tuple[list[Call], int]:
+def products(found: Sequence[Product], threads: int) -> tuple[list[Call], int]:
     """The calls of products of one x, and the bytes of their workspace."""
-    end, forms, parts = 0, dict[str, Part](), list[Part]()
-    for node in nodes:
-        form = matmul.units(node).form
+    x, end = _x(found[0].first), 0
+    forms, parts = dict[str, Part](), list[Part]()
+    for product in found:
+        form = matmul.units(product.first).form
         if form not in forms:
-            forms[form] = Part(end, _preparation(_x(node), form), threads)
+            forms[form] = Part(end, _preparation(x, form), threads)
             end = forms[form].end
-    for node in nodes:
-        parts.append(Part(end, _tables(node), threads))
+    for product in found:
+        parts.append(Part(end, _tables(product.first), threads))
         end = parts[-1].end
-    prepare = [_prepare(_x(nodes[0]), form, part) for form, part in forms.items()]
-    group = [_group(node, part) for node, part in zip(nodes, parts, strict=True)]
-    multiply = [_multiply(node, part, forms[matmul.units(node).form]) for node, part in zip(nodes, parts, strict=True)]
+    prepare = [_prepare(x, form, part) for form, part in forms.items()]
+    group = [_group(product, part) for product, part in zip(found, parts, strict=True)]
+    multiply = [
+        _multiply(product, part, forms[matmul.units(product.first).form])
+        for product, part in zip(found, parts, strict=True)
+    ]
     return [*prepare, *group, *multiply], end
+
+
+def _with_gated_units(members: Sequence[Tensor], coming: Coming) -> list[Product]:
+    """The products, those together that a gated unit alone reads."""
+    found, taken = list[Product](), set[Tensor]()
+    for gate in members:
+        unit = next((unit for unit in _gated_units(gate, coming) if _is_whole(unit, members, coming)), None)
+        if unit is not None:
+            found.append(Product(unit, *unit.srcs))
+            taken.update(src for src in unit.srcs if src is not None)
+    return [*found, *(Product(node) for node in members if node not in taken)]
+
+
+def _gated_units(gate: Tensor, coming: Coming) -> list[Tensor]:
+    """The gated units that a product is the gate of."""
+    return [
+        node
+        for node in coming.after_first()
+        if node.op is not None and node.op.name in ACTIVATIONS and node.srcs[0] is gate and node.srcs[1] is not None
+    ]
+
+
+def _is_whole(unit: Tensor, members: Sequence[Tensor], coming: Coming) -> bool:
+    """Whether both halves of a gated unit are products of one column of each matrix, alike, which it alone reads."""
+    gate, up = unit.srcs
+    if gate not in members or up not in members or gate is up or gate is None or up is None or gate.op is not up.op:
+        return False
+    (w, _, *ids), (other, _, *other_ids) = matmul.operands(gate), matmul.operands(up)
+    alike = (w.dtype, w.shape, w.strides) == (other.dtype, other.shape, other.strides) and ids == other_ids
+    tokens = ids[0].shape[0] if ids else columns(gate)
+    return (
+        alike
+        and tokens == 1
+        and gate.op is not mul_mat_transposed
+        and all(coming.readers.are_within(half, [unit]) for half in (gate, up))
+    )
 
 
 def _has_few_columns(node: Tensor) -> bool:
@@ -103,28 +174,23 @@ def _prepare(x: Tensor, form: str, part: Part) -> Call:
     return Call(function, [x, x, x, None], (), extras, 0, part.base, [part.span], work=x.size)
 
 
-def _group(node: Tensor, part: Part) -> Call:
+def _group(product: Product, part: Part) -> Call:
     """The call that writes a product's tables; into the result only where ids are no experts'."""
-    function, results = native(group_columns, 1), len(matmul.operands(node)) - 2
+    w, x, *ids = matmul.operands(product.first)
     work = 8 * (part.layout.groups + part.layout.columns)
-    return _call(node, function, part, part.layout.offsets, results=results, work=work)
+    tensors = [product.node, w, x, *ids, *[None] * (1 - len(ids))]
+    extras = [*part.layout.offsets, 0, x.shape[-1]]
+    return Call(native(group_columns, 1), tensors, (), extras, len(ids), part.base, [part.span], work=work)
 
 
-def _multiply(node: Tensor, part: Part, x: Part) -> Call:
+def _multiply(product: Product, part: Part, prepared: Part) -> Call:
+    w, x, *ids = matmul.operands(product.first)
     at, _, *scratch = part.layout.offsets
-    prepared = x.base + x.layout.offsets[1] - part.base
-    return _call(node, matmul.few_columns(node), part, [at, prepared, *scratch], reads=[x.span])
-
-
-def _call(
-    node: Tensor,
-    function: Native,
-    part: Part,
-    offsets: Sequence[int],
-    reads: Sequence[tuple[int, int]] = (),
-    results: int = 1,
-    work: int | None = None,
-) -> Call:
-    tensors = [node, *node.srcs, *[None] * (3 - len(node.srcs))]
-    extras = [*offsets, 0, _x(node).shape[-1]]
-    return Call(function, tensors, (), extras, results, part.base, [part.span], reads, work)
+    extras = [at, prepared.base + prepared.layout.offsets[1] - part.base, *scratch, 0, x.shape[-1]]
+    if product.up is None:
+        function, last = matmul.few_columns(product.node), ids[0] if ids else None
+    else:
+        assert product.node.op is not None
+        function = native(gated_columns, w.dtype.name, w.has_dense_rows, host.level().lanes, product.node.op.name)
+        last = matmul.operands(product.up)[0]
+    return Call(function, [product.node, w, x, last], (), extras, 1, part.base, [part.span], [prepared.span])

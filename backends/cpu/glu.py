@@ -11,12 +11,12 @@ from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.unary import gelu_of, relu_of, silu_of
 from graphrt.tensor import Tensor
 
-_ACTIVATIONS = {"swiglu": silu_of, "geglu": gelu_of, "reglu": relu_of}
+ACTIVATIONS = {"swiglu": silu_of, "geglu": gelu_of, "reglu": relu_of}
 
 
 def gated(lanes, name):
     """The gated unit of that name."""
-    activation = _ACTIVATIONS[name]
+    activation = ACTIVATIONS[name]
 
     @helper
     def gate_times_up(gate, up):
@@ -30,5 +30,5 @@ def calls(node: Tensor) -> list[Call]:
     return [call_of(native(gated, host.level().lanes, node.op.name), node, each=3)]
 
 
-for _name in _ACTIVATIONS:
+for _name in ACTIVATIONS:
     lowering(getattr(ops, _name))(calls)

@@ -75,7 +75,8 @@ def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
 
 
 @helper
-def _x(args, column, x_pitch):
+def prepared_row(args, column, x_pitch):
+    """Address of the prepared row of x of a column."""
     return prepared(args) + column_word(args, column, X_ROW) * x_pitch
 
 
@@ -109,15 +110,15 @@ def prefetch_ahead(weights, nbytes):
         prefetch(weights + AHEAD + i)
 
 
-def _one_column(units: Units, block: int):
+def column_dot(units: Units, block: int):
+    """A helper: the product of a row of weights and a prepared row of x."""
     load, load_rest, add, elements = units.load, units.load_rest, units.add, units.elements
     x_unit = UNITS[units.form][1] * elements // UNITS[units.form][0]
     blocks, nbytes = elements // block, units.nbytes
 
     @helper
-    def one(args, w, step, width, column, x_pitch, y_row, buffer):
+    def dot(w, step, width, x, buffer):
         whole, rest, unit = width // elements, width % elements, blocks * step
-        x = _x(args, column, x_pitch)
         t0 = splat(np.float32(0), 16)
         t1, t2, t3 = t0, t0, t0
         for _ in range(whole // 4):
@@ -133,7 +134,17 @@ def _one_column(units: Units, block: int):
             w, x = w + unit, x + x_unit
         if rest > 0:
             t1 = add(load_rest(w, step, rest, buffer), x, t1)
-        _store(args, column, y_row, reduce_add((t0 + t1) + (t2 + t3)))
+        return reduce_add((t0 + t1) + (t2 + t3))
+
+    return dot
+
+
+def _one_column(units: Units, block: int):
+    dot = column_dot(units, block)
+
+    @helper
+    def one(args, w, step, width, column, x_pitch, y_row, buffer):
+        _store(args, column, y_row, dot(w, step, width, prepared_row(args, column, x_pitch), buffer))
 
     return one
 
@@ -146,7 +157,7 @@ def _two_columns(units: Units, block: int):
     @helper
     def two(args, w, step, width, column, x_pitch, y_row, buffer):
         whole, rest, unit = width // elements, width % elements, blocks * step
-        x0, x1 = _x(args, column, x_pitch), _x(args, column + 1, x_pitch)
+        x0, x1 = prepared_row(args, column, x_pitch), prepared_row(args, column + 1, x_pitch)
         t0 = splat(np.float32(0), 16)
         t1, t2, t3 = t0, t0, t0
         for _ in range(whole // 2):
@@ -177,8 +188,8 @@ def _four_columns(units: Units, block: int):
     @helper
     def four(args, w, step, width, column, x_pitch, y_row, buffer):
         whole, rest, unit = width // elements, width % elements, blocks * step
-        x0, x1 = _x(args, column, x_pitch), _x(args, column + 1, x_pitch)
-        x2, x3 = _x(args, column + 2, x_pitch), _x(args, column + 3, x_pitch)
+        x0, x1 = prepared_row(args, column, x_pitch), prepared_row(args, column + 1, x_pitch)
+        x2, x3 = prepared_row(args, column + 2, x_pitch), prepared_row(args, column + 3, x_pitch)
         t0 = splat(np.float32(0), 16)
         t1, t2, t3 = t0, t0, t0
         for _ in range(whole):

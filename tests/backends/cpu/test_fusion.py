@@ -124,7 +124,7 @@ def test_a_product_that_waits_for_another_is_not_taken_with_it():
 def test_products_of_experts_read_the_rows_of_a_plain_product():
     x, ids = ops.silu(random("x", 3, 64)), graphrt.constant("ids", np.array([[0, 3], [1, 0], [2, 7]], np.int32))
     each = x.reshape(3, 1, 64)
-    gate, up = (ops.mul_mat_id(weight(name, 4, 40, 64, dtype="q8_0"), each, ids) for name in ("gate", "up"))
+    gate, up = (ops.mul_mat_id(weight(f"{name}s", 4, 40, 64, dtype="q8_0"), each, ids) for name in ("gate", "up"))
     plain = ops.mul_mat(weight("w", 48, 64, dtype="q8_0"), x)
     graph = Graph([ops.swiglu(gate, up), plain])
     assert_alike(graph, "products of one x")
@@ -142,3 +142,43 @@ def test_products_over_an_x_in_batches_and_strides():
     x = random("x", 2, 5, 64).permute(1, 0, 2)[:2]
     graph = Graph([ops.mul_mat(weight("a", 2, 33, 64, dtype="f16"), x), ops.mul_mat(weight("b", 12, 64), x)])
     assert_alike(graph, "products of one x")
+
+
+# -- gated units -------------------------------------------------------------------------------------------------------
+
+
+def halves(x: Tensor, rows: int, dtype: str) -> list[Tensor]:
+    """The gate's and the other product."""
+    return [ops.mul_mat(weight(name, rows, x.shape[-1], dtype=dtype), x).named(name) for name in ("gate", "up")]
+
+
+@pytest.mark.parametrize("level", host.levels())
+@pytest.mark.parametrize(("dtype", "rows"), [("q8_0", 96), ("f32", 45)])
+def test_gated_unit(level, dtype, rows):
+    with host.use_level(level):
+        graph = Graph(ops.swiglu(*halves(random("x", 1, 160), rows, dtype)))
+        assert_alike(graph, "gated unit")
+        assert Scheduler(["cpu"]).schedule(graph).explain().splits[0].fusions[0].unwritten == ("gate", "up")
+
+
+def test_gated_units_of_experts_beside_other_products():
+    x, ids = ops.silu(random("x", 1, 64)), graphrt.constant("ids", np.array([[3, 9, 0]], np.int32))
+    each = x.reshape(1, 1, 64)
+    gate, up = (ops.mul_mat_id(weight(f"{name}s", 4, 40, 64, dtype="q8_0"), each, ids) for name in ("gate", "up"))
+    other = ops.geglu(*halves(x, 40, "f16"))
+    graph = Graph([ops.swiglu(gate, up), other, *products(x, "f32")])
+    assert_alike(graph, "products of one x, gated unit")
+    out = run(graph, 1)[0]
+    assert np.isnan(out[0, 1]).all(), "expert 9 does not exist"
+    assert np.isfinite(out[0, [0, 2]]).all()
+
+
+def test_no_gated_unit_of_what_is_read_elsewhere_of_many_tokens_or_of_weights_that_differ():
+    gate, up = halves(random("x", 1, 64), 40, "f32")
+    assert_alike(Graph([ops.swiglu(gate, up), gate]), "products of one x")
+    assert_alike(Graph(ops.swiglu(*halves(random("x", 2, 64), 40, "f32"))), "products of one x")
+    x = random("x", 1, 64)
+    mixed = [ops.mul_mat(weight(dtype, 40, 64, dtype=dtype), x) for dtype in ("f32", "f16")]
+    assert_alike(Graph(ops.swiglu(*mixed)), "products of one x")
+    one = ops.mul_mat(weight("w", 40, 64), x)
+    assert_alike(Graph(ops.swiglu(one, one)))

@@ -1,0 +1,64 @@
+"""Two products of one column each and their gated unit in one pass: y = activation(gate · x) · (up · x).
+
+A thread claims some rows and takes them of both matrices, so that neither product is written to memory.
+"""
+
+from __future__ import annotations
+
+from graphrt import dtypes
+from graphrt.backends.cpu.args import address, claim, size, stride, word
+from graphrt.backends.cpu.elements import stack_floats
+from graphrt.backends.cpu.glu import ACTIVATIONS
+from graphrt.backends.cpu.grouping import (
+    COUNTER,
+    FIRST,
+    LAST,
+    MATRIX,
+    Y_ADDRESS,
+    W,
+    column_word,
+    group_count,
+    group_word,
+    matrix_address,
+    scratch,
+)
+from graphrt.backends.cpu.jit import Kernel
+from graphrt.backends.cpu.matvec import CHUNK, column_dot, prepared_row
+from graphrt.backends.cpu.memory import load_f32, store_f32_first, store_one
+from graphrt.backends.cpu.prepare import UNITS
+from graphrt.backends.cpu.vecdot import units_of
+
+UP = 3  # the tensor that in other products is the ids, which this kernel does not need
+
+
+def gated_columns(dtype: str, dense: bool, lanes: int, name: str) -> Kernel:
+    """Native: the gated unit of that name; w is the gate's matrices, tensor UP the other half's, laid out alike."""
+    units, activation = units_of(dtype, dense), ACTIVATIONS[name]
+    per_unit, x_unit_bytes = UNITS[units.form]
+    dot = column_dot(units, dtypes.get(dtype).block)
+
+    def run(args, ith, nth):
+        height, width = size(args, W, 2), size(args, W, 3)
+        pitch, step = stride(args, W, 2), stride(args, W, 3)
+        x_pitch = (width + per_unit - 1) // per_unit * x_unit_bytes
+        chunks = (height + CHUNK - 1) // CHUNK
+        total = group_count(args) * chunks
+        buffer, gates, ups = scratch(args, ith), stack_floats(CHUNK), stack_floats(CHUNK)
+        item = claim(word(args, COUNTER), 1)
+        while item < total:
+            group, row = item // chunks, item % chunks * CHUNK
+            count = min(CHUNK, height - row)
+            gate = matrix_address(args, group_word(args, group, MATRIX)) + row * pitch
+            up = gate - address(args, W) + address(args, UP)
+            for column in range(group_word(args, group, FIRST), group_word(args, group, LAST)):
+                x, y = prepared_row(args, column, x_pitch), column_word(args, column, Y_ADDRESS) + 4 * row
+                for i in range(count):
+                    store_one(gates + 4 * i, "f32", dot(gate + i * pitch, step, width, x, buffer))
+                for i in range(count):
+                    store_one(ups + 4 * i, "f32", dot(up + i * pitch, step, width, x, buffer))
+                for i in range(0, count, lanes):
+                    v = activation(load_f32(gates + 4 * i, "f32", lanes)) * load_f32(ups + 4 * i, "f32", lanes)
+                    store_f32_first(y + 4 * i, "f32", v, count - i)
+            item = claim(word(args, COUNTER), 1)
+
+    return run
