@@ -74,7 +74,7 @@ def patterns() -> Sequence[Pattern]:
     """All patterns; of several that fit the first is taken."""
     from graphrt.backends.cpu import fusion_norm, fusion_products
 
-    return (fusion_norm.add_and_norm, fusion_products.products_of_one_x)
+    return (fusion_norm.add_and_norm, fusion_products.products_at_once)
 
 
 def fuse(nodes: Sequence[Tensor], readers: Readers, threads: int, alone: Callable[[Tensor], Group]) -> list[Group]:

@@ -1,9 +1,10 @@
-"""Products of few columns with one x run as one: x is prepared once for all, and all are under way at once.
+"""Products of few columns that do not wait for each other run as one: all are under way at once.
 
-With one column, two products that a gated unit reads are taken in one pass with it (see gated.py).
+Those of one x share its preparation. With one column, two products that a gated unit reads are taken in one pass with
+it (see gated.py).
 
-The workspace holds, for each form that the weights want x in, what its preparation needs and x so prepared; then, for
-each product, its tables of groups and columns and its scratch memory (see grouping.py).
+The workspace holds, for each x and form that the weights want it in, what its preparation needs and x so prepared;
+then, for each product, its tables of groups and columns and its scratch memory (see grouping.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from graphrt.tensor import Tensor
 
 PRODUCTS = ("mul_mat", "mul_mat_id", "mul_mat_transposed")
 MOST = 6  # products in a group
+RESULT_BYTES = 1 << 19  # of a product that may be taken before its turn, which keeps its result alive for longer
 
 
 @dataclass(frozen=True)
@@ -67,41 +69,42 @@ class Product:
         return [self.node] if self.gate is None or self.up is None else [self.gate, self.up, self.node]
 
 
-def products_of_one_x(coming: Coming) -> Fused | None:
-    """A product of few columns, others of the same x that could run now, and gated units of two of them."""
-    first = coming.first
-    if not _has_few_columns(first):
+def products_at_once(coming: Coming) -> Fused | None:
+    """A product of few columns, others that could run now, and gated units of two of them."""
+    if not _has_few_columns(coming.first):
         return None
-    members = [first]
+    members = [coming.first]
     for node in coming.after_first():
-        if len(members) < MOST and _has_few_columns(node) and _same_rows(first, node) and coming.is_ready(node, []):
+        if len(members) < MOST and node.nbytes <= RESULT_BYTES and _has_few_columns(node) and coming.is_ready(node, []):
             members.append(node)
     found = _with_gated_units(members, coming)
     nodes = tuple(node for product in found for node in product.nodes)
     calls, nbytes = products(found, coming.threads)
     gated = any(product.gate is not None for product in found)
-    name = ", ".join(["products of one x"] * (len(found) > 1) + ["gated unit"] * gated)
+    name = ", ".join(["products at once"] * (len(found) > 1) + ["gated unit"] * gated)
     return Fused(nodes, name, nbytes, lower=lambda: calls)
 
 
 def products(found: Sequence[Product], threads: int) -> tuple[list[Call], int]:
-    """The calls of products of one x, and the bytes of their workspace."""
-    x, end = _x(found[0].first), 0
-    forms, parts = dict[str, Part](), list[Part]()
+    """The calls of products, and the bytes of their workspace."""
+    end = 0
+    prepared: list[tuple[Tensor, str, Part]] = []
+    reads: list[Part] = []
     for product in found:
-        form = matmul.units(product.first).form
-        if form not in forms:
-            forms[form] = Part(end, _preparation(x, form), threads)
-            end = forms[form].end
+        x, form = _x(product.first), matmul.units(product.first).form
+        part = next((part for other, of, part in prepared if of == form and _same_rows(other, x)), None)
+        if part is None:
+            part = Part(end, _preparation(x, form), threads)
+            prepared.append((x, form, part))
+            end = part.end
+        reads.append(part)
+    parts: list[Part] = []
     for product in found:
         parts.append(Part(end, _tables(product.first), threads))
         end = parts[-1].end
-    prepare = [_prepare(x, form, part) for form, part in forms.items()]
+    prepare = [_prepare(*each) for each in prepared]
     group = [_group(product, part) for product, part in zip(found, parts, strict=True)]
-    multiply = [
-        _multiply(product, part, forms[matmul.units(product.first).form])
-        for product, part in zip(found, parts, strict=True)
-    ]
+    multiply = [_multiply(product, part, x) for product, part, x in zip(found, parts, reads, strict=True)]
     return [*prepare, *group, *multiply], end
 
 
@@ -149,9 +152,8 @@ def _x(node: Tensor) -> Tensor:
     return matmul.operands(node)[1]
 
 
-def _same_rows(node: Tensor, other: Tensor) -> bool:
-    """Whether two products read the same x, or the same rows of it in the same order."""
-    a, b = _x(node), _x(other)
+def _same_rows(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same rows in the same order."""
     if a is b:
         return True
     same = a.root is b.root and a.offset == b.offset and a.dtype is b.dtype

@@ -76,7 +76,7 @@ def test_no_add_and_norm_where_nothing_else_reads_the_sum():
     assert fusions(Scheduler(["cpu"]).schedule(Graph(ops.rms_norm(total)))) == []
 
 
-# -- products of one x -------------------------------------------------------------------------------------------------
+# -- products at once --------------------------------------------------------------------------------------------------
 
 
 def weight(name: str, *shape: int, dtype: str = "f32") -> Tensor:
@@ -101,7 +101,7 @@ def test_products_of_one_x(level, tokens):
     with host.use_level(level):
         x = ops.silu(random("x", tokens, 256))
         graph = Graph(products(x, "q8_0", "f32", "q4_0", "tf32", "q8_0"))
-        assert_alike(graph, "products of one x")
+        assert_alike(graph, "products at once")
 
 
 def test_products_of_one_x_are_found_behind_others_that_wait():
@@ -109,8 +109,8 @@ def test_products_of_one_x_are_found_behind_others_that_wait():
     q, k, v = products(x, "q8_0", "q8_0", "f16")
     graph = Graph([ops.silu(ops.sqr(q)), ops.neg(k), v])
     assert [node.op.name for node in graph.nodes][:3] == ["silu", "mul_mat", "sqr"]
-    assert fusions(Scheduler(["cpu"]).schedule(graph)) == [("products of one x", (q.name, k.name, v.name))]
-    assert_alike(graph, "products of one x")
+    assert fusions(Scheduler(["cpu"]).schedule(graph)) == [("products at once", (q.name, k.name, v.name))]
+    assert_alike(graph, "products at once")
 
 
 def test_a_product_that_waits_for_another_is_not_taken_with_it():
@@ -127,10 +127,16 @@ def test_products_of_experts_read_the_rows_of_a_plain_product():
     gate, up = (ops.mul_mat_id(weight(f"{name}s", 4, 40, 64, dtype="q8_0"), each, ids) for name in ("gate", "up"))
     plain = ops.mul_mat(weight("w", 48, 64, dtype="q8_0"), x)
     graph = Graph([ops.swiglu(gate, up), plain])
-    assert_alike(graph, "products of one x")
+    assert_alike(graph, "products at once")
     out = run(graph, 1)[0]
     assert np.isnan(out[2, 1]).all(), "expert 7 does not exist"
     assert np.isfinite(out[:2]).all()
+
+
+def test_products_of_several_x_at_once():
+    x, y = ops.silu(random("x", 2, 64)), random("y", 2, 96)
+    graph = Graph([*products(x, "q8_0", "q4_0"), ops.mul_mat(weight("v", 40, 96, dtype="q8_0"), y)])
+    assert_alike(graph, "products at once")
 
 
 def test_prompts_are_multiplied_as_before():
@@ -141,7 +147,7 @@ def test_prompts_are_multiplied_as_before():
 def test_products_over_an_x_in_batches_and_strides():
     x = random("x", 2, 5, 64).permute(1, 0, 2)[:2]
     graph = Graph([ops.mul_mat(weight("a", 2, 33, 64, dtype="f16"), x), ops.mul_mat(weight("b", 12, 64), x)])
-    assert_alike(graph, "products of one x")
+    assert_alike(graph, "products at once")
 
 
 # -- gated units -------------------------------------------------------------------------------------------------------
@@ -167,7 +173,7 @@ def test_gated_units_of_experts_beside_other_products():
     gate, up = (ops.mul_mat_id(weight(f"{name}s", 4, 40, 64, dtype="q8_0"), each, ids) for name in ("gate", "up"))
     other = ops.geglu(*halves(x, 40, "f16"))
     graph = Graph([ops.swiglu(gate, up), other, *products(x, "f32")])
-    assert_alike(graph, "products of one x, gated unit")
+    assert_alike(graph, "products at once, gated unit")
     out = run(graph, 1)[0]
     assert np.isnan(out[0, 1]).all(), "expert 9 does not exist"
     assert np.isfinite(out[0, [0, 2]]).all()
@@ -175,10 +181,10 @@ def test_gated_units_of_experts_beside_other_products():
 
 def test_no_gated_unit_of_what_is_read_elsewhere_of_many_tokens_or_of_weights_that_differ():
     gate, up = halves(random("x", 1, 64), 40, "f32")
-    assert_alike(Graph([ops.swiglu(gate, up), gate]), "products of one x")
-    assert_alike(Graph(ops.swiglu(*halves(random("x", 2, 64), 40, "f32"))), "products of one x")
+    assert_alike(Graph([ops.swiglu(gate, up), gate]), "products at once")
+    assert_alike(Graph(ops.swiglu(*halves(random("x", 2, 64), 40, "f32"))), "products at once")
     x = random("x", 1, 64)
     mixed = [ops.mul_mat(weight(dtype, 40, 64, dtype=dtype), x) for dtype in ("f32", "f16")]
-    assert_alike(Graph(ops.swiglu(*mixed)), "products of one x")
+    assert_alike(Graph(ops.swiglu(*mixed)), "products at once")
     one = ops.mul_mat(weight("w", 40, 64), x)
     assert_alike(Graph(ops.swiglu(one, one)))
