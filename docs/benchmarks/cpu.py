@@ -12,11 +12,12 @@ shown in cpu.md, cpu_shares.png and cpu_context.png.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,57 +54,65 @@ class Record:
             self.path.write_text(json.dumps(self.all, indent=1) + "\n")
 
 
+class Benchmark:
+    """Measures what the record has not, file by file.
+
+    Args:
+        record: what is known.
+        options: of the command line.
+    """
+
+    def __init__(self, record: Record, options: argparse.Namespace) -> None:
+        threads = graphrt.Settings.from_env(threads=options.threads).thread_count
+        self.record, self.options, self.limits = record, options, Limits(threads)
+        record.all["machine"] = {"threads": threads, "processor": cpu_info()}
+
+    def run(self) -> None:
+        options = self.options
+        self._note_limits()
+        print(f"{self.limits.size} threads; limits in billions a second: {self.record.all['limits'][-1]}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="graphrt-benchmarks-") as temporary:
+            for subject, file_type, tests in selected(options):
+                missing = {point(subject.name, file_type, test.name): test for test in tests}
+                missing = {name: test for name, test in missing.items() if name not in self.record.models}
+                if missing:
+                    path = subject.file(file_type, options.folder or Path(temporary))
+                    self._measure_file(path, missing)
+                    self._note_limits()
+                    if options.folder is None:
+                        path.unlink()
+        is_part = options.quick or options.check or options.model or options.type or options.test
+        if not is_part and "kernels" not in self.record.all:
+            self.record.all["kernels"] = kernels(self.limits)
+            self.record.save()
+
+    def _measure_file(self, path: Path, tests: Mapping[str, Trial]) -> None:
+        session = Session(path, longest(tests.values()), self.limits.size)
+        for name, test in sorted(tests.items(), key=lambda item: item[1]):
+            self.record.models[name] = found = measure(session, test, self.limits, self.options.rounds)
+            self.record.save()
+            speed, share = median(found["tokens_per_second"]), median(found["share"])
+            print(f"{name:28} {speed:8.1f} tokens/s, {share:5.1%} of {found['limits']}", flush=True)
+        del session
+        gc.collect()  # before the next file: two may not fit into memory
+
+    def _note_limits(self) -> None:
+        """Keep what the machine can do at the moment, and how many processes want to run on it."""
+        rates = {kind: round(rate / 1e9, 1) for kind, rate in self.limits.measure(KINDS).items()}
+        self.record.all.setdefault("limits", []).append(rates | {"load": round(os.getloadavg()[0], 1)})
+        self.record.save()
+
+
 def main() -> None:
     options = parse()
     if not options.page:
-        threads = graphrt.Settings.from_env(threads=options.threads).thread_count
         record = Record(None if options.check else options.record, options.fresh)
-        run(record, options, threads)
+        Benchmark(record, options).run()
         if options.check:
             check(record, json.loads(options.record.read_text()), options.tolerance)
             return
     if options.record == RESULTS:
         write_page(RESULTS.parent)
-
-
-def run(record: Record, options: argparse.Namespace, threads: int) -> None:
-    """Measure what the record has not, file by file."""
-    limits = Limits(threads)
-    record.all["machine"] = {"threads": threads, "processor": cpu_info()}
-    note(record, limits)
-    print(f"{threads} threads; limits in billions a second: {record.all['limits'][-1]}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="graphrt-benchmarks-") as temporary:
-        folder = options.folder or Path(temporary)
-        for subject, file_type, tests in selected(options):
-            missing = [test for test in tests if point(subject.name, file_type, test.name) not in record.models]
-            if missing:
-                path = subject.file(file_type, folder)
-                measure_file(record, subject, file_type, path, missing, limits, options)
-                note(record, limits)
-                if options.folder is None:
-                    path.unlink()
-    if not options.quick and not options.check and "kernels" not in record.all:
-        record.all["kernels"] = kernels(limits)
-        record.save()
-
-
-def measure_file(
-    record: Record,
-    subject: Subject,
-    file_type: str,
-    path: Path,
-    tests: list[Trial],
-    limits: Limits,
-    options: argparse.Namespace,
-) -> None:
-    session = Session(path, longest(tests), limits.size)
-    for test in sorted(tests):
-        found = measure(session, test, limits, options.rounds)
-        record.models[point(subject.name, file_type, test.name)] = found
-        record.save()
-        speed, share = median(found["tokens_per_second"]), median(found["share"])
-        name = point(subject.name, file_type, test.name)
-        print(f"{name:28} {speed:8.1f} tokens/s, {share:5.1%} of {found['limits']}", flush=True)
 
 
 def selected(options: argparse.Namespace) -> Iterator[tuple[Subject, str, list[Trial]]]:
@@ -128,13 +137,6 @@ def check(record: Record, recorded: dict[str, Any], tolerance: float) -> None:
         print(f"  {line}")
     if lines or not compared:
         sys.exit(1)
-
-
-def note(record: Record, limits: Limits) -> None:
-    """Keep what the machine can do at the moment, and how many processes want to run on it."""
-    rates = {kind: round(rate / 1e9, 1) for kind, rate in limits.measure(KINDS).items()}
-    record.all.setdefault("limits", []).append(rates | {"load": round(os.getloadavg()[0], 1)})
-    record.save()
 
 
 def parse() -> argparse.Namespace:

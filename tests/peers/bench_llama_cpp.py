@@ -11,6 +11,7 @@ docs/benchmarks/cpu_peers.json. It fails where the logits of a file differ too m
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -57,6 +58,7 @@ def main() -> None:
                 if subject.name in options.model and file_type in options.type:
                     path = subject.file(file_type, options.folder or Path(temporary))
                     compare(subject.name, file_type, path, results, options)
+                    gc.collect()  # before the next file: two may not fit into memory
                     options.record.write_text(json.dumps(results, indent=1) + "\n")
                     if options.folder is None:
                         path.unlink()
