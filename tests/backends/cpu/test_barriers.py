@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import graphrt
 from graphrt import Graph, Scheduler, ops
 from graphrt.backends.cpu.barriers import ALL, SMALL, TOGETHER, Touched, Turn, turns_of
+from graphrt.models.synth import synthesise
 from graphrt.testing import Draw
 from tests.core.oracle import Oracle, difference, tolerance
 from tests.core.random_graphs import random_graph
@@ -97,3 +99,16 @@ def test_random_graphs_on_several_threads_give_the_reference_result(seed, thread
     got = plan.run(case.inputs)
     for want, have, coarse in zip(expected, got, case.coarse, strict=True):
         assert difference(have, want) <= tolerance(coarse)
+
+
+@pytest.mark.parametrize(("preset", "most"), [("tiny-deepseek2", 17), ("tiny-mixtral", 13)])
+def test_a_layer_has_few_barriers_when_a_token_is_decoded(preset, most, tmp_path):
+    paths = {layers: synthesise(preset, tmp_path / f"{layers}.gguf", layers=layers, dtype="q8_0") for layers in (2, 3)}
+
+    def barriers(layers: int, fuse: int) -> int:
+        with graphrt.load(paths[layers], n_ctx=256, threads=2, backends=["cpu"], fuse=fuse) as model:
+            plan = model.new_context().plan(1, 1, 256, "decode")
+            return plan._steps[-1].__self__.barriers
+
+    assert barriers(3, 1) - barriers(2, 1) <= most
+    assert barriers(3, 0) - barriers(2, 0) >= 1.5 * most
