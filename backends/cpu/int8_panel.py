@@ -22,12 +22,15 @@ from graphrt.backends.cpu.memory import load_vector, widen
 from graphrt.backends.cpu.simd import I8, I16, I32, I64, constant, literal, shuffle
 
 ROWS = 16  # that are unpacked at a time
+CHUNK = 32  # bytes of a row that are transposed at a time
 _WORDS, _BYTES = ir.VectorType(I32, ROWS), ir.VectorType(I8, 4 * ROWS)
 
 
 def unit_blocks(dtype: str) -> int:
-    """Blocks that are unpacked together: as many as make whole words."""
-    return 4 // gcd(dtypes.get(dtype).nbytes, 4)
+    """Blocks that are unpacked together: as many as make whole words, and a chunk of them."""
+    nbytes = dtypes.get(dtype).nbytes
+    whole = 4 // gcd(nbytes, 4)
+    return whole * -(-CHUNK // (whole * nbytes))
 
 
 def unit_elements(dtype: str) -> int:
@@ -75,7 +78,7 @@ def unpack_unit(typingctx, source, pitch, target, dtype, rows):
 
 
 class _Words:
-    """The words of 16 rows, each a vector; 16 bytes of every row are loaded and transposed when first asked for."""
+    """The words of 16 rows, each a vector; CHUNK bytes of every row are loaded and transposed when first asked for."""
 
     def __init__(self, builder, source, pitch, nbytes: int) -> None:
         self.builder, self.nbytes = builder, nbytes
@@ -96,30 +99,35 @@ class _Words:
 
     def _aligned(self, offset: int):
         if offset not in self._found:
-            first = min(offset // 16 * 16, self.nbytes - 16)
+            first = min(offset // CHUNK * CHUNK, self.nbytes - CHUNK)
             for i, word in enumerate(self._transposed(first)):
                 self._found.setdefault(first + 4 * i, word)
         return self._found[offset]
 
     def _transposed(self, first: int) -> list:
-        """The four words of each row from byte `first` on."""
+        """The eight words of each row from byte `first` on."""
         builder = self.builder
-        rows = [load_vector(builder, builder.add(row, I64(first)), I32, 4) for row in self._rows]
-        a, b, c, d = (join_lanes(builder, rows[i::4]) for i in range(4))  # rows i, i + 4, i + 8 and i + 12
-        low, high = [0, 16, 1, 17], [2, 18, 3, 19]
-        ab, cd = (_by_quarter(builder, x, y, low) for x, y in ((a, b), (c, d)))
-        ab_high, cd_high = (_by_quarter(builder, x, y, high) for x, y in ((a, b), (c, d)))
-        first_pair, second_pair = [0, 1, 16, 17], [2, 3, 18, 19]
+        rows = [load_vector(builder, builder.add(row, I64(first)), I32, 8) for row in self._rows]
+        # Each half of a vector is a row: rows 0 … 3 with 4 … 7, then 8 … 11 with 12 … 15.
+        pairs = [join_lanes(builder, [rows[i], rows[i + 4]]) for i in (0, 1, 2, 3, 8, 9, 10, 11)]
+        fours = [self._fours(pairs[:4]), self._fours(pairs[4:])]
+        even, odd = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
         return [
-            _by_quarter(builder, x, y, order)
-            for x, y in ((ab, cd), (ab_high, cd_high))
-            for order in (first_pair, second_pair)
+            shuffle(builder, low, high, half + [16 + lane for lane in half])
+            for half in (even, odd)
+            for low, high in zip(*fours, strict=True)
         ]
 
+    def _fours(self, pairs: list) -> list:
+        """Of four vectors a, b, c, d: in each quarter [a, b, c, d] of its word 0; of its word 1; of 2; of 3."""
+        a, b, c, d = pairs
+        low, high = [0, 16, 1, 17], [2, 18, 3, 19]
+        halves = [(self._by_quarter(a, b, order), self._by_quarter(c, d, order)) for order in (low, high)]
+        return [self._by_quarter(*half, order) for half in halves for order in ([0, 1, 16, 17], [2, 3, 18, 19])]
 
-def _by_quarter(builder, left, right, order: list[int]):
-    """A shuffle of two vectors of 16 words that does the same in each quarter."""
-    return shuffle(builder, left, right, [4 * quarter + lane for quarter in range(4) for lane in order])
+    def _by_quarter(self, left, right, order: list[int]):
+        """A shuffle of two vectors of 16 words that does the same in each quarter."""
+        return shuffle(self.builder, left, right, [4 * quarter + lane for quarter in range(4) for lane in order])
 
 
 class Block:

@@ -85,9 +85,9 @@ def mul_mat_codes(dtype: str) -> Kernel:
         height, pitch = size(args, W, 2), stride(args, W, 2)
         bands = (height + rows_of_band - 1) // rows_of_band
         total = group_count(args) * bands
-        item = claim(word(args, COUNTER), 1)
+        item = ith
         while item < total:
-            following = claim(word(args, COUNTER), 1)
+            following = nth + claim(word(args, COUNTER), 1)
             ahead, ahead_end = 0, 0
             if following < total:
                 row = following % bands * rows_of_band
