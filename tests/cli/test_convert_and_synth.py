@@ -53,6 +53,16 @@ def test_synth_follows_layers_types_and_seed(graphrt: Command, tmp_path: Path) -
     assert graphrt("generate", tmp_path / "a.gguf", "-p", "hello", "-n", 2).code == 0
 
 
+def test_synth_mixes_types_as_llama_quantize_does(graphrt: Command, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    options = ("--layers", 2, "--vocabulary", 400, "--type", "Q4_K_M")
+    assert graphrt("synth", "tiny-mixtral", path, *options).code == 0
+    types = tensor_types(graphrt, path)
+    assert types["output.weight"] == types["blk.1.ffn_down_exps.weight"] == "q6_k"
+    assert types["token_embd.weight"] == types["blk.0.ffn_down_exps.weight"] == "q4_k"
+    assert types["blk.0.attn_v.weight"] == "q8_0"
+
+
 def test_synth_lists_the_presets(graphrt: Command, tmp_path: Path) -> None:
     result = graphrt("synth", "gpt-9", tmp_path / "x.gguf")
     assert result.code == 1
