@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -65,7 +66,7 @@ class Benchmark:
     def __init__(self, record: Record, options: argparse.Namespace) -> None:
         threads = graphrt.Settings.from_env(threads=options.threads).thread_count
         self.record, self.options, self.limits = record, options, Limits(threads)
-        record.all["machine"] = {"threads": threads, "processor": cpu_info()}
+        record.all["machine"] = {"threads": threads, "processor": cpu_info(), "commit": commit()}
 
     def run(self) -> None:
         options = self.options
@@ -137,6 +138,15 @@ def check(record: Record, recorded: dict[str, Any], tolerance: float) -> None:
         print(f"  {line}")
     if lines or not compared:
         sys.exit(1)
+
+
+def commit() -> str:
+    """The commit that is measured, where git tells it."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def parse() -> argparse.Namespace:

@@ -20,7 +20,7 @@ PAGE = """# Speed on the CPU
 
 {machine}. Models with random weights: DeepSeek-V2-Lite cut to 4 layers (one dense, three of experts) and Mixtral-8x7B
 cut to 2, both with a vocabulary of 4096, in the file types of llama-quantize. `ppN` is a prompt of N tokens in ubatches
-of 512, `tg64` is 64 tokens one by one, `@ dN` is after N others; the cache is f16. Medians of {rounds} rounds.
+of 512, `tg64` is 64 tokens one by one, `@ dN` is after N others; the cache is f16. Medians of {rounds} rounds.{before}
 
 A share is the least time that the machine could take over the time taken. For decoding that is the bytes of the active
 weights, and of the cache at a depth, over the speed of only reading memory; for prompts the operations of the active
@@ -86,7 +86,8 @@ def write_page(folder: Path) -> None:
     all_targets = list(targets(results, beside))
     machine = found["machine"]
     page = PAGE.format(
-        machine=f"{machine['threads']} threads of {machine['processor']}",
+        machine=f"{machine['threads']} threads of {machine['processor']}, commit {machine['commit']}",
+        before=f" `before` is commit {before['machine']['commit']}, measured in the same way." if old else "",
         rounds=max(len(each["share"]) for each in results.values()),
         limits=_limits(found["limits"]),
         load=_load(found["limits"], machine["threads"]),

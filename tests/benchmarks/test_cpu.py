@@ -130,12 +130,16 @@ def test_the_page_shows_results_targets_and_plots(tmp_path: Path) -> None:
         point(subject.name, kind, test): result(50, 0.5) for subject in SUBJECTS for kind in TYPES for test in tests
     }
     limits = {"bandwidth": 50.0, "int8": 2000.0, "bf16": 1000.0, "f32": 500.0, "load": 4.0}
-    machine = {"threads": 2, "processor": "a processor"}
+    machine = {"threads": 2, "processor": "a processor", "commit": "abc1234"}
     (tmp_path / "cpu.json").write_text(json.dumps({"machine": machine, "limits": [limits], "models": models}))
-    (tmp_path / "cpu_before.json").write_text(json.dumps({"models": {"V2-Lite q8_0 tg64": result(40, 0.4)}}))
+    (tmp_path / "cpu_before.json").write_text(
+        json.dumps({"machine": machine | {"commit": "26b47d2"}, "models": {"V2-Lite q8_0 tg64": result(40, 0.4)}})
+    )
     write_page(tmp_path)
     page = (tmp_path / "cpu.md").read_text()
     assert "| V2-Lite | q8_0 | 361 | 50.0 (50%) | 40.0 (40%) | 50.0 (50%) |" in page
+    assert "2 threads of a processor, commit abc1234" in page
+    assert "`before` is commit 26b47d2" in page
     assert "load average was between 4.0 and 4.0: others used" in page
     assert "| Mixtral | q8_0 | decode after 16384 tokens over after none | 0.50 |  | 1.00 | reached |" in page
     assert {path.name for path in tmp_path.glob("*.png")} == {"cpu_shares.png", "cpu_context.png"}
