@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graphrt import dtypes
 from graphrt.models.convert import convert_folder
+from graphrt.models.gguf_file import GGUFFile
+from graphrt.models.gguf_write import TensorToWrite, save
+from graphrt.models.model import locate
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PEER_LOGITS = Path(__file__).parents[3] / "shared" / "data" / "peer_logits"
@@ -64,3 +68,20 @@ def peer_logits() -> Callable[[str], tuple[Path, np.ndarray]]:
         return path, np.load(PEER_LOGITS / f"{name}_logits.npy")
 
     return find
+
+
+@pytest.fixture(scope="session")
+def in_float32(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Writes a model that comes with the package with the same values in float32."""
+    folder = tmp_path_factory.mktemp("float32")
+
+    def expand(name: str) -> Path:
+        path = folder / f"{name}.gguf"
+        if not path.exists():
+            file = GGUFFile.open(locate(name))
+            metadata = {key: value for key, value in file.metadata.items() if key != "general.architecture"}
+            tensors = [TensorToWrite.of(each.name, dtypes.to_f32(each.array)) for each in file.tensors.values()]
+            save(path, file.architecture, metadata, tensors)
+        return path
+
+    return expand
