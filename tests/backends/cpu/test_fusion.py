@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import graphrt
 from graphrt import Graph, Scheduler, Tensor, dtypes, ops
 from graphrt.backends.cpu import host
+from graphrt.models.batch import Batch
+from graphrt.models.synth import synthesise
 from graphrt.schedule import Schedule
+from graphrt.testing import Draw
+from tests.core.random_graphs import random_graph
 
 
 def random(name: str, *shape: int, dtype: str = "f32") -> Tensor:
@@ -26,16 +34,36 @@ def run(graph: Graph, fuse: int, threads: int = 2) -> list[np.ndarray]:
     return Scheduler(["cpu"], threads=threads, fuse=fuse).plan(graph).run()
 
 
-def assert_alike(graph: Graph, *names: str, tolerance: float = 0.0) -> None:
-    """The graph has fusions of these names; fused and not it gives the same."""
+def assert_alike(graph: Graph, *names: str) -> None:
+    """The graph has fusions of these names; fused and not it gives the same, bit for bit."""
     assert [name for name, _ in fusions(Scheduler(["cpu"]).schedule(graph))] == list(names)
     for threads in (1, 2):
         for got, want in zip(run(graph, 1, threads), run(graph, 0), strict=True):
-            if tolerance:
-                error = graphrt.testing.normalised_error(got, want)
-                assert error <= tolerance, f"{threads} threads: {error:.1e}"
-            else:
-                np.testing.assert_array_equal(got, want)
+            np.testing.assert_array_equal(got, want)
+
+
+@settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 2**63))
+def test_random_graphs_give_the_same_bit_for_bit(seed):
+    case = random_graph(Draw(Random(seed).randint))
+    fused, alone = (
+        Scheduler(["cpu"], threads=2, fuse=fuse).plan(random_graph(Draw(Random(seed).randint)).graph) for fuse in (1, 0)
+    )
+    for got, want in zip(fused.run(case.inputs), alone.run(case.inputs), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("preset", ["tiny-mixtral", "tiny-deepseek2"])
+def test_models_give_the_same_bit_for_bit(preset, tmp_path):
+    path = synthesise(preset, tmp_path / "model.gguf", layers=2, dtype="q8_0")
+
+    def logits(fuse: int) -> np.ndarray:
+        with graphrt.load(path, n_ctx=256, threads=2, fuse=fuse) as model:
+            context = model.new_context()
+            prompt = context.decode(Batch.of([1, 2, 3, 4, 5], all_logits=True)).copy()
+            return np.concatenate([prompt, context.decode(Batch.of([6], 5))])
+
+    np.testing.assert_array_equal(logits(1), logits(0))
 
 
 # -- add and norm ------------------------------------------------------------------------------------------------------
