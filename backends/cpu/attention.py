@@ -11,19 +11,19 @@ from graphrt import ops
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu import host
 from graphrt.backends.cpu.args import claim, share, size
-from graphrt.backends.cpu.attention_cells import ALL, NONE, look, tile_filler
+from graphrt.backends.cpu.attention_cells import ALL, NONE, cells_marker, rows_see, score_hider
+from graphrt.backends.cpu.attention_chunk import keys_loader, values_loader
 from graphrt.backends.cpu.attention_few import attend_few
 from graphrt.backends.cpu.attention_layout import CELLS, Layout, parts_of, rows_of_head, setting
 from graphrt.backends.cpu.attention_results import blocks_of_head, clearer, finisher, merge, shared_result
 from graphrt.backends.cpu.attention_steps import (
-    hide,
     panel_scorer,
     rows_loader,
     score_capper,
     softmax_updater,
     value_mixer,
 )
-from graphrt.backends.cpu.attention_turns import aim_of, begin_turning, block_aimer, set_aim, tile_turner
+from graphrt.backends.cpu.attention_turns import aim_of, begin_turning, block_aimer, set_aim
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel, native
 from graphrt.backends.cpu.registry import Call, lowering
@@ -31,43 +31,50 @@ from graphrt.backends.cpu.tile import Tile, tile
 from graphrt.tensor import Tensor
 
 
-def chunk_attender(lanes: int, vectors: int, shape: Tile, mode: str, whole: bool):
+def chunk_attender(lanes: int, vectors: int, shape: Tile, mode: str, whole: bool, integers: bool):
     """A helper: let the rows of a block attend to one chunk of cells."""
-    fill, cap, width = tile_filler(lanes), score_capper(lanes), lanes * vectors
-    aim, turn = block_aimer(lanes, vectors, mode, whole), tile_turner(lanes, mode, whole)
-    score, update = panel_scorer(lanes, vectors, shape.columns), softmax_updater(lanes, vectors)
-    mix = value_mixer(lanes, vectors, shape)
+    mark, hide, cap, width = cells_marker(lanes), score_hider(lanes, vectors), score_capper(lanes), lanes * vectors
+    aim, update = block_aimer(lanes, vectors, mode, whole, integers), softmax_updater(lanes, vectors, integers)
+    load_keys, load_values = keys_loader(lanes, mode, whole, integers), values_loader(lanes, shape, integers)
+    score, mix = panel_scorer(lanes, vectors, shape.columns, integers), value_mixer(lanes, vectors, shape, integers)
 
     @helper
     def attend_chunk(args, scratch, result, kv_head, first_row, rows, first_cell):
-        group, seen = setting(args, at.GROUP), scratch + setting(args, at.SEEN)
         cells = min(CELLS, size(args, at.K, 1) - first_cell)
-        first_token, last_token = first_row // group, (first_row + rows - 1) // group
-        answer = look(args, first_token, last_token - first_token + 1, first_cell, cells, seen)
-        if answer == NONE:
+        of_block = mark(args, scratch, first_row, rows, first_cell, cells)
+        if of_block == NONE:
             return
-        fill(args, at.K, kv_head, first_cell, cells, scratch)
-        if mode and aim(args, scratch, kv_head, first_row, rows, first_cell, cells):
-            turn(args, scratch, first_cell, cells, aim_of(args, scratch))
-        score(args, scratch, rows, cells)
-        if setting(args, at.SOFTCAP) != 0:
-            for panel in range((rows + width - 1) // width):
-                scores = scratch + setting(args, at.SCORES) + panel * setting(args, at.PANEL_BYTES)
-                cap(args, scores, cells * width)
-        if answer != ALL:
-            hide(args, scratch, width, first_row, rows, cells)
-        update(args, scratch, result, rows, cells)
-        if not setting(args, at.SHARED):
-            fill(args, at.V, kv_head, first_cell, cells, scratch)
-        mix(args, scratch, result, rows, cells)
+        turning, aimed = False, 0
+        if mode:
+            turning = aim(args, scratch, kv_head, first_row, rows, first_cell, cells)
+            aimed = aim_of(args, scratch)
+        load_keys(args, scratch, kv_head, first_cell, cells, turning, aimed, of_block == ALL)
+        value_factor, norm = load_values(args, scratch, kv_head, first_cell, cells)
+        for row in range(0, rows, width):
+            count, answer = min(width, rows - row), of_block
+            if answer != ALL and rows > width:
+                answer = rows_see(args, first_row + row, count, first_cell, cells)
+            if answer == NONE:
+                continue
+            score(args, scratch, row, cells)
+            if setting(args, at.SOFTCAP) != 0:
+                cap(args, scratch + setting(args, at.SCORES), cells * width)
+            if answer != ALL:
+                hide(args, scratch, row, first_cell, cells)
+            update(args, scratch, result, row, cells, value_factor, norm)
+            mix(args, scratch, result, row, count, cells)
 
     return attend_chunk
 
 
-def attend(lanes: int, vectors: int, value_vectors: int, columns: int, mode: str, whole: bool) -> Kernel:
-    """Native: every block of rows, part by part; those of one part to the end. See Layout.turning."""
-    attend_chunk = chunk_attender(lanes, vectors, Tile(lanes, value_vectors, columns), mode, whole)
-    load_rows, clear, finish_row = rows_loader(lanes, vectors, mode, whole), clearer(lanes), finisher(lanes)
+def attend(lanes: int, vectors: int, shape: tuple[int, int], mode: str, whole: bool, integers: bool) -> Kernel:
+    """Native: every block of rows, part by part; those of one part to the end.
+
+    Args: shape: vectors and columns of a tile of values;  mode, whole: see Layout.turning;  integers: whether products
+          are those of int16, else of float32.
+    """
+    attend_chunk = chunk_attender(lanes, vectors, Tile(lanes, *shape), mode, whole, integers)
+    load_rows, clear, finish_row = rows_loader(lanes, vectors, mode, whole, integers), clearer(lanes), finisher(lanes)
 
     def run(args, ith, nth):
         total, block, blocks = rows_of_head(args), setting(args, at.BLOCK), blocks_of_head(args)
@@ -106,6 +113,7 @@ def _(node: Tensor) -> list[Call]:
     if layout.few:
         attending = native(attend_few, lanes, layout.stripe, *layout.direct, *layout.turning)
     else:
-        attending = native(attend, lanes, layout.vectors, shape.vectors, shape.columns, *layout.turning)
+        ways = (*layout.turning, layout.integers)
+        attending = native(attend, lanes, layout.vectors, (shape.vectors, shape.columns), *ways)
     merging = native(merge, lanes, layout.few)
     return [Call(attending, tensors, scalars, layout.extras), Call(merging, tensors, scalars)]

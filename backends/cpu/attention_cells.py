@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
@@ -9,7 +11,8 @@ from numba.extending import intrinsic
 from graphrt import dtypes
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, size, stride
-from graphrt.backends.cpu.attention_layout import CELLS, ROWS, setting
+from graphrt.backends.cpu.attention_layout import CELLS, FEW_ROWS, setting
+from graphrt.backends.cpu.dot import load_i32
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import (
     emit_prefetch,
@@ -21,13 +24,13 @@ from graphrt.backends.cpu.memory import (
     store_integer,
     store_one,
 )
-from graphrt.backends.cpu.simd import splat
+from graphrt.backends.cpu.simd import maximum, reduce_max, select, splat
 from graphrt.backends.cpu.transfer import call_with
 
 NONE, SOME, ALL = 0, 1, 2
 HALF, BRAIN = dtypes.f16.gguf, dtypes.bf16.gguf
 AHEAD = 32  # rows
-ZERO = np.float32(0)
+ZERO, ONE, HIDDEN = np.float32(0), np.float32(1), np.float32(-np.inf)
 LEAST, MOST = -(2**31), 2**31 - 1
 
 
@@ -84,16 +87,24 @@ def seen_at_a_glance(args, first_token, tokens, first_cell, cells):
 
 
 @helper
-def look(args, first_token, tokens, first_cell, cells, seen):
-    """Which cells of a chunk are seen: NONE, SOME or ALL; unless NONE, byte by byte at `seen`.
+def rows_see(args, first_row, rows, first_cell, cells):
+    """The same for rows of a kv head."""
+    group = setting(args, at.GROUP)
+    first, last = first_row // group, (first_row + rows - 1) // group
+    return seen_at_a_glance(args, first, last - first + 1, first_cell, cells)
 
-    There byte c · ROWS + t tells whether token t sees cell c (not written for ALL); byte CELLS · ROWS + c, whether any
-    token does.
+
+@helper
+def look(args, first_token, tokens, first_cell, cells, seen):
+    """Which cells of a chunk a few tokens see: NONE, SOME or ALL; unless NONE, byte by byte at `seen`.
+
+    There byte c tells whether any token sees cell c; byte CELLS + c · FEW_ROWS + t, whether token t does (not written
+    for ALL).
     """
     answer = seen_at_a_glance(args, first_token, tokens, first_cell, cells)
     if answer != SOME:
         for c in range(cells):
-            store_integer(seen + CELLS * ROWS + c, "i8", 1)
+            store_integer(seen + c, "i8", 1)
         return answer
     found = NONE
     for c in range(cells):
@@ -101,11 +112,92 @@ def look(args, first_token, tokens, first_cell, cells, seen):
         by_any = 0
         for t in range(tokens):
             flag = 1 if sees(args, first_token + t, position, sequences) else 0
-            store_integer(seen + c * ROWS + t, "i8", flag)
+            store_integer(seen + CELLS + c * FEW_ROWS + t, "i8", flag)
             by_any |= flag
-        store_integer(seen + CELLS * ROWS + c, "i8", by_any)
+        store_integer(seen + c, "i8", by_any)
         found |= by_any
     return found
+
+
+@helper
+def padded_rows(args):
+    """Rows of a block in whole panels."""
+    return setting(args, at.SUMS) // 4
+
+
+@helper
+def load_position(args, scratch, row, token):
+    """A row's position, and its sequence's bit in two words; rows past the last token see nothing."""
+    rows, position, bit = 4 * padded_rows(args), LEAST, 0
+    if token < size(args, at.Q, 1):
+        position, bit = position_of(args, at.Q_POS, token), sequence_bit(args, token)
+    place = scratch + setting(args, at.POSITIONS) + 4 * row
+    store_integer(place, "i32", position)
+    store_integer(place + rows, "i32", bit)
+    store_integer(place + 2 * rows, "i32", bit >> 32)
+
+
+@cache
+def viewer(lanes):
+    """A helper: of two vectors with a lane for each row from `row` on, one where it sees a cell, else the other."""
+
+    @helper
+    def where_seen(args, scratch, row, cell, seen, unseen):
+        place, rows = scratch + setting(args, at.POSITIONS) + 4 * row, 4 * padded_rows(args)
+        position, sequences = position_of(args, at.CELL_POS, cell), sequences_of(args, cell)
+        window = setting(args, at.WINDOW)
+        if position < 0:
+            return unseen
+        low, high = splat(np.int32(sequences), lanes), splat(np.int32(sequences >> 32), lanes)
+        shared = load_i32(place + rows, lanes) & low | load_i32(place + 2 * rows, lanes) & high
+        earlier = select(load_i32(place, lanes) >= splat(np.int32(position), lanes), seen, unseen)
+        if window != 0:
+            last = splat(np.int32(min(position + window - 1, MOST)), lanes)
+            earlier = select(load_i32(place, lanes) <= last, earlier, unseen)
+        return select(shared == splat(np.int32(0), lanes), unseen, earlier)
+
+    return where_seen
+
+
+def cells_marker(lanes):
+    """A helper: whether a block's rows see NONE, SOME or ALL cells of a chunk; unless NONE, which cells, at SEEN."""
+    where_seen = viewer(lanes)
+
+    @helper
+    def mark_cells(args, scratch, first_row, rows, first_cell, cells):
+        flags = scratch + setting(args, at.SEEN)
+        answer = rows_see(args, first_row, rows, first_cell, cells)
+        if answer != SOME:
+            for c in range(cells):
+                store_integer(flags + c, "i8", 1)
+            return answer
+        found = NONE
+        for c in range(cells):
+            by_any = splat(ZERO, lanes)
+            for row in range(0, rows, lanes):
+                seen = where_seen(args, scratch, row, first_cell + c, splat(ONE, lanes), splat(ZERO, lanes))
+                by_any = maximum(by_any, seen)
+            flag = 1 if reduce_max(by_any) > ZERO else 0
+            store_integer(flags + c, "i8", flag)
+            found |= flag
+        return found
+
+    return mark_cells
+
+
+def score_hider(lanes, vectors):
+    """A helper: set scores of cells that the rows of a panel, from `row` of the block on, do not see to -inf."""
+    where_seen, width = viewer(lanes), lanes * vectors
+
+    @helper
+    def hide(args, scratch, row, first_cell, cells):
+        for c in range(cells):
+            for i in range(0, width, lanes):
+                place = scratch + setting(args, at.SCORES) + 4 * (width * c + i)
+                scores, hidden = load_f32(place, "f32", lanes), splat(HIDDEN, lanes)
+                store_f32(place, "f32", where_seen(args, scratch, row + i, first_cell + c, scores, hidden))
+
+    return hide
 
 
 @intrinsic
@@ -151,37 +243,56 @@ def dtype_widener(lanes, dtype):
     return widen
 
 
-def tile_filler(lanes):
-    """A helper: expand the keys or values of a chunk to rows of float32; cells that nobody sees become zeros.
+@helper
+def row_of(args, tensor, kv_head, cell):
+    """Address of a cell's row of keys or values."""
+    return address(args, tensor) + cell * stride(args, tensor, 1) + kv_head * stride(args, tensor, 2)
 
-    A cell that is seen by nobody may hold anything, NaN too, and 0 · NaN would spoil the sums. Rows end in zeros.
+
+@helper
+def prefetch_ahead(args, tensor, row):
+    """Ask for a row some cells after one: rows of one head are far apart, so the processor does not foresee them."""
+    ahead = row + AHEAD * stride(args, tensor, 1)
+    for i in range(0, setting(args, at.K_BYTES if tensor == at.K else at.V_BYTES), 64):
+        prefetch(ahead + i)
+
+
+def row_filler(lanes):
+    """A helper: expand a cell's row of keys or values to float32, with zeros up to `pitch` bytes.
+
+    All become zeros where nobody sees the cell: it may hold anything, NaN too, and 0 · NaN would spoil the sums.
     """
     widen = row_widener(lanes)
 
     @helper
+    def fill_row(args, tensor, kv_head, first_cell, c, scratch, line, pitch):
+        keys, width, source = tensor == at.K, size(args, tensor, 3), row_of(args, tensor, kv_head, first_cell + c)
+        prefetch_ahead(args, tensor, source)
+        if load_integer(scratch + setting(args, at.SEEN) + c, "i8") == 0:
+            for i in range(0, pitch, 4 * lanes):
+                store_f32(line + i, "f32", splat(ZERO, lanes))
+            return
+        expand = setting(args, at.K_EXPAND if keys else at.V_EXPAND)
+        if expand:
+            call_with(expand, source, stride(args, tensor, 3), width, line)
+        else:
+            widen(line, source, setting(args, at.K_KIND if keys else at.V_KIND), width)
+        for i in range(4 * width, pitch, 4):
+            store_one(line + i, "f32", ZERO)
+
+    return fill_row
+
+
+def tile_filler(lanes):
+    """A helper: the same for all cells of a chunk, which become the rows of a tile."""
+    fill_row = row_filler(lanes)
+
+    @helper
     def fill(args, tensor, kv_head, first_cell, cells, scratch):
-        keys, seen = tensor == at.K, scratch + setting(args, at.SEEN) + CELLS * ROWS
+        keys = tensor == at.K
         target = scratch + setting(args, at.KEYS if keys else at.VALUES)
         pitch = setting(args, at.KEY_PITCH if keys else at.TILE_PITCH)
-        kind = setting(args, at.K_KIND if keys else at.V_KIND)
-        expand = setting(args, at.K_EXPAND if keys else at.V_EXPAND)
-        row_bytes, width = setting(args, at.K_BYTES if keys else at.V_BYTES), size(args, tensor, 3)
-        row = address(args, tensor) + kv_head * stride(args, tensor, 2)
         for c in range(cells):
-            source, line = row + (first_cell + c) * stride(args, tensor, 1), target + c * pitch
-            # Rows of one head are far apart, so the processor does not foresee them.
-            ahead = source + AHEAD * stride(args, tensor, 1)
-            for i in range(0, row_bytes, 64):
-                prefetch(ahead + i)
-            if load_integer(seen + c, "i8") == 0:
-                for i in range(0, pitch, 4 * lanes):
-                    store_f32(line + i, "f32", splat(ZERO, lanes))
-                continue
-            if expand:
-                call_with(expand, source, stride(args, tensor, 3), width, line)
-            else:
-                widen(line, source, kind, width)
-            for i in range(4 * width, pitch, 4):
-                store_one(line + i, "f32", ZERO)
+            fill_row(args, tensor, kv_head, first_cell, c, scratch, target + c * pitch, pitch)
 
     return fill

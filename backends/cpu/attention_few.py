@@ -9,16 +9,24 @@ from __future__ import annotations
 
 from graphrt import dtypes
 from graphrt.backends.cpu import attention_layout as at
-from graphrt.backends.cpu.args import address, claim, share, size, stride
-from graphrt.backends.cpu.attention_cells import ALL, NONE, look, prefetch, tile_filler
-from graphrt.backends.cpu.attention_layout import CELLS, FEW_PITCH, groups_of, parts_of, rows_of_head, setting
+from graphrt.backends.cpu.args import claim, share, size, stride
+from graphrt.backends.cpu.attention_cells import ALL, HIDDEN, NONE, ONE, ZERO, look, prefetch, row_of, tile_filler
+from graphrt.backends.cpu.attention_layout import (
+    CELLS,
+    FEW_PITCH,
+    FEW_ROWS,
+    groups_of,
+    parts_of,
+    rows_of_head,
+    setting,
+)
 from graphrt.backends.cpu.attention_results import clearer, shared_result
-from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO, hide_from, row_loader, score_capper
+from graphrt.backends.cpu.attention_steps import row_loader, score_capper
 from graphrt.backends.cpu.attention_tile import dot_tile, dot_turned_tile, mix_tile
 from graphrt.backends.cpu.attention_turns import begin_turning, lines_aimer, set_aim, tile_turner
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_one
+from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_one
 from graphrt.backends.cpu.simd import lane, maximum, reduce_add, reduce_max, splat
 from graphrt.backends.cpu.vector_math import exp
 
@@ -138,9 +146,12 @@ def updater(lanes):
 
 
 @helper
-def cache_row(args, tensor, kv_head, cell):
-    """Address of a cell's row of keys or values."""
-    return address(args, tensor) + cell * stride(args, tensor, 1) + kv_head * stride(args, tensor, 2)
+def hide(args, scratch, token, scores, cells):
+    """Set one row's scores of cells that its token does not see to -inf."""
+    flags = scratch + setting(args, at.SEEN) + CELLS + token
+    for c in range(cells):
+        if load_integer(flags + c * FEW_ROWS, "i8") == 0:
+            store_one(scores + 4 * c, "f32", HIDDEN)
 
 
 def head_attender(lanes, vectors, key_dtype, value_dtype, mode, whole):
@@ -154,7 +165,7 @@ def head_attender(lanes, vectors, key_dtype, value_dtype, mode, whole):
         rows, group, scores = rows_of_head(args), setting(args, at.GROUP), scratch + setting(args, at.SCORES)
         lines += kv_head * rows * setting(args, at.KEY_PITCH)
         if key_dtype:
-            keys, key_pitch = cache_row(args, at.K, kv_head, first_cell), stride(args, at.K, 1)
+            keys, key_pitch = row_of(args, at.K, kv_head, first_cell), stride(args, at.K, 1)
             width = size(args, at.K, 3)
         else:
             fill(args, at.K, kv_head, first_cell, cells, scratch)
@@ -171,11 +182,11 @@ def head_attender(lanes, vectors, key_dtype, value_dtype, mode, whole):
             if setting(args, at.SOFTCAP) != 0:
                 cap(args, row, cells)
             if answer != ALL:
-                hide_from(args, scratch, r // group, row, 4, cells)
+                hide(args, scratch, r // group, row, cells)
             update(args, result, r, row, cells)
         totals, width = result + setting(args, at.TOTALS), setting(args, at.VALUE_PITCH) // 4
         if value_dtype and answer == ALL:
-            values, pitch = cache_row(args, at.V, kv_head, first_cell), stride(args, at.V, 1)
+            values, pitch = row_of(args, at.V, kv_head, first_cell), stride(args, at.V, 1)
             mix_directly(args, values, pitch, scores, rows, cells, totals, width)
             return
         if key_dtype or not setting(args, at.SHARED):

@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from graphrt import dtypes
-from graphrt.backends.cpu import host
+from graphrt.backends.cpu import host, int16
 from graphrt.backends.cpu.args import TENSOR_WORDS, load_word, size
 from graphrt.backends.cpu.attention_rotation import turn_bytes, turner_bytes
 from graphrt.backends.cpu.attention_tile import DIRECT
@@ -29,10 +29,12 @@ from graphrt.ops.rope import Rotation
 from graphrt.tensor import Tensor
 
 CELLS = 64  # in a chunk
-ROWS = 64  # in a block, at most
+ROWS, BLOCK_BYTES = 256, 448 << 10  # in a block, at most: its queries and totals stay in the second-level cache
 FEW = 8  # fewer rows than this, or than lanes, for each kv head are multiplied row by row (attention_few.py)
+FEW_ROWS = 16  # of a kv head, at most, that are few
 RUN = 4  # kv heads of a task of few rows
 FEW_PITCH = 4 * (CELLS + 16)  # of such a row's scores
+LINE = 64  # bytes of a cache line
 
 TENSORS = 11
 Y, Q, K, V, Q_POS, Q_SEQ, CELL_POS, CELL_SEQ, SINKS, CELL_ROTATION, FREQ_FACTORS = range(TENSORS)
@@ -41,8 +43,10 @@ Y, Q, K, V, Q_POS, Q_SEQ, CELL_POS, CELL_SEQ, SINKS, CELL_ROTATION, FREQ_FACTORS
 SCALE, SOFTCAP, WINDOW, Q_KIND, K_KIND, V_KIND, SINK_KIND, K_EXPAND, V_EXPAND, K_BYTES, V_BYTES, SHARED = range(12)
 GROUP, BLOCK, KEY_PITCH, TILE_PITCH, VALUE_PITCH, PANEL_BYTES, SUMS, TOTALS, RESULT_BYTES = range(12, 21)
 FIRST, PAIRS, TURN_BYTES, MAGNITUDE = range(21, 25)  # of the rotation of keys
-LINES, PANELS, KEYS, VALUES, SCORES, FACTORS, SEEN, TURNER, TURNED, TURNS, RESULT = range(25, 36)
-SCRATCH_BYTES, WORKSPACE, COUNTER = range(36, 39)
+KEY_ROW, KEY_DEPTH, QUERY_BYTES = range(25, 28)
+LINES, PANELS, POSITIONS, KEYS, VALUES, SCORES, FACTORS, SEEN, TURNER, TURNED, TURNS, RESULT = range(28, 40)
+QUERY_FACTORS, KEY_FACTORS, VALUE_FACTORS = range(40, 43)
+SCRATCH_BYTES, WORKSPACE, COUNTER = range(43, 46)
 SPEEDS = COUNTER + 1  # one for each pair, in float64
 
 
@@ -128,8 +132,20 @@ class Layout:
         return self.sources[0].shape[0] * self.group
 
     @property
+    def integers(self) -> bool:
+        """Whether products are those of int16: where neither keys nor values are float32 (see int16.py)."""
+        return not self.few and int16.has_pairs() and all(each.dtype is not dtypes.f32 for each in self.sources[1:])
+
+    @property
     def block(self) -> int:
-        return max(1, min(self.rows, ROWS))
+        """Rows of a task: blocks are of one size but for the last."""
+        if self.few:
+            return max(1, self.rows)
+        keys, _, values = self.pitches
+        width = host.level().lanes * self.vectors
+        most = max(width, min(ROWS, BLOCK_BYTES // (keys + values) // width * width))
+        blocks = -(-self.rows // most)
+        return max(1, min(self.rows, _up(-(-self.rows // max(1, blocks)), width)))
 
     @property
     def few(self) -> bool:
@@ -180,50 +196,91 @@ class Layout:
 
     @cached_property
     def pitches(self) -> list[int]:
-        """Of a row of q and k, of a row of the tile of values, of a row of totals."""
+        """Of a float32 row of q and k, of a row of the tile of values, of a row of totals."""
         _, k, v = self.sources
         keys, values = (4 * _up(max(1, each.shape[2]), tile().rows) for each in (k, v))
+        if self.integers:
+            return [keys, 4 * tile().rows, values]
         return [keys, keys if self.shared else values, values]
 
     @property
     def panel_bytes(self) -> int:
-        """Of a panel of scores."""
-        return self._room(CELLS) * 4 * host.level().lanes * self.vectors
+        """From one stripe of values, as wide as a tile, to the next: rows of the tile hold all, or each has its own."""
+        return 4 * tile().rows * (CELLS // 2 if self.integers else 1)
+
+    @property
+    def key_row(self) -> int:
+        """Bytes of a row of the tile of keys: of integers an odd number of cache lines, so that rows do not collide."""
+        keys = self.pitches[0]
+        return keys // 2 // LINE // 2 * 2 * LINE + LINE if self.integers else keys
 
     @property
     def result(self) -> list[int]:
         """A task's result: the highest logit of each row, at SUMS the sums, at TOTALS the mixed values; its size."""
-        return [4 * self.padded, 8 * self.padded, _up(8 * self.padded + self._room(self.padded) * self.pitches[2], 64)]
+        sums, totals = 4 * self.padded, 8 * self.padded
+        return [sums, totals, _up(totals + self._room(self.padded) * self.pitches[2], LINE)]
 
     def _room(self, rows: int) -> int:
         """Rows of a tile: products touch some past the end."""
-        return rows + tile().columns
+        return rows + max(tile().columns, 16)
+
+    @property
+    def query_bytes(self) -> int:
+        """Of a panel of queries."""
+        return host.level().lanes * self.vectors * self.pitches[0] // (2 if self.integers else 1)
 
     @property
     def places(self) -> list[int]:
         """Where each part of the scratch memory begins, in the order of the scalars, and the size of the whole."""
+        sizes = self._sizes_of_few if self.few else self._sizes_of_many
+        places = [0, *accumulate(_up(size, LINE) for size in sizes)]
+        if self.shared and not self.integers:
+            places[4] = places[3]
+        return places
+
+    @property
+    def _sizes_of_few(self) -> list[int]:
         keys, values, _ = self.pitches
-        lanes, kv_heads = host.level().lanes, self.sources[1].shape[1]
-        panels = self.padded // (lanes * self.vectors)
-        lines = (kv_heads * self.rows if self.few else lanes) * keys
-        by_few = self.few and self.rope is not None
-        sizes = [
+        lines = self.sources[1].shape[1] * self.rows * keys
+        return [
             lines,
-            0 if self.few else self.padded * keys,
+            0,
+            0,
             self._room(CELLS) * keys,
             0 if self.shared else self._room(CELLS) * values,
-            self.rows * FEW_PITCH if self.few else panels * self.panel_bytes + 4 * self._room(0),
-            4 * self.padded,
-            CELLS * (ROWS + 1),
+            self.rows * FEW_PITCH,
+            0,
+            CELLS * (1 + FEW_ROWS),
             turner_bytes(self.pairs) if self.rope else 0,
-            lines if by_few else 0,
-            CELLS * turn_bytes(self.pairs) if by_few else 0,
-            0 if self.few else self.result[-1],
+            lines if self.rope else 0,
+            CELLS * turn_bytes(self.pairs) if self.rope else 0,
+            *[0] * 4,
         ]
-        places = [0, *accumulate(_up(size, 64) for size in sizes)]
-        if self.shared:
-            places[3] = places[2]
-        return places
+
+    @property
+    def _sizes_of_many(self) -> list[int]:
+        keys, tile_pitch, values = self.pitches
+        lanes, cells = host.level().lanes, self._room(CELLS)
+        width = lanes * self.vectors
+        stripes = values // (4 * tile().rows)
+        by_row = 0 if self.shared else cells * tile_pitch
+        return [
+            max(lanes * keys, 2 * values),
+            self.padded // width * self.query_bytes,
+            3 * 4 * self.padded,
+            cells * self.key_row,
+            stripes * self.panel_bytes + 4 * tile().rows if self.integers else by_row,
+            4 * width * (cells + 1),
+            4 * (2 * width + self._room(0)),
+            CELLS,
+            turner_bytes(self.pairs) if self.rope else 0,
+            0,
+            0,
+            self.result[-1],
+            4 * self.padded,
+            4 * cells,
+            4 * cells,
+        ]
 
     @property
     def scalars(self) -> list[float]:
@@ -248,6 +305,9 @@ class Layout:
             self.pairs,
             turn_bytes(self.pairs),
             float(rope.magnitude),
+            self.key_row,
+            -(-k.shape[2] // 2) if self.integers else k.shape[2],
+            self.query_bytes,
             *self.places,
         ]
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, share, size, stride
+from graphrt.backends.cpu.attention_cells import HIDDEN, ZERO
 from graphrt.backends.cpu.attention_layout import groups_of, parts_of, rows_of_head, setting
-from graphrt.backends.cpu.attention_steps import HIDDEN, ZERO
 from graphrt.backends.cpu.elements import load_number
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel

@@ -1,7 +1,7 @@
-"""The steps of attention for one block of rows and one chunk of cells: load rows, take scores, update, mix values.
+"""The steps of attention for a panel of rows and a chunk of cells: load rows, take scores, update, mix values.
 
-Scores are laid out panel by panel (`width` rows) and in a panel cell by cell, so that a vector holds the scores of
-neighbouring rows for one cell, and the softmax needs no sums across lanes.
+Scores are laid out cell by cell, so that a vector holds those of neighbouring rows for one cell, and the softmax needs
+no sums across lanes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import numpy as np
 
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, float_scalar, size, stride
-from graphrt.backends.cpu.attention_layout import ROWS, setting
+from graphrt.backends.cpu.attention_cells import HIDDEN, ONE, ZERO, load_position, padded_rows
+from graphrt.backends.cpu.attention_layout import setting
 from graphrt.backends.cpu.attention_rotation import row_turner
+from graphrt.backends.cpu.dot import store_bytes
 from graphrt.backends.cpu.elements import FLOAT32, element_bytes, gather, loop_one
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_one
-from graphrt.backends.cpu.simd import maximum, select, splat
+from graphrt.backends.cpu.int16 import factor_finder, multiply_onto, multiply_rows, nearest, pair, row_packer
+from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_one
+from graphrt.backends.cpu.simd import fma, select, splat, sqrt
 from graphrt.backends.cpu.tile import Tile, multiply_up_to, transpose_block
-from graphrt.backends.cpu.vector_math import exp, like, tanh
+from graphrt.backends.cpu.vector_math import exp_below_zero, like, tanh
 
-HIDDEN = np.float32(-np.inf)
-ZERO, ONE = np.float32(0), np.float32(1)
+LEAST_POWERS = np.float32(1e-36)  # of a sum of squares: smaller ones count as 0
 
 
 @helper
@@ -55,60 +57,54 @@ def row_loader(lanes):
     return load_row
 
 
-def rows_loader(lanes, vectors, mode, whole):
-    """A helper: bring a block's rows, turned back by a rotation, to panels [width of q, rows] in the scratch memory."""
+def rows_loader(lanes, vectors, mode, whole, integers):
+    """A helper: bring a block's rows, turned back by a rotation, to panels [words, rows], and what they see."""
     load_row, width = row_loader(lanes), lanes * vectors
-    turn_row = row_turner(lanes, mode, whole)
+    turn_row, find_factor, pack_row = row_turner(lanes, mode, whole), factor_finder(lanes), row_packer(lanes)
 
     @helper
     def load_rows(args, scratch, kv_head, first_row, rows, rotation):
-        lines, pitch = scratch + setting(args, at.LINES), setting(args, at.KEY_PITCH)
-        for r in range(0, rows, lanes):
+        lines, pitch, group = scratch + setting(args, at.LINES), setting(args, at.KEY_PITCH), setting(args, at.GROUP)
+        words = pitch // 8 if integers else pitch // 4
+        for r in range(0, padded_rows(args), lanes):
             for i in range(lanes):
-                line = lines + i * pitch
-                load_row(args, kv_head, first_row + r + i, first_row + rows, line)
+                line, row = lines + i * pitch, first_row + r + i
+                load_row(args, kv_head, row, first_row + rows, line)
+                load_position(args, scratch, r + i, row // group if r + i < rows else size(args, at.Q, 1))
                 if mode and rotation != 0:
                     turn_row(scratch + setting(args, at.TURNER), line + 4 * setting(args, at.FIRST), -rotation)
-            panel = scratch + setting(args, at.PANELS) + r // width * width * pitch + r % width * 4
-            for k in range(0, pitch // 4, lanes):
+                if integers:
+                    factor = find_factor(line, 2 * words)
+                    pack_row(line, 2 * words, factor, line)
+                    store_one(scratch + setting(args, at.QUERY_FACTORS) + 4 * (r + i), "f32", factor)
+            panel = scratch + setting(args, at.PANELS) + r // width * setting(args, at.QUERY_BYTES) + r % width * 4
+            for k in range(0, words, lanes):
                 transpose_block(lines + 4 * k, pitch, panel + 4 * width * k, 4 * width, lanes)
 
     return load_rows
 
 
-def panel_scorer(lanes, vectors, columns):
-    """A helper: scores of panels of rows, by products of tiles."""
+def panel_scorer(lanes, vectors, columns, integers):
+    """A helper: scores [cells, rows] of the panel that begins with `row` of the block, by products of tiles."""
     multiply, width = multiply_up_to(lanes, vectors, columns, False), lanes * vectors
+    at_once = 16 // vectors
 
     @helper
-    def score(args, scratch, rows, cells):
-        pitch, depth = setting(args, at.KEY_PITCH), size(args, at.K, 3)
-        for panel in range((rows + width - 1) // width):
-            queries = scratch + setting(args, at.PANELS) + panel * width * pitch
-            scores = scratch + setting(args, at.SCORES) + panel * setting(args, at.PANEL_BYTES)
+    def score(args, scratch, row, cells):
+        queries = scratch + setting(args, at.PANELS) + row // width * setting(args, at.QUERY_BYTES)
+        keys, pitch, depth = scratch + setting(args, at.KEYS), setting(args, at.KEY_ROW), setting(args, at.KEY_DEPTH)
+        scores, step = scratch + setting(args, at.SCORES), 4 * width
+        if integers:
+            by_row = scratch + setting(args, at.QUERY_FACTORS) + 4 * row
+            by_cell = scratch + setting(args, at.KEY_FACTORS)
+            for c in range(0, cells, at_once):
+                x, y = keys + c * pitch, scores + c * step
+                multiply_rows(queries, step, x, pitch, depth, y, step, by_row, by_cell + 4 * c, vectors, at_once)
+        else:
             for c in range(0, cells, columns):
-                keys, target = scratch + setting(args, at.KEYS) + c * pitch, scores + 4 * width * c
-                multiply(queries, 4 * width, keys, 4, pitch, depth, target, 4 * width, cells - c)
+                multiply(queries, step, keys + c * pitch, 4, pitch, depth, scores + c * step, step, cells - c)
 
     return score
-
-
-@helper
-def hide_from(args, scratch, token, scores, step, cells):
-    """Set one row's scores, `step` bytes apart, of cells that its token (counted in the block) does not see to -inf."""
-    flags = scratch + setting(args, at.SEEN) + token
-    for c in range(cells):
-        if load_integer(flags + c * ROWS, "i8") == 0:
-            store_one(scores + step * c, "f32", HIDDEN)
-
-
-@helper
-def hide(args, scratch, width, first_row, rows, cells):
-    """The same for every row of a block, in panels."""
-    group = setting(args, at.GROUP)
-    for r in range(rows):
-        scores = scratch + setting(args, at.SCORES) + r // width * setting(args, at.PANEL_BYTES) + r % width * 4
-        hide_from(args, scratch, (first_row + r) // group - first_row // group, scores, 4 * width, cells)
 
 
 def score_capper(lanes):
@@ -124,57 +120,100 @@ def score_capper(lanes):
     return cap
 
 
-def softmax_updater(lanes, vectors):
-    """A helper: turn scores into powers, and bring each row's highest score and sum up to date.
+def softmax_updater(lanes, vectors, integers):
+    """A helper: turn a panel's scores into powers, and bring each row's highest score and sum up to date.
 
-    At FACTORS it leaves what the rows' totals so far must be multiplied with.
+    At FACTORS it leaves what the rows' totals so far must be multiplied with. Integers: powers times the factors of
+    values become pairs of neighbouring cells; what their products must be multiplied with follows at FACTORS.
     """
     width = lanes * vectors
 
     @helper
-    def update(args, scratch, result, rows, cells):
-        for r in range(0, rows, lanes):
-            scores = scratch + setting(args, at.SCORES) + r // width * setting(args, at.PANEL_BYTES) + r % width * 4
-            highest_at, sum_at = result + 4 * r, result + setting(args, at.SUMS) + 4 * r
+    def find_base(args, result, scores, row, cells):
+        highest = load_f32(result + 4 * row, "f32", lanes)
+        for c in range(cells):
+            score = load_f32(scores + 4 * width * c, "f32", lanes)
+            highest = select(highest < score, score, highest)
+        return highest, select(highest == HIDDEN, like(highest, ZERO), highest)
+
+    @helper
+    def pack_powers(scores, squares, norm, cells):
+        """Powers, given the sum of their squares, as integers of that norm; gives their factor."""
+        kept = select(squares < LEAST_POWERS, splat(ONE, lanes), squares)
+        to_integers = splat(norm, lanes) / sqrt(kept)
+        to_integers = select(squares < LEAST_POWERS, splat(ZERO, lanes), to_integers)
+        for c in range(0, cells, 2):
+            place = scores + 4 * width * c
+            first = nearest(load_f32(place, "f32", lanes) * to_integers)
+            second = nearest(load_f32(place + 4 * width, "f32", lanes) * to_integers)
+            store_bytes(scores + 2 * width * c, pair(first, second))
+        return sqrt(squares) * (ONE / norm)
+
+    @helper
+    def update(args, scratch, result, row, cells, value_factor, norm):
+        for i in range(0, width, lanes):
+            scores, highest_at = scratch + setting(args, at.SCORES) + 4 * i, result + 4 * (row + i)
+            sum_at, factors = highest_at + setting(args, at.SUMS), scratch + setting(args, at.FACTORS) + 4 * i
             before = load_f32(highest_at, "f32", lanes)
-            highest = before
-            for c in range(cells):
-                highest = maximum(highest, load_f32(scores + 4 * width * c, "f32", lanes))
-            base = select(highest == HIDDEN, like(highest, ZERO), highest)
-            factor = exp(before - base)
+            highest, base = find_base(args, result, scores, row + i, cells)
+            factor = exp_below_zero(before - base)
             total = load_f32(sum_at, "f32", lanes) * factor
-            for c in range(cells):
-                power = exp(load_f32(scores + 4 * width * c, "f32", lanes) - base)
-                store_f32(scores + 4 * width * c, "f32", power)
-                total = total + power
+            if integers:
+                by_cell, squares = scratch + setting(args, at.VALUE_FACTORS), splat(ZERO, lanes)
+                for c in range(cells):
+                    power = exp_below_zero(load_f32(scores + 4 * width * c, "f32", lanes) - base)
+                    total = total + power
+                    power = power * load_one(by_cell + 4 * c, "f32")
+                    squares = fma(power, power, squares)
+                    store_f32(scores + 4 * width * c, "f32", power)
+                if cells % 2:
+                    store_f32(scores + 4 * width * cells, "f32", splat(ZERO, lanes))
+                store_f32(factors + 4 * width, "f32", pack_powers(scores, squares, norm, cells) * value_factor)
+            else:
+                for c in range(cells):
+                    power = exp_below_zero(load_f32(scores + 4 * width * c, "f32", lanes) - base)
+                    store_f32(scores + 4 * width * c, "f32", power)
+                    total = total + power
             store_f32(highest_at, "f32", highest)
             store_f32(sum_at, "f32", total)
-            store_f32(scratch + setting(args, at.FACTORS) + 4 * r, "f32", factor)
+            store_f32(factors, "f32", factor)
 
     return update
 
 
-def value_mixer(lanes, vectors, shape: Tile):
-    """A helper: totals = factor · totals + powers · values, for every row."""
+def value_mixer(lanes, vectors, shape: Tile, integers):
+    """A helper: totals = factor · totals + powers · values, for the rows of a panel."""
     mix, width, columns = multiply_up_to(lanes, shape.vectors, shape.columns, True), lanes * vectors, shape.columns
     stripe = 4 * shape.rows  # bytes of a row that one tile covers
+    stripes = shape.vectors
+    at_once = 16 // stripes
 
     @helper
-    def add_values(args, scratch, result, rows, cells):
-        totals, pitch = result + setting(args, at.TOTALS), setting(args, at.VALUE_PITCH)
-        values, tile_pitch = scratch + setting(args, at.VALUES), setting(args, at.TILE_PITCH)
+    def rescale(args, scratch, totals, pitch, rows):
         for r in range(rows):
             factor = load_one(scratch + setting(args, at.FACTORS) + 4 * r, "f32")
             if factor != ONE:
                 for i in range(r * pitch, (r + 1) * pitch, 4 * lanes):
                     store_f32(totals + i, "f32", load_f32(totals + i, "f32", lanes) * factor)
-        for panel in range(0, rows, width):
-            powers = scratch + setting(args, at.SCORES) + panel // width * setting(args, at.PANEL_BYTES)
-            end = min(panel + width, rows)
-            for r in range(panel, end, columns):
-                x = powers + 4 * (r - panel)
-                for i in range(0, pitch, stripe):
-                    target = totals + r * pitch + i
-                    mix(values + i, tile_pitch, x, 4 * width, 4, cells, target, pitch, end - r)
+
+    @helper
+    def add_values(args, scratch, result, row, rows, cells):
+        pitch, panel = setting(args, at.VALUE_PITCH), setting(args, at.PANEL_BYTES)
+        totals, powers = result + setting(args, at.TOTALS) + row * pitch, scratch + setting(args, at.SCORES)
+        tile_pitch, factors = setting(args, at.TILE_PITCH), scratch + setting(args, at.FACTORS)
+        if not integers:
+            rescale(args, scratch, totals, pitch, rows)
+        for number in range(pitch // stripe):
+            values, target = scratch + setting(args, at.VALUES) + number * panel, totals + number * stripe
+            if integers:
+                depth = (cells + 1) // 2
+                for r in range(0, rows, at_once):
+                    x, y, by_row = powers + 4 * r, target + r * pitch, factors + 4 * r
+                    others = by_row + 4 * width
+                    multiply_onto(values, tile_pitch, x, 4 * width, depth, y, pitch, by_row, others, stripes, at_once)
+            else:
+                for r in range(0, rows, columns):
+                    y = target + r * pitch
+                    mix(values, tile_pitch, powers + 4 * r, 4 * width, 4, cells, y, pitch, rows - r)
 
     return add_values

@@ -12,7 +12,7 @@ import numpy as np
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import TENSOR_WORDS, address, stride
 from graphrt.backends.cpu.attention_cells import position_of
-from graphrt.backends.cpu.attention_layout import CELLS, ROWS, SPEEDS, setting
+from graphrt.backends.cpu.attention_layout import SPEEDS, setting
 from graphrt.backends.cpu.attention_rotation import (
     AIM,
     NEVER,
@@ -48,7 +48,7 @@ def survey(args, scratch, first_cell, cells):
     SAME: they are equal. RISING: each is one more than that of the cell before. ANY: neither, or SAME with a magnitude,
     for which the keys turn.
     """
-    seen = scratch + setting(args, at.SEEN) + CELLS * ROWS
+    seen = scratch + setting(args, at.SEEN)
     same, rising, first, known = True, True, 0, -1
     for c in range(cells):
         if load_integer(seen + c, "i8") != 0:
@@ -71,9 +71,9 @@ def aim_of(args, scratch):
     return load_integer(scratch + setting(args, at.TURNER) + AIM, "i64")
 
 
-def block_aimer(lanes, vectors, mode, whole):
+def block_aimer(lanes, vectors, mode, whole, integers):
     """A helper: turn a block's queries back where that spares turning a chunk's keys; tells whether keys must turn."""
-    load_rows = rows_loader(lanes, vectors, mode, whole)
+    load_rows = rows_loader(lanes, vectors, mode, whole, integers)
 
     @helper
     def aim(args, scratch, kv_head, first_row, rows, first_cell, cells):
@@ -88,18 +88,28 @@ def block_aimer(lanes, vectors, mode, whole):
     return aim
 
 
-def tile_turner(lanes, mode, whole):
-    """A helper: turn the keys of a chunk, expanded to a tile, by what the queries were not turned back by."""
+def key_turner(lanes, mode, whole):
+    """A helper: turn a cell's key, expanded to float32, by what the queries were not turned back by."""
     turn_row = row_turner(lanes, mode, whole)
 
     @helper
+    def turn_key(args, scratch, first_cell, c, aim, line):
+        if load_integer(scratch + setting(args, at.SEEN) + c, "i8") != 0:
+            rotation = position_of(args, at.CELL_ROTATION, first_cell + c) - aim
+            turn_row(scratch + setting(args, at.TURNER), line + 4 * setting(args, at.FIRST), rotation)
+
+    return turn_key
+
+
+def tile_turner(lanes, mode, whole):
+    """A helper: the same for all keys of a chunk, which are the rows of a tile."""
+    turn_key = key_turner(lanes, mode, whole)
+
+    @helper
     def turn(args, scratch, first_cell, cells, aim):
-        turner, seen = scratch + setting(args, at.TURNER), scratch + setting(args, at.SEEN) + CELLS * ROWS
-        row = scratch + setting(args, at.KEYS) + 4 * setting(args, at.FIRST)
+        tile, pitch = scratch + setting(args, at.KEYS), setting(args, at.KEY_PITCH)
         for c in range(cells):
-            if load_integer(seen + c, "i8") != 0:
-                rotation = position_of(args, at.CELL_ROTATION, first_cell + c) - aim
-                turn_row(turner, row + c * setting(args, at.KEY_PITCH), rotation)
+            turn_key(args, scratch, first_cell, c, aim, tile + c * pitch)
 
     return turn
 
@@ -132,7 +142,7 @@ def lines_aimer(lanes, mode, whole):
         set_aim(args, scratch, rotation if kind == SAME else NEVER)
         back, turns, turn_bytes = offset_turn(turner, 0), offset_turn(turner, 0), setting(args, at.TURN_BYTES)
         if kind == ANY:
-            turns, seen = scratch + setting(args, at.TURNS), scratch + setting(args, at.SEEN) + CELLS * ROWS
+            turns, seen = scratch + setting(args, at.TURNS), scratch + setting(args, at.SEEN)
             for c in range(cells):
                 if load_integer(seen + c, "i8") != 0:
                     make_turn(turner, position_of(args, at.CELL_ROTATION, first_cell + c), turns + c * turn_bytes)

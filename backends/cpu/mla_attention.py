@@ -10,12 +10,12 @@ from graphrt import ops
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu import host
 from graphrt.backends.cpu.args import claim, share, size
-from graphrt.backends.cpu.attention_cells import ALL, NONE, seen_at_a_glance
+from graphrt.backends.cpu.attention_cells import ALL, NONE, cells_marker, rows_see, score_hider
 from graphrt.backends.cpu.attention_layout import setting
 from graphrt.backends.cpu.attention_results import clearer, finisher
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel, native
-from graphrt.backends.cpu.mla_cells import begin_turning, cells_marker, latents_expander, latents_loader, score_hider
+from graphrt.backends.cpu.mla_cells import begin_turning, latents_expander, latents_loader
 from graphrt.backends.cpu.mla_layout import CELLS, KEYS, LATENT, VALUES, Layout, chunks, parts_of_head
 from graphrt.backends.cpu.mla_panels import queries_loader, weights_loader
 from graphrt.backends.cpu.mla_steps import panel_scorer, softmax_updater, value_mixer
@@ -34,13 +34,15 @@ def chunk_attender(lanes, vectors, columns, pairs, mode):
     @helper
     def attend_chunk(args, scratch, result, first_cell):
         cells, tokens = min(CELLS, size(args, LATENT, 1) - first_cell), size(args, at.Q, 1)
-        if mark(args, scratch, first_cell, cells) == NONE:
+        of_head = mark(args, scratch, 0, tokens, first_cell, cells)
+        if of_head == NONE:
             return
         load(args, scratch, first_cell, cells)
         expand(args, scratch, cells)
         for token in range(0, tokens, width):
-            count = min(width, tokens - token)
-            answer = seen_at_a_glance(args, token, count, first_cell, cells)
+            count, answer = min(width, tokens - token), of_head
+            if answer != ALL and tokens > width:
+                answer = rows_see(args, token, count, first_cell, cells)
             if answer != NONE:
                 score(args, scratch, token, cells)
                 if answer != ALL:

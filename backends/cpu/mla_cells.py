@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-import numpy as np
-
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import TENSOR_WORDS, address, size, stride
-from graphrt.backends.cpu.attention_cells import NONE, SOME, position_of, seen_at_a_glance, sequences_of
+from graphrt.backends.cpu.attention_cells import position_of
 from graphrt.backends.cpu.attention_layout import setting
 from graphrt.backends.cpu.attention_rotation import row_turner, start_turner
-from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO, float_setting
+from graphrt.backends.cpu.attention_steps import float_setting
 from graphrt.backends.cpu.bf16 import interleave, pack
-from graphrt.backends.cpu.dot import load_i32
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.memory import load_f32, load_integer, store_f32, store_integer
+from graphrt.backends.cpu.memory import load_f32, load_integer, store_f32
 from graphrt.backends.cpu.mla_layout import (
     EXPANDED,
     KEY_PANELS,
@@ -25,7 +20,6 @@ from graphrt.backends.cpu.mla_layout import (
     LATENT_WORDS,
     LATENTS,
     LINE_PITCH,
-    POSITIONS,
     ROPE_AT,
     ROPE_WORDS,
     SPEEDS,
@@ -33,75 +27,9 @@ from graphrt.backends.cpu.mla_layout import (
     VALUES,
     WEIGHT_BYTES,
     WEIGHTS,
-    padded_rows,
 )
 from graphrt.backends.cpu.mla_panels import line_clearer, row_expander, row_packer
-from graphrt.backends.cpu.simd import maximum, reduce_max, select, splat
 from graphrt.backends.cpu.tile import multiply_up_to
-
-# ---- who sees what ---------------------------------------------------------------------------------------------------
-
-
-@cache
-def viewer(lanes):
-    """A helper: of two vectors with a lane for each query from `token` on, one where it sees a cell, else the other."""
-
-    @helper
-    def where_seen(args, scratch, token, cell, seen, unseen):
-        place, rows = scratch + setting(args, POSITIONS) + 4 * token, 4 * padded_rows(args)
-        position, sequences = position_of(args, at.CELL_POS, cell), sequences_of(args, cell)
-        if position < 0:
-            return unseen
-        low, high = splat(np.int32(sequences), lanes), splat(np.int32(sequences >> 32), lanes)
-        shared = load_i32(place + rows, lanes) & low | load_i32(place + 2 * rows, lanes) & high
-        earlier = select(load_i32(place, lanes) >= splat(np.int32(position), lanes), seen, unseen)
-        return select(shared == splat(np.int32(0), lanes), unseen, earlier)
-
-    return where_seen
-
-
-def cells_marker(lanes):
-    """A helper: whether queries see NONE, SOME or ALL cells of a chunk; unless NONE, which cells, in bytes at SEEN."""
-    where_seen = viewer(lanes)
-
-    @helper
-    def mark_cells(args, scratch, first_cell, cells):
-        flags, tokens = scratch + setting(args, at.SEEN), size(args, at.Q, 1)
-        answer = seen_at_a_glance(args, 0, tokens, first_cell, cells)
-        if answer != SOME:
-            for c in range(cells):
-                store_integer(flags + c, "i8", 1)
-            return answer
-        found = NONE
-        for c in range(cells):
-            by_any = splat(ZERO, lanes)
-            for token in range(0, tokens, lanes):
-                seen = where_seen(args, scratch, token, first_cell + c, splat(ONE, lanes), splat(ZERO, lanes))
-                by_any = maximum(by_any, seen)
-            flag = 1 if reduce_max(by_any) > ZERO else 0
-            store_integer(flags + c, "i8", flag)
-            found |= flag
-        return found
-
-    return mark_cells
-
-
-def score_hider(lanes, vectors):
-    """A helper: set scores of cells that the queries of a panel, from `token` on, do not see to -inf."""
-    where_seen, width = viewer(lanes), lanes * vectors
-
-    @helper
-    def hide(args, scratch, token, first_cell, cells):
-        for c in range(cells):
-            for i in range(0, width, lanes):
-                place = scratch + setting(args, at.SCORES) + 4 * (width * c + i)
-                scores, hidden = load_f32(place, "f32", lanes), splat(HIDDEN, lanes)
-                store_f32(place, "f32", where_seen(args, scratch, token + i, first_cell + c, scores, hidden))
-
-    return hide
-
-
-# ---- expansion -------------------------------------------------------------------------------------------------------
 
 
 @helper

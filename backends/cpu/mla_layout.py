@@ -21,7 +21,7 @@ from graphrt import dtypes
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu import bf16, host
 from graphrt.backends.cpu.args import size
-from graphrt.backends.cpu.attention_layout import parts_of, setting
+from graphrt.backends.cpu.attention_layout import parts_of
 from graphrt.backends.cpu.attention_rotation import turner_bytes
 from graphrt.backends.cpu.elements import kinds, present
 from graphrt.backends.cpu.helpers import helper
@@ -40,8 +40,8 @@ _EXTRAS = at.COUNTER + 1
 KEYS_EXPAND, LATENT_PITCH, LINE_PITCH = range(_EXTRAS, _EXTRAS + 3)
 LATENT_WORDS, ROPE_WORDS, LATENT_DEPTH, KEY_DEPTH, ROPE_AT = range(_EXTRAS + 3, _EXTRAS + 8)
 KEY_PANELS, VALUE_PANELS, WEIGHT_BYTES, QUERY_BYTES = range(_EXTRAS + 8, _EXTRAS + 12)
-POSITIONS, WEIGHTS, LATENTS, EXPANDED = range(_EXTRAS + 12, _EXTRAS + 16)
-SPEEDS = _EXTRAS + 16  # one for each pair of the rotation, in float64
+WEIGHTS, LATENTS, EXPANDED = range(_EXTRAS + 12, _EXTRAS + 15)
+SPEEDS = _EXTRAS + 15  # one for each pair of the rotation, in float64
 
 
 @helper
@@ -66,12 +66,6 @@ def parts_of_head(args, nth):
 def chunks(args):
     """Chunks of all cells."""
     return (size(args, LATENT, 1) + CELLS - 1) // CELLS
-
-
-@helper
-def padded_rows(args):
-    """Queries in whole panels."""
-    return setting(args, at.SUMS) // 4
 
 
 def takes_pairs(node: Tensor) -> bool:
@@ -189,7 +183,7 @@ class Layout:
             at.LINES: host.level().lanes * self.line_pitch,
             WEIGHTS: (nope + value) // self.width * weights,
             at.PANELS: self.rows // self.width * queries,
-            POSITIONS: 3 * 4 * self.rows,
+            at.POSITIONS: 3 * 4 * self.rows,
             LATENTS: touched * latent_pitch,
             EXPANDED: 4 * touched * self.width if self.pairs else 0,
             at.KEYS: touched * key_pitch,
@@ -244,7 +238,7 @@ class Layout:
             nope // self.width,
             value // self.width,
             *self.panels[:2],
-            *(self.places[place] for place in (POSITIONS, WEIGHTS, LATENTS, EXPANDED)),
+            *(self.places[place] for place in (WEIGHTS, LATENTS, EXPANDED)),
             *(int(bits) for bits in self.rope.speeds(self.sources[1].shape[2]).view(np.int64)),
         ]
 

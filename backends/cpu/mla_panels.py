@@ -6,27 +6,25 @@ from functools import cache
 
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, size, stride
-from graphrt.backends.cpu.attention_cells import LEAST, position_of, row_widener, sequence_bit
+from graphrt.backends.cpu.attention_cells import ZERO, load_position, padded_rows, row_widener
 from graphrt.backends.cpu.attention_layout import setting
-from graphrt.backends.cpu.attention_steps import ZERO, float_setting, scaled
+from graphrt.backends.cpu.attention_steps import float_setting, scaled
 from graphrt.backends.cpu.bf16 import interleave, pack
 from graphrt.backends.cpu.elements import FLOAT32, element_bytes, gather, loop_one
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.memory import load_f32, store_f32, store_integer
+from graphrt.backends.cpu.memory import load_f32, store_f32
 from graphrt.backends.cpu.mla_layout import (
     KEY_PANELS,
     KEYS,
     KEYS_EXPAND,
     LATENT_WORDS,
     LINE_PITCH,
-    POSITIONS,
     QUERY_BYTES,
     VALUE_PANELS,
     VALUES,
     WEIGHT_BYTES,
     WEIGHTS,
     nope_width,
-    padded_rows,
     rope_width,
 )
 from graphrt.backends.cpu.simd import splat
@@ -122,18 +120,6 @@ def query_loader(lanes, vectors):
     return load_query
 
 
-@helper
-def load_position(args, scratch, token):
-    """A query's position, and its sequence's bit in two words; rows past the last query see nothing."""
-    rows, position, bit = 4 * padded_rows(args), LEAST, 0
-    if token < size(args, at.Q, 1):
-        position, bit = position_of(args, at.Q_POS, token), sequence_bit(args, token)
-    place = scratch + setting(args, POSITIONS) + 4 * token
-    store_integer(place, "i32", position)
-    store_integer(place + rows, "i32", bit)
-    store_integer(place + 2 * rows, "i32", bit >> 32)
-
-
 def queries_loader(lanes, vectors, pairs):
     """A helper: bring a head's queries to panels [words, queries], and positions and sequences to POSITIONS."""
     load_query, transpose = query_loader(lanes, vectors), lines_transposer(lanes, vectors, pairs)
@@ -145,7 +131,7 @@ def queries_loader(lanes, vectors, pairs):
         for token in range(0, padded_rows(args), lanes):
             for i in range(lanes):
                 load_query(args, head, token + i, lines + i * setting(args, LINE_PITCH))
-                load_position(args, scratch, token + i)
+                load_position(args, scratch, token + i, token + i)
             panel = scratch + setting(args, at.PANELS) + token // width * nbytes
             transpose(args, lines, nbytes // (4 * width), panel + token % width * 4)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from graphrt.backends.cpu import attention_layout as at
+from graphrt.backends.cpu.attention_cells import HIDDEN, ONE, ZERO
 from graphrt.backends.cpu.attention_layout import setting
-from graphrt.backends.cpu.attention_steps import HIDDEN, ONE, ZERO
 from graphrt.backends.cpu.bf16 import interleave
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, load_one, store_f32

@@ -9,6 +9,7 @@ import pytest
 import graphrt
 from graphrt import dtypes, ops
 from graphrt.backends.cpu import host
+from graphrt.backends.cpu.attention_layout import Layout
 from graphrt.testing import check, normalised_error
 
 
@@ -47,10 +48,11 @@ def attention(shape, dtype="f32", *, shared=False, sequences=1, sinks=False, **p
 
 
 def assert_agrees(node, threads=1):
+    """To float32's precision; to that of int16, which is float16's, where products are theirs."""
     graph = graphrt.Graph([node])
     (want,) = graphrt.Scheduler(["reference"]).plan(graph).run()
     (got,) = graphrt.Scheduler(["cpu"], threads=threads).plan(graph).run()
-    assert normalised_error(got, want) < 1e-10
+    assert normalised_error(got, want) < (1e-7 if Layout(node).integers else 1e-10)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -84,3 +86,59 @@ def test_every_simd_level_agrees(level):
     with host.use_level(level):
         assert_agrees(attention((30, 4, 2, 70, 40, 24), "f16"))
         assert_agrees(attention((1, 4, 2, 70, 40, 24), "f16"))
+
+
+def unmasked(q, k, v, dtype):
+    """A node whose queries [T, H, Dk] see all cells: k [N, Dk] and v [N, Dv] in a cache of a dtype."""
+    (tokens, _, width), cells = q.shape, len(k)
+    return ops.attention(
+        graphrt.constant("q", q),
+        *(graphrt.weight(name, dtypes.from_f32(x[:, None], dtypes.get(dtype))) for name, x in (("k", k), ("v", v))),
+        graphrt.constant("q_pos", np.full(tokens, cells, np.int32)),
+        graphrt.constant("q_seq", np.zeros(tokens, np.int32)),
+        graphrt.constant("cell_pos", np.arange(cells, dtype=np.int32)),
+        graphrt.constant("cell_seq", np.ones(cells, np.int64)),
+        scale=width**-0.5,
+    )
+
+
+def normal(*shape):
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("by_query", "by_key", "by_value", "dtype", "most"),
+    [
+        (1, 1, 1, "f16", 1e-7),
+        (30, 1, 1e4, "f16", 1e-6),  # sharp powers
+        (1e-22, 1e22, 1e12, "bf16", 1e-6),  # squares beyond float32's range
+        (1e22, 1e-22, 1e-12, "bf16", 1e-6),
+        (1, 0, 1, "f16", 1e-7),
+    ],
+)
+def test_magnitudes(by_query, by_key, by_value, dtype, most):
+    """Rows of integers have factors of their own."""
+    node = unmasked(by_query * normal(20, 2, 64), by_key * normal(300, 64), by_value * normal(300, 96), dtype)
+    want, got = (graphrt.Scheduler([name]).plan(graphrt.Graph([node])).run()[0] for name in ("reference", "cpu"))
+    assert normalised_error(got / by_value, want / by_value) < most
+
+
+def test_faint_cells_count_beside_a_loud_one():
+    """One cell takes half of all the power, 200,000 others the rest: each has less than an int16 of the first shows."""
+    cells = 200_001
+    k, v = np.zeros((cells, 32), np.float32), np.ones((cells, 32), np.float32)
+    k[0], v[0] = 1, -1
+    q = np.full((16, 1, 32), np.log(cells - 1) / 32**0.5, np.float32)
+    (got,) = graphrt.Scheduler(["cpu"]).plan(graphrt.Graph([unmasked(q, k, v, "f16")])).run()
+    np.testing.assert_allclose(got, 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("place", ["q", "k", "v"])
+def test_nothing_hides_what_is_not_finite(place, bad):
+    given = {"q": normal(20, 1, 64), "k": normal(70, 64), "v": normal(70, 64)}
+    given[place][3, ..., 5] = bad
+    node = unmasked(**given, dtype="f16")
+    want, got = (graphrt.Scheduler([name]).plan(graphrt.Graph([node])).run()[0] for name in ("reference", "cpu"))
+    assert not np.isfinite(got[~np.isfinite(want)]).any()
+    assert np.isfinite(want).all() == np.isfinite(got).all()
