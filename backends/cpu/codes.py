@@ -21,7 +21,7 @@ from graphrt.backends.cpu.dot import (
     split_lanes,
 )
 from graphrt.backends.cpu.memory import load_vector, widen
-from graphrt.backends.cpu.simd import I1, I8, I16, I32, I64, Vector, call, constant, literal, shuffle
+from graphrt.backends.cpu.simd import I8, I16, I32, I64, Vector, broadcast, call, constant, literal, shuffle
 
 BLOCKS = 4  # of 32 elements, side by side
 SIGNED = -1  # in place of an offset: codes are signed
@@ -116,19 +116,18 @@ def spread_fifth_bits(typingctx, address, step):
     if literal(step) is None:
         return None
     result = Vector("i8", 64)
-
-    def half(builder, address):
-        word = I64(0)
-        for block in range(BLOCKS):
-            pointer = builder.inttoptr(builder.add(address, I64(literal(step) * block)), I16.as_pointer())
-            bits = builder.zext(builder.load(pointer, align=1), I64)
-            word = builder.or_(word, builder.shl(bits, I64(16 * block)))
-        mask = builder.bitcast(word, ir.VectorType(I1, 64))
-        return builder.select(mask, constant(result.llvm, 16), constant(result.llvm, 0))
+    bit_of_byte = constant(result.llvm, [1 << i % 8 for i in range(64)])
 
     def codegen(context, builder, signature, values):
-        low, high = half(builder, values[0]), half(builder, builder.add(values[0], I64(2)))
-        return context.make_tuple(builder, signature.return_type, [low, high])
+        words = [builder.add(values[0], I64(literal(step) * block)) for block in range(BLOCKS)]
+        bits = join_lanes(builder, [load_vector(builder, word, I8, 4) for word in words])
+        halves = []
+        for half in range(2):
+            byte_of_element = [4 * (i // 16) + 2 * half + i % 16 // 8 for i in range(64)]
+            masked = builder.and_(shuffle(builder, bits, bits, byte_of_element), bit_of_byte)
+            is_set = builder.icmp_unsigned("!=", masked, constant(result.llvm, 0))
+            halves.append(builder.select(is_set, constant(result.llvm, 16), constant(result.llvm, 0)))
+        return context.make_tuple(builder, signature.return_type, halves)
 
     return types.UniTuple(result, 2)(types.int64, step), codegen
 
@@ -149,18 +148,48 @@ def shifted_halves(typingctx, vector, first, second):
     return Vector("i8", 64)(vector, first, second), codegen
 
 
-@intrinsic
-def sign_extended(typingctx, vector):
-    """Signed bytes as int16."""
-    result = Vector("i16", vector.lanes)
-    return result(vector), lambda context, builder, signature, values: builder.sext(values[0], result.llvm)
+@intrinsic(prefer_literal=True)
+def shift_words(typingctx, vector, counts):
+    """Every four bytes shifted right by as many bits as the tuple says; bits of neighbours come in."""
+    found = [item.literal_value for item in counts.types] if hasattr(counts, "types") else None
+    if found is None:
+        return None
+
+    def codegen(context, builder, signature, values):
+        words = builder.bitcast(values[0], ir.VectorType(I32, len(found)))
+        return builder.bitcast(builder.lshr(words, constant(words.type, found)), vector.llvm)
+
+    return vector(vector, counts), codegen
+
+
+@intrinsic(prefer_literal=True)
+def constant_bytes(typingctx, entries):
+    """A tuple of constants as a vector of bytes."""
+    found = [item.literal_value for item in entries.types] if hasattr(entries, "types") else None
+    if found is None:
+        return None
+    result = Vector("i8", len(found))
+    return result(entries), lambda context, builder, signature, values: constant(result.llvm, found)
 
 
 @intrinsic
-def zero_extended(typingctx, vector):
-    """Unsigned bytes as int16."""
-    result = Vector("i16", vector.lanes)
+def unsigned_to_i32(typingctx, vector):
+    """Unsigned lanes as int32."""
+    result = Vector("i32", vector.lanes)
     return result(vector), lambda context, builder, signature, values: builder.zext(values[0], result.llvm)
+
+
+@intrinsic(prefer_literal=True)
+def broadcast_f16(typingctx, address, lanes):
+    """One f16 as float32 in every lane."""
+    if literal(lanes) is None:
+        return None
+
+    def codegen(context, builder, signature, values):
+        half = builder.load(builder.inttoptr(values[0], I16.as_pointer()), align=1)
+        return widen(builder, broadcast(builder, half, literal(lanes)), "f16")
+
+    return Vector("f32", literal(lanes))(types.int64, lanes), codegen
 
 
 @intrinsic
@@ -182,24 +211,32 @@ def scale_of_exponents(typingctx, exponents):
 
 
 @intrinsic(prefer_literal=True)
-def dot_scaled(typingctx, accumulator, codes, x, factors, quarter):
+def dot_scaled(typingctx, accumulator, codes, x, factors, quarter, is_signed):
     """accumulator + factor · Σ of four codes · x, lane by lane, for 64 of a block's 256 elements.
 
-    Args: codes 0 … 63; x int8; factors 16 int16, -128 … 127, one for every 16 elements; quarter 0 … 3, a constant.
+    Args: codes 0 … 63; x int8; factors 16 bytes, one for every 16 elements; quarter 0 … 3 and is_signed (whether the
+          factors are), constants.
     """
-    if literal(quarter) is None:
+    if None in (literal(quarter), literal(is_signed)):
         return None
 
     def codegen(context, builder, signature, values):
         *operands, factors = values[:4]
         of_word = [4 * literal(quarter) + lane // 4 for lane in range(16)]
-        if host.level().name in ("avx512", "avx2"):
-            of_pair = [each for each in of_word for _ in range(2)]
-            return _by_register(builder, [*operands, shuffle(builder, factors, factors, of_pair)], _add_pairs)
-        words = builder.sext(shuffle(builder, factors, factors, of_word), accumulator.llvm)
-        return _by_register(builder, [*operands, words], _add_words)
+        if host.level().name not in ("avx512", "avx2"):
+            picked = shuffle(builder, factors, factors, of_word)
+            words = (builder.sext if literal(is_signed) else builder.zext)(picked, accumulator.llvm)
+            return _by_register(builder, [*operands, words], _add_words)
+        of_pair = [each for each in of_word for _ in range(2)]
+        if literal(is_signed):
+            pairs = shuffle(builder, *[builder.sext(factors, ir.VectorType(I16, 16))] * 2, of_pair)
+        else:
+            bytes_of_pair = [byte for each in of_pair for byte in (each, 16)]
+            pairs = shuffle(builder, factors, constant(factors.type, 0), bytes_of_pair)
+            pairs = builder.bitcast(pairs, ir.VectorType(I16, 32))
+        return _by_register(builder, [*operands, pairs], _add_pairs)
 
-    return accumulator(accumulator, codes, x, factors, quarter), codegen
+    return accumulator(accumulator, codes, x, factors, quarter, is_signed), codegen
 
 
 def _by_register(builder, values, emit):

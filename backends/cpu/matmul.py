@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphrt.backends.cpu import int8_product, matmat, transposed
+from graphrt.backends.cpu import int8_product, matmat, matmat_bf16, transposed
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
 from graphrt.backends.cpu.int8_panel import unit_elements
 from graphrt.backends.cpu.int8_unpack import UNPACK
@@ -48,8 +48,8 @@ def layout(node: Tensor) -> Layout:
         scratch = int8_product.scratch_bytes(w.dtype.name, x.shape[-1])
     elif has_many_columns(node):
         shape = tile()
-        prepared = tiled_columns(node) * min(x.shape[-1], slice_depth(node)) * 4
-        scratch = max(matmat.scratch_bytes(shape), transposed.scratch_bytes(shape))
+        prepared = tiled_columns(node) * column_bytes(node, min(x.shape[-1], slice_depth(node)))
+        scratch = max(matmat.scratch_bytes(shape), transposed.scratch_bytes(shape), matmat_bf16.scratch_bytes())
     else:
         prepared = x.size // max(1, x.shape[-1]) * row_bytes(units(node).form, x.shape[-1])
         scratch = transposed.scratch_bytes(tile())
@@ -64,11 +64,16 @@ def tiled_columns(node: Tensor) -> int:
     return (columns(node) // of_tile + min(matrices(w), columns(node))) * of_tile
 
 
+def column_bytes(node: Tensor, depth: int) -> int:
+    """Bytes of `depth` elements of a column of a tile: float32, or words of two bfloat16."""
+    return 4 * (-(-depth // 2) if matmat_bf16.takes(node) else depth)
+
+
 def slice_depth(node: Tensor) -> int:
     """Elements of x's rows that are prepared at a time: as few slices, all about as deep, as SLICE_BYTES allow."""
     depth = operands(node)[1].shape[-1]
     pieces = -(-depth // PIECE)
-    pieces_at_once = max(1, SLICE_BYTES // max(1, tiled_columns(node) * PIECE_BYTES))
+    pieces_at_once = max(1, SLICE_BYTES // max(1, tiled_columns(node) * column_bytes(node, PIECE)))
     slices = max(1, -(-pieces // pieces_at_once))
     return max(1, -(-pieces // slices)) * PIECE
 
@@ -101,6 +106,10 @@ def product_calls(node: Tensor) -> list[Call]:
         calls = [call(group_columns, shape.columns)]
         for first in range(0, max(depth, 1), step):
             part = {"first": first, "last": min(first + step, depth)}
+            if matmat_bf16.takes(node):
+                calls.append(call(matmat_bf16.prepare_pairs, shape.columns, x.dtype.name, **part))
+                calls.append(call(matmat_bf16.mul_mat_pairs, shape.vectors, shape.columns, **part))
+                continue
             calls.append(call(prepare_tiles, shape.columns, x.dtype.name, **part))
             calls.append(call(multiply, w.dtype.name, shape.lanes, shape.vectors, shape.columns, **part))
         return calls

@@ -57,7 +57,7 @@ def units_of(name: str, dense: bool) -> Units:
         load, add = sum_units(BLOCKS_OF_256[name])
         return Units("sums", 256, nbytes, load, _no_rest(load), add, many=9)
     if dense and name in ("f32", "f16", "bf16"):
-        return Units("rows", 64, 64 * nbytes, *_float_units(name), many=5)
+        return Units("rows", 64, 64 * nbytes, *_float_units(name), many=6 if name == "bf16" else 5)
     return Units("rows", max(64, dtypes.get(name).block), 0, *_expanded_units(name), many=2)
 
 

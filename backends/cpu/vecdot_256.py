@@ -1,8 +1,8 @@
 """Dot products of weights in blocks of 256 with x in int8: a block and a unit of the prepared form "sums" at a time.
 
-`unpack(weights)` gives the codes of a block as four vectors of 64, in the order of the elements, unsigned (0 … 63) and
-`offset` too great, or signed; and the factors of every 16 elements as int16. Sums of products times factors stay whole
-numbers to the end of the block.
+`unpack(weights)` gives the codes of a block as four vectors of 64, in the order of the elements, signed or unsigned
+(0 … 63) and `offset` too great; and the factors of every 16 elements as 16 bytes. Sums of products times factors stay
+whole numbers to the end of the block.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from graphrt.backends.cpu.codes import (
     SIGNED,
     add_dot_signed,
+    broadcast_f16,
+    constant_bytes,
     dot_scaled,
+    shift_words,
     shifted_halves,
-    sign_extended,
     sign_start,
-    zero_extended,
+    unsigned_to_i32,
 )
 from graphrt.backends.cpu.dequant import IQ4_LEVELS
 from graphrt.backends.cpu.dot import bytes_of_word, join, load_bytes, load_i32, lookup, pick, signed_to_i32
@@ -26,15 +30,13 @@ from graphrt.backends.cpu.memory import load_integer, load_one
 from graphrt.backends.cpu.prepare import SUMS_SCALE, SUMS_SUMS
 from graphrt.backends.cpu.simd import fma, splat, to_f32
 
-_TWICE = (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7)
-
 
 @dataclass(frozen=True)
 class Blocks:
     """How the codes of one dtype are read.
 
     Args:
-        unpack: helper, see above; where the dtype has minima, it gives them last, as int16 for every 16 elements.
+        unpack: helper, see above; where the dtype has minima, it gives them last, as bytes for every 16 elements.
         scale: where the f16 stands that multiplies the factors.
         offset: what unsigned codes are too great by, or SIGNED.
         minimum: where the f16 stands that multiplies the minima, or None.
@@ -59,13 +61,16 @@ def _with_offset(blocks: Blocks) -> tuple[Any, Any]:
     @helper
     def load(weights, step, scratch):
         a, b, c, d, factors = unpack(weights)
-        return a, b, c, d, factors, signed_to_i32(factors) * offset, load_one(weights + scale, "f16")
+        return a, b, c, d, factors, signed_to_i32(factors) * offset, broadcast_f16(weights + scale, 16)
 
     @helper
     def add(unit, x, total):
         a, b, c, d, factors, offsets, scale = unit
-        sums = _dot(a, b, c, d, factors, x, offsets * load_i32(x + SUMS_SUMS, 16))
-        return fma(to_f32(sums), splat(scale * load_one(x + SUMS_SCALE, "f32"), 16), total)
+        sums = dot_scaled(offsets * load_i32(x + SUMS_SUMS, 16), a, load_bytes(x, 64), factors, 0, True)
+        sums = dot_scaled(sums, b, load_bytes(x + 64, 64), factors, 1, True)
+        sums = dot_scaled(sums, c, load_bytes(x + 128, 64), factors, 2, True)
+        sums = dot_scaled(sums, d, load_bytes(x + 192, 64), factors, 3, True)
+        return fma(to_f32(sums) * scale, splat(load_one(x + SUMS_SCALE, "f32"), 16), total)
 
     return load, add
 
@@ -76,27 +81,20 @@ def _with_minima(blocks: Blocks) -> tuple[Any, Any]:
     @helper
     def load(weights, step, scratch):
         a, b, c, d, factors, minima = unpack(weights)
-        scales = load_one(weights + scale, "f16"), load_one(weights + minimum, "f16")
-        return a, b, c, d, factors, signed_to_i32(minima), scales[0], scales[1]
+        scales, least = broadcast_f16(weights + scale, 16), broadcast_f16(weights + minimum, 16)
+        return a, b, c, d, factors, unsigned_to_i32(minima), scales, least
 
     @helper
     def add(unit, x, total):
-        a, b, c, d, factors, minima, scale, minimum = unit
-        negative, x_scale = load_i32(x + SUMS_SUMS, 16), load_one(x + SUMS_SCALE, "f32")
-        sums = _dot(a, b, c, d, factors, x, negative - negative)
-        total = fma(to_f32(sums), splat(scale * x_scale, 16), total)
-        return fma(to_f32(minima * negative), splat(minimum * x_scale, 16), total)
+        a, b, c, d, factors, minima, scales, least = unit
+        sums = dot_scaled(splat(np.int32(0), 16), a, load_bytes(x, 64), factors, 0, False)
+        sums = dot_scaled(sums, b, load_bytes(x + 64, 64), factors, 1, False)
+        sums = dot_scaled(sums, c, load_bytes(x + 128, 64), factors, 2, False)
+        sums = dot_scaled(sums, d, load_bytes(x + 192, 64), factors, 3, False)
+        negative = to_f32(minima * load_i32(x + SUMS_SUMS, 16)) * least
+        return fma(fma(to_f32(sums), scales, negative), splat(load_one(x + SUMS_SCALE, "f32"), 16), total)
 
     return load, add
-
-
-@helper
-def _dot(a, b, c, d, factors, x, sums):
-    """Sums, and the products of a block's codes and factors with x."""
-    sums = dot_scaled(sums, a, load_bytes(x, 64), factors, 0)
-    sums = dot_scaled(sums, b, load_bytes(x + 64, 64), factors, 1)
-    sums = dot_scaled(sums, c, load_bytes(x + 128, 64), factors, 2)
-    return dot_scaled(sums, d, load_bytes(x + 192, 64), factors, 3)
 
 
 def _signed(blocks: Blocks) -> tuple[Any, Any]:
@@ -106,7 +104,7 @@ def _signed(blocks: Blocks) -> tuple[Any, Any]:
     @helper
     def load(weights, step, scratch):
         a, b, c, d, factors = unpack(weights)
-        return a, b, c, d, signed_to_i32(factors), load_one(weights + scale, "f16")
+        return a, b, c, d, signed_to_i32(factors), broadcast_f16(weights + scale, 16)
 
     @helper
     def add(unit, x, total):
@@ -117,7 +115,7 @@ def _signed(blocks: Blocks) -> tuple[Any, Any]:
         sums = sums + add_dot_signed(zero, b, load_bytes(x + 64, 64)) * pick(factors, _WORDS_1)
         sums = sums + add_dot_signed(zero, c, load_bytes(x + 128, 64)) * pick(factors, _WORDS_2)
         sums = sums + add_dot_signed(zero, d, load_bytes(x + 192, 64)) * pick(factors, _WORDS_3)
-        return fma(to_f32(sums), splat(scale * load_one(x + SUMS_SCALE, "f32"), 16), total)
+        return fma(to_f32(sums) * scale, splat(load_one(x + SUMS_SCALE, "f32"), 16), total)
 
     return load, add
 
@@ -138,12 +136,25 @@ _WORDS_3 = (12, 12, 12, 12, 13, 13, 13, 13, 14, 14, 14, 14, 15, 15, 15, 15)
 
 
 @helper
-def _k_scales(scales):
-    """The eight 6-bit scales and minima, each twice."""
-    a, b, c = load_integer(scales, "u32"), load_integer(scales + 4, "u32"), load_integer(scales + 8, "u32")
-    factors = a & 0x3F3F3F3F | (c & 0x0F0F0F0F | (a >> 6 & 0x03030303) << 4) << 32
-    minima = b & 0x3F3F3F3F | (c >> 4 & 0x0F0F0F0F | (b >> 6 & 0x03030303) << 4) << 32
-    return zero_extended(pick(bytes_of_word(factors), _TWICE)), zero_extended(pick(bytes_of_word(minima), _TWICE))
+def _k_scales(block):
+    """The eight 6-bit scales and minima, each twice; their twelve bytes follow two f16.
+
+    The first four of each are the low six bits of four bytes, the others' low four bits are nibbles of the last four,
+    and their high two bits top the first eight bytes.
+    """
+    packed = load_bytes(block, 16)
+    low = shift_words(pick(packed, _LOW_BITS), (0, 0, 0, 4)) & constant_bytes(_LOW_MASK)
+    high = shift_words(pick(packed, _HIGH_BITS), (0, 2, 0, 2)) & constant_bytes(_HIGH_MASK)
+    both = low | high
+    return pick(both, _FACTORS), pick(both, _MINIMA)
+
+
+_LOW_BITS = (4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15)
+_HIGH_BITS = (4, 5, 6, 7, 4, 5, 6, 7, 8, 9, 10, 11, 8, 9, 10, 11)
+_LOW_MASK = (63, 63, 63, 63, 15, 15, 15, 15, 63, 63, 63, 63, 15, 15, 15, 15)
+_HIGH_MASK = (0, 0, 0, 0, 48, 48, 48, 48, 0, 0, 0, 0, 48, 48, 48, 48)
+_FACTORS = (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7)
+_MINIMA = (8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15)
 
 
 @helper
@@ -154,14 +165,14 @@ def _nibbles(codes):
 
 @helper
 def _q4_k(weights):
-    factors, minima = _k_scales(weights + 4)
+    factors, minima = _k_scales(weights)
     codes = weights + 16
     return _nibbles(codes), _nibbles(codes + 32), _nibbles(codes + 64), _nibbles(codes + 96), factors, minima
 
 
 @helper
 def _q5_k(weights):
-    factors, minima = _k_scales(weights + 4)
+    factors, minima = _k_scales(weights)
     high, codes = load_bytes(weights + 16, 32), weights + 48
     a = _nibbles(codes) | (shifted_halves(high, 0, 1) & 1) << 4
     b = _nibbles(codes + 32) | (shifted_halves(high, 2, 3) & 1) << 4
@@ -184,7 +195,7 @@ def _q2_k(weights):
     scales = load_bytes(weights, 16)
     a, b = _pairs(load_bytes(weights + 16, 32))
     c, d = _pairs(load_bytes(weights + 48, 32))
-    return a, b, c, d, zero_extended(scales & 15), zero_extended(scales >> 4)
+    return a, b, c, d, scales & 15, scales >> 4
 
 
 @helper
@@ -192,7 +203,7 @@ def _q3_k_scales(scales):
     """The sixteen 6-bit scales: nibbles in eight bytes, high two bits in four."""
     low, high = load_bytes(scales, 8), load_bytes(scales + 8, 4)
     tops = join(join(high & 3, high >> 2 & 3), join(high >> 4 & 3, high >> 6))
-    return sign_extended((join(low & 15, low >> 4) | tops << 4) - 32)
+    return (join(low & 15, low >> 4) | tops << 4) - 32
 
 
 @helper
@@ -219,7 +230,7 @@ def _q6_k_codes(low, high):
 def _q6_k(weights):
     a, b = _q6_k_codes(weights, weights + 128)
     c, d = _q6_k_codes(weights + 64, weights + 160)
-    return a, b, c, d, sign_extended(load_bytes(weights + 192, 16))
+    return a, b, c, d, load_bytes(weights + 192, 16)
 
 
 # ---- codes that stand for levels -------------------------------------------------------------------------------------
@@ -235,7 +246,7 @@ def _iq4_xs_scales(weights):
     high = (high | high << 24) & 0x000000FF000000FF
     high = (high | high << 12) & 0x000F000F000F000F
     high = (high | high << 6) & 0x0303030303030303
-    return sign_extended(pick((bytes_of_word(low) | bytes_of_word(high) << 4) - 32, _TWICE))
+    return pick((bytes_of_word(low) | bytes_of_word(high) << 4) - 32, _FACTORS)
 
 
 @helper

@@ -5,7 +5,7 @@ import pytest
 
 import graphrt
 from graphrt import dtypes, ops
-from graphrt.backends.cpu import host, matmul
+from graphrt.backends.cpu import bf16, host, matmul
 from graphrt.testing import check, normalised_error, random_blocks
 
 VALUES = [dtype.name for dtype in (*dtypes.FLOATS, *dtypes.QUANTIZED)]
@@ -25,8 +25,10 @@ def product_error(w: np.ndarray, x: np.ndarray) -> float:
     return normalised_error(got, ops.mul_mat.evaluate(node, [w, x]))
 
 
-def tolerance(name: str) -> float:
-    """Quantized weights meet x in int8; floats are multiplied in float32."""
+def tolerance(name: str, *, columns: int = 1) -> float:
+    """Quantized weights meet x in int8, floats in float32; but bf16 meets many columns in bf16 where that is faster."""
+    if name == "bf16" and columns > 5 and bf16.has_pairs():
+        return 1e-5
     return 5e-4 if dtypes.get(name).is_quantized else 1e-11
 
 
@@ -51,12 +53,12 @@ def test_few_columns(name, level):
 def test_many_columns(name, height, width, columns, level):
     with host.use_level(level):
         error = product_error(weights(name, height, width), weights("f32", columns, width))
-    assert error < tolerance(name)
+        assert error < tolerance(name, columns=columns)
 
 
 @pytest.mark.parametrize("name", VALUES)
 def test_many_columns_of_every_dtype(name):
-    assert product_error(weights(name, 19, 512), weights("f32", 17, 512)) < tolerance(name)
+    assert product_error(weights(name, 19, 512), weights("f32", 17, 512)) < tolerance(name, columns=17)
 
 
 @pytest.mark.parametrize("columns", [1, 20])
