@@ -1,4 +1,6 @@
-"""Products with many columns: weights are expanded, a panel at a time, to float32, and multiplied by tiles of x.
+"""Products with many columns of weights that int8 products do not take, floats above all.
+
+Weights are expanded, a panel at a time, to float32, and multiplied by tiles of x.
 
 A thread claims `tile.rows` rows of one group's matrix. For every DEPTH elements of K it expands them into a panel that
 stays in the second-level cache, and takes the product with each of the group's tiles of x.
