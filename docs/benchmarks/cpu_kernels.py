@@ -7,12 +7,14 @@ from typing import Any
 from docs.benchmarks.cpu_limits import BANDWIDTH, Limits
 from docs.benchmarks.cpu_models import kind_of
 from graphrt import dtypes
-from graphrt.backends.cpu import bench, bench_ops
+from graphrt.backends.cpu import bench, bench_attention
+from graphrt.tensor import Tensor
 
 COLUMNS = 512
 TYPES = (*dtypes.FLOATS, *dtypes.QUANTIZED)
 DECODE_CELLS, PROMPT_CELLS = 16384, 2048
-MOST_PAIRS = 2e11  # of multiplied numbers: longer attention is left out
+CACHES = ("f16", "q8_0")
+PAIRS = "bf16"  # the limit of prompts' attention, which multiplies numbers of 16 bits in pairs
 
 
 def kernels(limits: Limits) -> dict[str, Any]:
@@ -38,20 +40,23 @@ def _product(dtype: dtypes.DType, limits: Limits) -> dict[str, Any]:
 
 def _attention(limits: Limits) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, (heads, kv_heads, widths) in bench_ops.ATTENTION.items():
-        for dtype in ("f16", "q8_0"):
-            for phase, tokens, cells in (("decode", 1, DECODE_CELLS), ("prompt", COLUMNS, PROMPT_CELLS)):
-                if tokens * heads * cells * sum(widths) <= MOST_PAIRS:
-                    node = bench_ops.attention(tokens, heads, kv_heads, cells, widths, dtype)
-                    found.setdefault(f"{name}, {dtype}", {})[phase] = _rate(node, phase, limits, (tokens, cells))
+    for name, form in bench_attention.FORMS.items():
+        for dtype in CACHES:
+            each = found.setdefault(f"{name}, {dtype}", {})
+            if isinstance(form, bench_attention.Heads):
+                each["decode"] = _reading(form.node(1, DECODE_CELLS, dtype), limits)
+            node = form.node(COLUMNS, PROMPT_CELLS, dtype)
+            each["prompt"] = _rate(node, form.operations(COLUMNS, PROMPT_CELLS), PAIRS, limits)
     return found
 
 
-def _rate(node: Any, phase: str, limits: Limits, size: tuple[int, int]) -> dict[str, Any]:
-    """Bytes a second of a decoded token, else operations a second, of which the hidden cells' do not count."""
-    kind = BANDWIDTH if phase == "decode" else "f32"
+def _reading(node: Tensor, limits: Limits) -> dict[str, float]:
+    """Bytes of the cache a second; values that lie in the keys count once."""
+    caches = {id(source.root): source.root.nbytes for source in node.srcs[1:3] if source is not None}
+    return _rate(node, sum(caches.values()), BANDWIDTH, limits)
+
+
+def _rate(node: Tensor, amount: float, kind: str, limits: Limits) -> dict[str, float]:
     limit = limits.measure([kind])[kind]
-    seconds = bench_ops.seconds_of(node, limits.size)
-    cost, (tokens, cells) = node.op.cost_of(node), size
-    amount = cost.nbytes if phase == "decode" else cost.flops * (1 - (tokens - 1) / 2 / cells)
-    return {"rate": amount / seconds, "share": amount / seconds / limit, "kind": kind}
+    rate = amount / bench_attention.seconds_of(node, limits.size)
+    return {"rate": rate, "share": rate / limit}

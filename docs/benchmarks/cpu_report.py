@@ -73,8 +73,8 @@ PEERS_PLOT = ("", "![Speed over llama.cpp's, of decoding and of prompts](cpu_pee
 PRODUCTS = """Products of 2816 rows of 2048 with one column, as a share of the bandwidth, and with 512, as a share of
 the arithmetic peak of the kind; the best of several runs.
 """
-ATTENTION = """Attention of one token to 16384 cells, everything read once, as a share of the bandwidth; and of 512
-tokens to 2048 cells as a share of the f32 peak, hidden cells not counted.
+ATTENTION = """Attention of one token to 16384 cells as a share of the bandwidth, its cache read once; and of the last
+512 of 2048 tokens as a share of the bf16 peak, counting the pairs of a token and a cell that it sees.
 """
 NO_PEERS = "Not measured here: `make test-peers` does."
 
