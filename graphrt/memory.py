@@ -200,7 +200,7 @@ class _Planner:
 
 
 class _Arena:
-    """Best fit over free blocks, neighbours merged; grows at the end."""
+    """First fit over free blocks, neighbours merged; grows at the end."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -210,9 +210,8 @@ class _Arena:
         self._taken: dict[int, tuple[str, int]] = {}
 
     def free_place(self, nbytes: int) -> int | None:
-        """Where free memory of that size begins that fits best; None if there is none before the end."""
-        fitting = [(length, start) for start, length in self._free.items() if length >= nbytes]
-        return min(fitting)[1] if fitting else None
+        """Where the first free memory of that size begins; None if there is none before the end."""
+        return min((start for start, length in self._free.items() if length >= nbytes), default=None)
 
     def take(self, name: str, nbytes: int) -> int:
         nbytes = max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT)

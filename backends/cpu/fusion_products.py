@@ -1,7 +1,7 @@
-"""Products of few columns that do not wait for each other run as one: all are under way at once.
+"""Products that do not wait for each other run as one: all are under way at once, and those of one x prepare it once.
 
-Those of one x share its preparation. With one column, two products that a gated unit reads are taken in one pass with
-it (see gated.py).
+They are those that take x row by row, so not products of floats with many columns. With one column, two that a gated
+unit reads are taken in one pass with it (see gated.py).
 
 The workspace holds, for each x and form that the weights want it in, what its preparation needs and x so prepared;
 then, for each product, its tables of groups and columns and its scratch memory (see grouping.py).
@@ -19,7 +19,7 @@ from graphrt.backends.cpu.gated import gated_columns
 from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
 from graphrt.backends.cpu.jit import native
-from graphrt.backends.cpu.prepare import PIECE_BYTES, group_columns, prepare_rows, row_bytes
+from graphrt.backends.cpu.prepare import PIECE_BYTES, group_columns
 from graphrt.backends.cpu.registry import Call
 from graphrt.ops.matmul import mul_mat_transposed
 from graphrt.tensor import Tensor
@@ -70,13 +70,16 @@ class Product:
 
 
 def products_at_once(coming: Coming) -> Fused | None:
-    """A product of few columns, others that could run now, and gated units of two of them."""
-    if not _has_few_columns(coming.first):
+    """A product, others that could run now, and gated units of two of them."""
+    if _form(coming.first) is None:
         return None
-    members = [coming.first]
+    members, is_next = [coming.first], True
     for node in coming.after_first():
-        if len(members) < MOST and node.nbytes <= RESULT_BYTES and _has_few_columns(node) and coming.is_ready(node, []):
+        can_run = len(members) < MOST and _form(node) is not None and coming.is_ready(node, [])
+        if can_run and (is_next or node.nbytes <= RESULT_BYTES):
             members.append(node)
+        else:
+            is_next = False
     found = _with_gated_units(members, coming)
     nodes = tuple(node for product in found for node in product.nodes)
     calls, nbytes = products(found, coming.threads)
@@ -91,7 +94,8 @@ def products(found: Sequence[Product], threads: int) -> tuple[list[Call], int]:
     prepared: list[tuple[Tensor, str, Part]] = []
     reads: list[Part] = []
     for product in found:
-        x, form = _x(product.first), matmul.units(product.first).form
+        x, form = _x(product.first), _form(product.first)
+        assert form is not None
         part = next((part for other, of, part in prepared if of == form and _same_rows(other, x)), None)
         if part is None:
             part = Part(end, _preparation(x, form), threads)
@@ -139,13 +143,15 @@ def _is_whole(unit: Tensor, members: Sequence[Tensor], coming: Coming) -> bool:
     return (
         alike
         and tokens == 1
+        and not matmul.has_many_columns(gate)
         and gate.op is not mul_mat_transposed
         and all(coming.readers.are_within(half, [unit]) for half in (gate, up))
     )
 
 
-def _has_few_columns(node: Tensor) -> bool:
-    return node.op is not None and node.op.name in PRODUCTS and not matmul.has_many_columns(node)
+def _form(node: Tensor) -> str | None:
+    """The form in which a product takes the rows of x; None where it does not, or is no product."""
+    return matmul.form_of_x(node) if node.op is not None and node.op.name in PRODUCTS else None
 
 
 def _x(node: Tensor) -> Tensor:
@@ -162,7 +168,7 @@ def _same_rows(a: Tensor, b: Tensor) -> bool:
 
 def _preparation(x: Tensor, form: str) -> Layout:
     rows = x.size // max(1, x.shape[-1])
-    return Layout(prod(x.shape[:-2]), rows, rows * row_bytes(form, x.shape[-1]), PIECE_BYTES)
+    return Layout(prod(x.shape[:-2]), rows, rows * matmul.prepared_bytes(form, x.shape[-1]), PIECE_BYTES)
 
 
 def _tables(node: Tensor) -> Layout:
@@ -170,9 +176,9 @@ def _tables(node: Tensor) -> Layout:
 
 
 def _prepare(x: Tensor, form: str, part: Part) -> Call:
-    """The kernel writes tables too: here those of x as if it were multiplied by itself, which nobody reads."""
+    """The kernel may write tables too: here those of x as if it were multiplied by itself, which nobody reads."""
     extras = [*part.layout.offsets, 0, x.shape[-1]]
-    function = native(prepare_rows, form, x.dtype.name)
+    function = matmul.preparation(form, x.dtype.name)
     return Call(function, [x, x, x, None], (), extras, 0, part.base, [part.span], work=x.size)
 
 
@@ -190,7 +196,7 @@ def _multiply(product: Product, part: Part, prepared: Part) -> Call:
     at, _, *scratch = part.layout.offsets
     extras = [at, prepared.base + prepared.layout.offsets[1] - part.base, *scratch, 0, x.shape[-1]]
     if product.up is None:
-        function, last = matmul.few_columns(product.node), ids[0] if ids else None
+        function, last = matmul.multiplication(product.node), ids[0] if ids else None
     else:
         assert product.node.op is not None
         function = native(gated_columns, w.dtype.name, w.has_dense_rows, host.level().lanes, product.node.op.name)

@@ -94,13 +94,8 @@ def product_calls(node: Tensor) -> list[Call]:
     def call(function: Callable[..., Kernel], *constants: object, first: int = 0, last: int = depth) -> Call:
         return Call(native(function, *constants), tensors, extras=[*offsets, first, last])
 
-    if has_many_columns(node) and is_in_int8(node):
-        return [
-            call(group_columns, 1),
-            call(int8_product.prepare_codes, x.dtype.name),
-            call(int8_product.mul_mat_codes, w.dtype.name),
-        ]
-    if has_many_columns(node):
+    form = form_of_x(node)
+    if form is None:
         shape, step = tile(), slice_depth(node)
         multiply = transposed.transposed_tiles if is_transposed else matmat.mul_mat_tiles
         calls = [call(group_columns, shape.columns)]
@@ -113,15 +108,39 @@ def product_calls(node: Tensor) -> list[Call]:
             calls.append(call(prepare_tiles, shape.columns, x.dtype.name, **part))
             calls.append(call(multiply, w.dtype.name, shape.lanes, shape.vectors, shape.columns, **part))
         return calls
-    prepare = call(prepare_rows, units(node).form, x.dtype.name)
-    return [prepare, Call(few_columns(node), tensors, extras=[*offsets, 0, depth])]
+    prepare, multiply = (
+        Call(function, tensors, extras=[*offsets, 0, depth])
+        for function in (preparation(form, x.dtype.name), multiplication(node))
+    )
+    return [prepare, multiply] if form != "codes" else [call(group_columns, 1), prepare, multiply]
 
 
-def few_columns(node: Tensor) -> Native:
-    """What multiplies w by few columns, prepared as rows."""
+def form_of_x(node: Tensor) -> str | None:
+    """The form in which a product takes x row by row; None where it takes slices of x as tiles."""
+    if not has_many_columns(node):
+        return units(node).form
+    return "codes" if is_in_int8(node) else None
+
+
+def prepared_bytes(form: str, elements: int) -> int:
+    """Bytes of one row of x in that form."""
+    return int8_product.row_bytes(elements) if form == "codes" else row_bytes(form, elements)
+
+
+def preparation(form: str, dtype: str) -> Native:
+    """What brings rows of x to that form."""
+    if form == "codes":
+        return native(int8_product.prepare_codes, dtype)
+    return native(prepare_rows, form, dtype)
+
+
+def multiplication(node: Tensor) -> Native:
+    """What multiplies w by rows of x in the form that it takes."""
     w, *_ = operands(node)
     if node.op is mul_mat_transposed:
         return native(transposed.transposed_columns, w.dtype.name)
+    if form_of_x(node) == "codes":
+        return native(int8_product.mul_mat_codes, w.dtype.name)
     return native(mul_mat_columns, w.dtype.name, w.has_dense_rows)
 
 

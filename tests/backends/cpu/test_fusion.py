@@ -167,9 +167,30 @@ def test_products_of_several_x_at_once():
     assert_alike(graph, "products at once")
 
 
-def test_prompts_are_multiplied_as_before():
+@pytest.mark.parametrize("level", host.levels())
+def test_products_of_a_prompt_at_once(level):
+    with host.use_level(level):
+        x = random("x", 40, 256)
+        assert_alike(Graph(products(x, "q8_0", "q4_0")), "products at once")
+
+
+def test_products_of_experts_of_a_prompt_at_once():
+    x, ids = random("x", 64, 1, 256), graphrt.constant("ids", (np.arange(128, dtype=np.int32) * 7 % 4).reshape(64, 2))
+    gate, up = (ops.mul_mat_id(weight(name, 4, 70, 256, dtype="q8_0"), x, ids) for name in ("gate", "up"))
+    assert_alike(Graph(ops.swiglu(gate, up)), "products at once")
+
+
+def test_products_of_floats_with_many_columns_are_taken_alone():
     x = random("x", 200, 64)
-    assert fusions(Scheduler(["cpu"]).schedule(Graph(products(x, "q8_0", "q8_0")))) == []
+    assert fusions(Scheduler(["cpu"]).schedule(Graph(products(x, "f32", "f32")))) == []
+
+
+def test_what_would_be_kept_for_long_is_not_taken_before_its_turn():
+    x = ops.silu(random("x", 512, 256))
+    first, other = products(x, "q8_0", "q8_0")
+    large = ops.mul_mat(weight("large", 600, 256, dtype="q8_0"), x).named("large")
+    graph = Graph([ops.sqr(first), other, large])
+    assert fusions(Scheduler(["cpu"]).schedule(graph)) == [("products at once", (first.name, other.name))]
 
 
 def test_products_over_an_x_in_batches_and_strides():
