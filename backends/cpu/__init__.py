@@ -2,8 +2,8 @@
 
 Start reading at registry.py (how a kernel is written), args.py (what it is called with), then simd.py and memory.py
 (vectors), elements.py (rows of any float dtype) and transfer.py (rows from one dtype to another), program.py and
-threads.py (how a split runs), jit.py (compilation and the disk cache), workers.py (compilation in parallel). Kernels stand
-in files named like those of ops/.
+threads.py (how a split runs), barriers.py (who waits for whom), fusion.py (which nodes run as one), jit.py (compilation
+and the disk cache), workers.py (compilation in parallel). Kernels stand in files named like those of ops/.
 """
 
 from __future__ import annotations
