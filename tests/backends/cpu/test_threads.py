@@ -61,30 +61,39 @@ class Work:
         return time.perf_counter() - start
 
 
+def is_soon_within(most: float, first: Work, second: Work) -> bool:
+    """Whether the second's least time is within so many times the first's, in one of a few tries in turns."""
+    for _ in range(4):
+        pairs = [(first.seconds(), second.seconds()) for _ in range(15)]
+        least_first, least_second = map(min, zip(*pairs, strict=True))
+        if least_second < most * least_first:
+            return True
+    return False
+
+
 @pytest.fixture
-def rival():
-    """Another process that never rests."""
+def quiet():
+    """A machine that has cores for these tests' threads, more or less."""
     if not hasattr(os, "getloadavg") or os.getloadavg()[0] > 2 * threads.available_cores():
-        pytest.skip("this machine is too busy for one process more to tell anything")
+        pytest.skip("this machine is too busy to tell how threads get on")
+
+
+@pytest.fixture
+def rival(quiet):
+    """Another process that never rests."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         yield
         process.kill()
 
 
-def test_one_thread_more_than_cores_takes_hardly_longer():
+def test_one_thread_more_than_cores_takes_hardly_longer(quiet):
     cores = threads.available_cores()
-    few, many = Work(cores, 50), Work(cores + 1, 50)
-    pairs = [(few.seconds(), many.seconds()) for _ in range(30)]
-    least_few, least_many = map(min, zip(*pairs, strict=True))
-    assert least_many < 1.5 * least_few
+    assert is_soon_within(1.5, Work(cores, 50), Work(cores + 1, 50))
 
 
 def test_a_busy_core_does_not_stall_the_others(rival):
     """Threads that wait for one that has no core at present leave it theirs: else each barrier takes milliseconds."""
-    alone, many = Work(1, 20), Work(threads.available_cores() + 1, 20)
-    pairs = [(alone.seconds(), many.seconds()) for _ in range(20)]
-    least_alone, least_many = map(min, zip(*pairs, strict=True))
-    assert least_many < 10 * least_alone
+    assert is_soon_within(10, Work(1, 20), Work(threads.available_cores() + 1, 20))
 
 
 def test_a_thread_that_waits_long_uses_no_processor_time():
