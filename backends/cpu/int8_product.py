@@ -1,7 +1,8 @@
 """Products of block-quantized weights with many columns, in int8.
 
-x is brought to int8 once, row by row. A thread then claims a band of rows of one group's matrix, unpacks it into
-panels that stay in its second-level cache, and multiplies these by the group's columns of x, a few at a time.
+x is brought to int8 once, row by row. A thread then claims a band of rows of one group's matrix, unpacks it into a
+panel that stays in its second-level cache, and multiplies that by the group's columns of x, a few at a time, while the
+memory of its next band is brought near.
 """
 
 from __future__ import annotations

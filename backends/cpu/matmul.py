@@ -22,7 +22,7 @@ SLICE_BYTES = 12 << 20
 
 
 def has_many_columns(node: Tensor) -> bool:
-    """Whether a matrix meets enough columns that its expansion to float32 pays."""
+    """Whether a matrix meets enough columns that unpacking it for tiles of them pays."""
     w, *_ = operands(node)
     return columns(node) >= units(node).many * max(1, matrices(w))
 
