@@ -10,13 +10,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from graphrt.backends.cpu import host
-from graphrt.backends.cpu.memory import load_vector, widen
+from graphrt.backends.cpu.memory import load_vector
 from graphrt.backends.cpu.simd import (
     I1,
     I8,
     I16,
     I32,
-    I64,
     Vector,
     call,
     constant,
@@ -47,23 +46,6 @@ def load_i32(typingctx, address, lanes):
         return load_vector(builder, values[0], I32, literal(lanes))
 
     return Vector("i32", literal(lanes))(types.int64, lanes), codegen
-
-
-@intrinsic(prefer_literal=True)
-def load_strided_f16(typingctx, address, step, lanes):
-    """`lanes` f16 that stand `step` bytes apart, as float32."""
-    if literal(step) is None or literal(lanes) is None:
-        return None
-
-    def codegen(context, builder, signature, values):
-        halves = ir.Constant(ir.VectorType(I16, literal(lanes)), ir.Undefined)
-        for i in range(literal(lanes)):
-            place = builder.add(values[0], I64(literal(step) * i))
-            half = builder.load(builder.inttoptr(place, I16.as_pointer()), align=1)
-            halves = builder.insert_element(halves, half, I32(i))
-        return widen(builder, halves, "f16")
-
-    return Vector("f32", literal(lanes))(types.int64, step, lanes), codegen
 
 
 @intrinsic
@@ -180,6 +162,8 @@ def _lookup_in_register(builder, indices, entries: list[int]):
 
 # ---- dot products ----------------------------------------------------------------------------------------------------
 
+SIGN_OFFSET = 128  # makes signed bytes unsigned, for machines that multiply unsigned by signed ones
+
 
 @intrinsic
 def dot_unsigned(typingctx, accumulator, weights, x):
@@ -189,23 +173,6 @@ def dot_unsigned(typingctx, accumulator, weights, x):
         return _in_parts(builder, values, _dot_unsigned)
 
     return accumulator(accumulator, weights, x), codegen
-
-
-SIGN_OFFSET = 128
-
-
-@intrinsic
-def dot_signed(typingctx, start, weights, x):
-    """Σ weights[4i+j] · x[4i+j], j = 0 … 3, for weights -128 … 127 and x -127 … 127; right only summed over a block.
-
-    `start` must be int32 whose sum over a block's lanes is -SIGN_OFFSET times the sum of the block's x: a machine that
-    multiplies unsigned by signed bytes adds SIGN_OFFSET to the weights, and starts there.
-    """
-
-    def codegen(context, builder, signature, values):
-        return _in_parts(builder, values, _dot_signed)
-
-    return start(start, weights, x), codegen
 
 
 def register_bytes() -> int:
@@ -260,22 +227,6 @@ def _dot_unsigned(builder, accumulator, weights, x):
     if level.has("dotprod"):
         return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", accumulator.type, accumulator, weights, x)
     return builder.add(accumulator, plain_dot(builder, weights, x))
-
-
-def _dot_signed(builder, start, weights, x):
-    level = host.level()
-    if has_unsigned_by_signed():
-        return emit_dpbusd(builder, start, builder.xor(weights, constant(weights.type, SIGN_OFFSET)), x)
-    if level.name in ("avx512", "avx2"):
-        # |w| · (sign of w · x): a pair of products is at most 2 · 128 · 127, so it does not saturate int16.
-        zero = constant(weights.type, 0)
-        negative = builder.icmp_signed("<", weights, zero)
-        magnitude = builder.select(negative, builder.sub(zero, weights), weights)
-        return multiply_pairs(builder, magnitude, builder.select(negative, builder.sub(zero, x), x))
-    if level.has("dotprod"):
-        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
-        return call(builder, name, start.type, constant(start.type, 0), weights, x)
-    return plain_dot(builder, weights, x)
 
 
 def multiply_pairs(builder, unsigned, signed):

@@ -36,7 +36,7 @@ from graphrt.backends.cpu.int8_tile import LINES_AHEAD, multiply_up_to
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.matmat import add_rows
 from graphrt.backends.cpu.memory import load_integer, store_integer
-from graphrt.backends.cpu.prepare import PIECE, _piece_of
+from graphrt.backends.cpu.prepare import PIECE, piece_expander
 
 DEPTH, MORE = 4096, 1024  # elements of K that a panel holds, and that may be added so as to leave no few
 
@@ -55,7 +55,7 @@ def scratch_bytes(dtype: str, width: int) -> int:
 
 def prepare_codes(dtype: str) -> Kernel:
     """Native: x row by row in int8."""
-    piece_of = _piece_of(dtype)
+    piece_of = piece_expander(dtype)
 
     def run(args, ith, nth):
         width = size(args, X, 3)

@@ -39,7 +39,7 @@ from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.matmat import add_rows
 from graphrt.backends.cpu.memory import emit_prefetch, load_f32, load_f32_first, load_vector, store_f32, store_f32_first
-from graphrt.backends.cpu.prepare import PIECE, _piece_of
+from graphrt.backends.cpu.prepare import PIECE, piece_expander
 from graphrt.backends.cpu.simd import F32, I64, broadcast, constant, literal
 from graphrt.backends.cpu.tile import loop, tile, transpose_block
 from graphrt.ops.matmul import mul_mat_transposed
@@ -70,7 +70,7 @@ def scratch_bytes() -> int:
 
 def prepare_pairs(columns: int, dtype: str) -> Kernel:
     """Native: write a slice of x as tiles of `columns` columns of words, nothing past a group's end."""
-    piece = _piece_of(dtype)
+    piece = piece_expander(dtype)
     lines_at = 4 * PIECE
     turned_at = lines_at + LANES * 2 * PIECE
 

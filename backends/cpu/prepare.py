@@ -78,7 +78,7 @@ def group_columns(tile: int) -> Kernel:
 
 def prepare_rows(form: str, dtype: str) -> Kernel:
     """Native: write the tables, and x row by row in the form "rows", "bytes" or "sums"."""
-    piece_of = _piece_of(dtype)
+    piece_of = piece_expander(dtype)
     per_unit, unit_bytes = UNITS[form]
     write = {"rows": _copy_unit, "bytes": _bytes_unit, "sums": _sums_unit}[form]
 
@@ -106,7 +106,7 @@ def prepare_rows(form: str, dtype: str) -> Kernel:
 
 def prepare_tiles(tile: int, dtype: str) -> Kernel:
     """Native: write a slice of x as tiles of `tile` columns, nothing past a group's end; the tables must be there."""
-    piece_of = _piece_of(dtype)
+    piece_of = piece_expander(dtype)
 
     def run(args, ith, nth):
         first_element, last_element = word(args, SLICE_FIRST), word(args, SLICE_LAST)
@@ -130,7 +130,7 @@ def prepare_tiles(tile: int, dtype: str) -> Kernel:
     return run
 
 
-def _piece_of(dtype: str):
+def piece_expander(dtype: str):
     """A helper that gives the address of `count` elements as float32, dense, with zeros up to PIECE."""
     expand, block = expander(dtype), dtypes.get(dtype).block
     is_float32 = dtype == "f32"
