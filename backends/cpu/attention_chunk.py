@@ -122,25 +122,12 @@ def pair_packer(lanes, shape: Tile):
 
 
 def values_packer(lanes, shape: Tile):
-    """A helper: the values of a chunk as stripes [pairs of cells, words]; gives the greatest magnitudes.
-
-    They are made of the keys' rows where these serve as values.
-    """
+    """A helper: the values of a chunk as stripes [pairs of cells, words]; gives the greatest magnitudes."""
     fill_row, pack_pair = row_filler(lanes), pair_packer(lanes, shape)
     find_factor, pack_row = factor_finder(lanes), row_packer(lanes)
 
     @helper
-    def pack_keys(args, scratch, cells):
-        top, pitch = splat(np.int32(0), lanes), setting(args, at.KEY_ROW)
-        for c in range(0, cells, 2):
-            row = scratch + setting(args, at.KEYS) + c * pitch
-            top = pack_pair(args, scratch, c // 2, row, row + pitch if c + 1 < cells else row, top)
-        return top
-
-    @helper
     def pack_values(args, scratch, kv_head, first_cell, cells):
-        if setting(args, at.SHARED):
-            return pack_keys(args, scratch, cells)
         pitch, top = setting(args, at.VALUE_PITCH), splat(np.int32(0), lanes)
         first, factors = scratch + setting(args, at.LINES), scratch + setting(args, at.VALUE_FACTORS)
         for c in range(cells):
@@ -173,13 +160,12 @@ def values_loader(lanes, shape: Tile, integers):
             return ONE, ONE
         top = pack_values(args, scratch, kv_head, first_cell, cells)
         factors = scratch + setting(args, at.VALUE_FACTORS)
-        source = scratch + setting(args, at.KEY_FACTORS) if setting(args, at.SHARED) else factors
         greatest = ZERO
         for c in range(cells):
-            greatest = max(greatest, load_one(source + 4 * c, "f32"))
+            greatest = max(greatest, load_one(factors + 4 * c, "f32"))
         to_greatest = ONE / greatest if greatest > ZERO else ZERO
         for c in range(cells):
-            store_one(factors + 4 * c, "f32", load_one(source + 4 * c, "f32") * to_greatest)
+            store_one(factors + 4 * c, "f32", load_one(factors + 4 * c, "f32") * to_greatest)
         return greatest, min(NORM, MOST_SUM / max(greatest_half(top), ONE))
 
     return load_values

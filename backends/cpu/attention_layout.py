@@ -133,8 +133,13 @@ class Layout:
 
     @property
     def integers(self) -> bool:
-        """Whether products are those of int16: where neither keys nor values are float32 (see int16.py)."""
-        return not self.few and int16.has_pairs() and all(each.dtype is not dtypes.f32 for each in self.sources[1:])
+        """Whether products are those of int16: where neither keys nor values are float32 (see int16.py).
+
+        Not of latents, which are keys and values at once: their rotated part has a scale of its own.
+        """
+        _, k, v = self.sources
+        halves = k.dtype is not dtypes.f32 and v.dtype is not dtypes.f32
+        return not self.few and int16.has_pairs() and halves and k.root is not v.root
 
     @property
     def block(self) -> int:
@@ -234,7 +239,7 @@ class Layout:
         """Where each part of the scratch memory begins, in the order of the scalars, and the size of the whole."""
         sizes = self._sizes_of_few if self.few else self._sizes_of_many
         places = [0, *accumulate(_up(size, LINE) for size in sizes)]
-        if self.shared and not self.integers:
+        if self.shared:
             places[4] = places[3]
         return places
 
