@@ -172,7 +172,7 @@ def _answer(answers: BinaryIO, module: str, name: str, constants: str, level: st
             code = function.compile()
     except KernelError as problem:
         error = str(problem)
-    except Exception:
+    except Exception:  # no code: the parent compiles this one itself, and raises what is wrong with it
         code = b""
     answers.write(json.dumps([len(code), error]).encode() + b"\n" + code)
     answers.flush()
