@@ -13,17 +13,15 @@ from graphrt.backends.cpu.grouping import (
     COUNTER,
     FIRST,
     LAST,
-    MATRIX,
     Y_ADDRESS,
     W,
     column_word,
     group_count,
     group_word,
-    matrix_address,
     scratch,
 )
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.matvec import CHUNK, column_dot, prepared_row
+from graphrt.backends.cpu.matvec import CHUNK, chunk_address, column_dot, distance_ahead, prepared_row
 from graphrt.backends.cpu.memory import load_f32, store_f32_first, store_one
 from graphrt.backends.cpu.prepare import UNITS
 from graphrt.backends.cpu.vecdot import units_of
@@ -44,21 +42,29 @@ def gated_columns(dtype: str, dense: bool, lanes: int, name: str) -> Kernel:
         chunks = (height + CHUNK - 1) // CHUNK
         total = group_count(args) * chunks
         buffer, gates, ups = scratch(args, ith), stack_floats(CHUNK), stack_floats(CHUNK)
+        to_up = address(args, UP) - address(args, W)
         item = claim(word(args, COUNTER), 1)
         while item < total:
+            following = claim(word(args, COUNTER), 1)
             group, row = item // chunks, item % chunks * CHUNK
             count = min(CHUNK, height - row)
-            gate = matrix_address(args, group_word(args, group, MATRIX)) + row * pitch
-            up = gate - address(args, W) + address(args, UP)
+            gate = chunk_address(args, item, chunks, pitch)
+            up, gate_end = gate + to_up, gate + count * pitch
+            up_end = gate_end + to_up
+            following_gate = chunk_address(args, following, chunks, pitch) if following < total else up_end
             for column in range(group_word(args, group, FIRST), group_word(args, group, LAST)):
                 x, y = prepared_row(args, column, x_pitch), column_word(args, column, Y_ADDRESS) + 4 * row
                 for i in range(count):
-                    store_one(gates + 4 * i, "f32", dot(gate + i * pitch, step, width, x, buffer))
+                    w = gate + i * pitch
+                    ahead = distance_ahead(w, pitch, gate_end, up)
+                    store_one(gates + 4 * i, "f32", dot(w, step, width, x, ahead, buffer))
                 for i in range(count):
-                    store_one(ups + 4 * i, "f32", dot(up + i * pitch, step, width, x, buffer))
+                    w = up + i * pitch
+                    ahead = distance_ahead(w, pitch, up_end, following_gate)
+                    store_one(ups + 4 * i, "f32", dot(w, step, width, x, ahead, buffer))
                 for i in range(0, count, lanes):
                     v = activation(load_f32(gates + 4 * i, "f32", lanes)) * load_f32(ups + 4 * i, "f32", lanes)
                     store_f32_first(y + 4 * i, "f32", v, count - i)
-            item = claim(word(args, COUNTER), 1)
+            item = following
 
     return run

@@ -1,7 +1,8 @@
 """Products with few columns: rows of weights are read once, straight from their own layout.
 
-Rows are taken one by one: memory is then read in one ascending stream, which the processor prefetches best. A unit of
-a row is unpacked once for up to four columns.
+Rows are taken one by one: memory is then read in one ascending stream, which the processor prefetches best. A thread
+claims its next rows before it begins with those at hand, and asks for them at their end: without that every chunk would
+begin by waiting for memory. A unit of a row is unpacked once for up to four columns.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from graphrt.backends.cpu.simd import lane, reduce_add, splat
 from graphrt.backends.cpu.vecdot import Units, units_of
 
 CHUNK = 32  # rows that a thread claims at a time
-AHEAD = 8192  # bytes: measured; the processor's own prefetching, which stops at pages, leaves 5 to 25 % to gain
+AHEAD = 4096  # bytes: measured; the processor's own prefetching, which stops at pages, leaves 5 to 25 % to gain
 
 
 def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
@@ -54,24 +55,40 @@ def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
         buffer = scratch(args, ith)
         item = claim(word(args, COUNTER), 1)
         while item < total:
+            following = claim(word(args, COUNTER), 1)
             group, row = item // chunks, item % chunks * CHUNK
             end = min(row + CHUNK, height)
-            weights = matrix_address(args, group_word(args, group, MATRIX)) + row * pitch
+            weights = chunk_address(args, item, chunks, pitch)
+            end_address = weights + (end - row) * pitch
+            following_address = chunk_address(args, following, chunks, pitch) if following < total else end_address
             first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
             for y_row in range(row, end):
+                ahead = distance_ahead(weights, pitch, end_address, following_address)
                 column = first
                 while column + 4 <= last:
-                    four(args, weights, step, width, column, x_pitch, y_row, buffer)
+                    four(args, weights, step, width, column, x_pitch, y_row, ahead, buffer)
                     column += 4
                 if column + 2 <= last:
-                    two(args, weights, step, width, column, x_pitch, y_row, buffer)
+                    two(args, weights, step, width, column, x_pitch, y_row, ahead, buffer)
                     column += 2
                 if column < last:
-                    one(args, weights, step, width, column, x_pitch, y_row, buffer)
+                    one(args, weights, step, width, column, x_pitch, y_row, ahead, buffer)
                 weights += pitch
-            item = claim(word(args, COUNTER), 1)
+            item = following
 
     return run
+
+
+@helper
+def chunk_address(args, item, chunks, pitch):
+    """Address of the first row of weights of a chunk."""
+    return matrix_address(args, group_word(args, item // chunks, MATRIX)) + item % chunks * CHUNK * pitch
+
+
+@helper
+def distance_ahead(weights, pitch, end, following):
+    """How far from a row of a chunk lies what is to be asked for: in its chunk, or in the one to follow."""
+    return AHEAD if weights + pitch + AHEAD <= end else AHEAD + following - end
 
 
 @helper
@@ -104,20 +121,20 @@ def sums_of_four(a, b, c, d):
 
 
 @helper
-def prefetch_ahead(weights, nbytes):
-    """Ask for the memory AHEAD of what is read now; it need not belong to the weights."""
+def prefetch_all(start, nbytes):
+    """Ask for all cache lines of some memory, which need not be valid."""
     for i in range(0, nbytes, 64):
-        prefetch(weights + AHEAD + i)
+        prefetch(start + i)
 
 
 def column_dot(units: Units, block: int):
-    """A helper: the product of a row of weights and a prepared row of x."""
+    """A helper: the product of a row of weights and a prepared row of x; asks for the memory `ahead` of the row."""
     load, load_rest, add, elements = units.load, units.load_rest, units.add, units.elements
     x_unit = UNITS[units.form][1] * elements // UNITS[units.form][0]
     blocks, nbytes = elements // block, units.nbytes
 
     @helper
-    def dot(w, step, width, x, buffer):
+    def dot(w, step, width, x, ahead, buffer):
         whole, rest, unit = width // elements, width % elements, blocks * step
         t0 = splat(np.float32(0), 16)
         t1, t2, t3 = t0, t0, t0
@@ -126,11 +143,11 @@ def column_dot(units: Units, block: int):
             t1 = add(load(w + unit, step, buffer), x + x_unit, t1)
             t2 = add(load(w + 2 * unit, step, buffer), x + 2 * x_unit, t2)
             t3 = add(load(w + 3 * unit, step, buffer), x + 3 * x_unit, t3)
-            prefetch_ahead(w, 4 * nbytes)
+            prefetch_all(w + ahead, 4 * nbytes)
             w, x = w + 4 * unit, x + 4 * x_unit
         for _ in range(whole % 4):
             t0 = add(load(w, step, buffer), x, t0)
-            prefetch_ahead(w, nbytes)
+            prefetch_all(w + ahead, nbytes)
             w, x = w + unit, x + x_unit
         if rest > 0:
             t1 = add(load_rest(w, step, rest, buffer), x, t1)
@@ -143,8 +160,8 @@ def _one_column(units: Units, block: int):
     dot = column_dot(units, block)
 
     @helper
-    def one(args, w, step, width, column, x_pitch, y_row, buffer):
-        _store(args, column, y_row, dot(w, step, width, prepared_row(args, column, x_pitch), buffer))
+    def one(args, w, step, width, column, x_pitch, y_row, ahead, buffer):
+        _store(args, column, y_row, dot(w, step, width, prepared_row(args, column, x_pitch), ahead, buffer))
 
     return one
 
@@ -155,7 +172,7 @@ def _two_columns(units: Units, block: int):
     blocks, nbytes = elements // block, units.nbytes
 
     @helper
-    def two(args, w, step, width, column, x_pitch, y_row, buffer):
+    def two(args, w, step, width, column, x_pitch, y_row, ahead, buffer):
         whole, rest, unit = width // elements, width % elements, blocks * step
         x0, x1 = prepared_row(args, column, x_pitch), prepared_row(args, column + 1, x_pitch)
         t0 = splat(np.float32(0), 16)
@@ -165,7 +182,7 @@ def _two_columns(units: Units, block: int):
             t0, t1 = add(weights, x0, t0), add(weights, x1, t1)
             weights = load(w + unit, step, buffer)
             t2, t3 = add(weights, x0 + x_unit, t2), add(weights, x1 + x_unit, t3)
-            prefetch_ahead(w, 2 * nbytes)
+            prefetch_all(w + ahead, 2 * nbytes)
             w, x0, x1 = w + 2 * unit, x0 + 2 * x_unit, x1 + 2 * x_unit
         if whole % 2 > 0:
             weights = load(w, step, buffer)
@@ -186,7 +203,7 @@ def _four_columns(units: Units, block: int):
     blocks, nbytes = elements // block, units.nbytes
 
     @helper
-    def four(args, w, step, width, column, x_pitch, y_row, buffer):
+    def four(args, w, step, width, column, x_pitch, y_row, ahead, buffer):
         whole, rest, unit = width // elements, width % elements, blocks * step
         x0, x1 = prepared_row(args, column, x_pitch), prepared_row(args, column + 1, x_pitch)
         x2, x3 = prepared_row(args, column + 2, x_pitch), prepared_row(args, column + 3, x_pitch)
@@ -195,7 +212,7 @@ def _four_columns(units: Units, block: int):
         for _ in range(whole):
             weights = load(w, step, buffer)
             t0, t1, t2, t3 = add(weights, x0, t0), add(weights, x1, t1), add(weights, x2, t2), add(weights, x3, t3)
-            prefetch_ahead(w, nbytes)
+            prefetch_all(w + ahead, nbytes)
             w += unit
             x0, x1, x2, x3 = x0 + x_unit, x1 + x_unit, x2 + x_unit, x3 + x_unit
         if rest > 0:
