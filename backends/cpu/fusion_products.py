@@ -1,7 +1,8 @@
 """Products that do not wait for each other run as one: all are under way at once, and those of one x prepare it once.
 
 They are those that take x row by row, so not products of floats with many columns. With one column, two that a gated
-unit reads are taken in one pass with it (see gated.py).
+unit reads are taken in one pass with it (see gated.py), and so is a token's product with its experts whose results a
+weighted sum adds up (see expert_sum.py).
 
 The workspace holds, for each x and form that the weights want it in, what its preparation needs and x so prepared;
 then, for each product, its tables of groups and columns and its scratch memory (see grouping.py).
@@ -13,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from graphrt import dtypes
 from graphrt.backends.cpu import host, matmul
+from graphrt.backends.cpu.expert_sum import expert_sum_column
 from graphrt.backends.cpu.fusion import Coming, Fused
 from graphrt.backends.cpu.gated import gated_columns
 from graphrt.backends.cpu.glu import ACTIVATIONS
@@ -22,6 +25,7 @@ from graphrt.backends.cpu.jit import native
 from graphrt.backends.cpu.prepare import PIECE_BYTES, group_columns
 from graphrt.backends.cpu.registry import Call
 from graphrt.ops.matmul import mul_mat_transposed
+from graphrt.ops.moe import mul_mat_id, weighted_sum
 from graphrt.tensor import Tensor
 
 PRODUCTS = ("mul_mat", "mul_mat_id", "mul_mat_transposed")
@@ -48,25 +52,31 @@ class Part:
 
 @dataclass(frozen=True)
 class Product:
-    """A product, or two that only a gated unit reads, taken in one pass with it.
+    """A product; or one or two together with the node that alone reads them, in one pass.
 
     Args:
-        node: the result, whose first two sources are w and x where it is no gated unit.
-        gate, up: the two products of a gated unit.
+        node: the result.
+        factors: the products, which are alike: their first two sources are w and x.
     """
 
     node: Tensor
-    gate: Tensor | None = None
-    up: Tensor | None = None
+    factors: tuple[Tensor, ...]
 
     @property
     def first(self) -> Tensor:
-        """The product that says what is multiplied: with the gated unit's other half it is alike."""
-        return self.node if self.gate is None else self.gate
+        """The product that says what is multiplied."""
+        return self.factors[0]
 
     @property
     def nodes(self) -> list[Tensor]:
-        return [self.node] if self.gate is None or self.up is None else [self.gate, self.up, self.node]
+        return [*self.factors, self.node] if self.kind else [self.node]
+
+    @property
+    def kind(self) -> str:
+        """What is more than a product."""
+        if self.node.op is weighted_sum:
+            return "weighted sum"
+        return "gated unit" if len(self.factors) > 1 else ""
 
 
 def products_at_once(coming: Coming) -> Fused | None:
@@ -80,11 +90,11 @@ def products_at_once(coming: Coming) -> Fused | None:
             members.append(node)
         else:
             is_next = False
-    found = _with_gated_units(members, coming)
+    found = _with_readers(members, coming)
     nodes = tuple(node for product in found for node in product.nodes)
     calls, nbytes = products(found, coming.threads)
-    gated = any(product.gate is not None for product in found)
-    name = ", ".join(["products at once"] * (len(found) > 1) + ["gated unit"] * gated)
+    kinds = sorted({product.kind for product in found} - {""})
+    name = ", ".join(["products at once"] * (len(found) > 1) + kinds)
     return Fused(nodes, name, nbytes, lower=lambda: calls)
 
 
@@ -107,20 +117,39 @@ def products(found: Sequence[Product], threads: int) -> tuple[list[Call], int]:
         parts.append(Part(end, _tables(product.first), threads))
         end = parts[-1].end
     prepare = [_prepare(*each) for each in prepared]
-    group = [_group(product, part) for product, part in zip(found, parts, strict=True)]
+    group = [
+        _group(product, part) for product, part in zip(found, parts, strict=True) if product.node.op is not weighted_sum
+    ]
     multiply = [_multiply(product, part, x) for product, part, x in zip(found, parts, reads, strict=True)]
     return [*prepare, *group, *multiply], end
 
 
-def _with_gated_units(members: Sequence[Tensor], coming: Coming) -> list[Product]:
-    """The products, those together that a gated unit alone reads."""
+def _with_readers(members: Sequence[Tensor], coming: Coming) -> list[Product]:
+    """The products, those together that a gated unit or a weighted sum alone reads."""
     found, taken = list[Product](), set[Tensor]()
-    for gate in members:
-        unit = next((unit for unit in _gated_units(gate, coming) if _is_whole(unit, members, coming)), None)
+    for member in members:
+        unit = next((unit for unit in _gated_units(member, coming) if _is_whole(unit, members, coming)), None)
         if unit is not None:
-            found.append(Product(unit, *unit.srcs))
-            taken.update(src for src in unit.srcs if src is not None)
-    return [*found, *(Product(node) for node in members if node not in taken)]
+            found.append(Product(unit, tuple(src for src in unit.srcs if src is not None)))
+            taken.update(found[-1].factors)
+        total = _weighted_sum(member, coming)
+        if total is not None:
+            found.append(Product(total, (member,)))
+            taken.add(member)
+    return [*found, *(Product(node, (node,)) for node in members if node not in taken)]
+
+
+def _weighted_sum(product: Tensor, coming: Coming) -> Tensor | None:
+    """The weighted sum that alone reads one token's product with its experts, if it could run with it."""
+    if product.op is not mul_mat_id or product.shape[0] != 1 or matmul.has_many_columns(product):
+        return None
+    if _x(product).shape[1] != product.shape[1]:  # one row for all experts, which no model has here
+        return None
+    total = coming.reader(product, weighted_sum.name, [product])
+    if total is None or not coming.readers.are_within(product, [total]):
+        return None
+    weights = total.srcs[1]
+    return total if weights is not None and weights.dtype is dtypes.f32 else None
 
 
 def _gated_units(gate: Tensor, coming: Coming) -> list[Tensor]:
@@ -192,13 +221,19 @@ def _group(product: Product, part: Part) -> Call:
 
 
 def _multiply(product: Product, part: Part, prepared: Part) -> Call:
-    w, x, *ids = matmul.operands(product.first)
+    node, (w, x, *ids) = product.node, matmul.operands(product.first)
     at, _, *scratch = part.layout.offsets
     extras = [at, prepared.base + prepared.layout.offsets[1] - part.base, *scratch, 0, x.shape[-1]]
-    if product.up is None:
-        function, last = matmul.multiplication(product.node), ids[0] if ids else None
+    lanes = host.level().lanes
+    if product.kind == "weighted sum":
+        function, weights = native(expert_sum_column, w.dtype.name, w.has_dense_rows, lanes), node.srcs[1]
+        assert weights is not None
+        tensors = [node, w, weights, *ids]
+        extras.append(weights.strides[1])
+    elif product.kind == "gated unit":
+        assert node.op is not None
+        function = native(gated_columns, w.dtype.name, w.has_dense_rows, lanes, node.op.name)
+        tensors = [node, w, x, matmul.operands(product.factors[1])[0]]
     else:
-        assert product.node.op is not None
-        function = native(gated_columns, w.dtype.name, w.has_dense_rows, host.level().lanes, product.node.op.name)
-        last = matmul.operands(product.up)[0]
-    return Call(function, [product.node, w, x, last], (), extras, 1, part.base, [part.span], [prepared.span])
+        function, tensors = matmul.multiplication(node), [node, w, x, *(ids or [None])]
+    return Call(function, tensors, (), extras, 1, part.base, [part.span], [prepared.span])

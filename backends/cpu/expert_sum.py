@@ -1,0 +1,86 @@
+"""One token's products with its experts, and their weighted sum, in one pass: y = Σ weights[u] · (w[ids[u]] · x[u]).
+
+A thread claims some rows and takes them of all experts, in rank order, so that no expert's result is written to memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphrt import dtypes
+from graphrt.backends.cpu.args import address, claim, size, stride, word
+from graphrt.backends.cpu.elements import stack_floats
+from graphrt.backends.cpu.grouping import COUNTER, IDS, WORKSPACE, W, X, Y, matrix_address, prepared, scratch
+from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.jit import Kernel
+from graphrt.backends.cpu.matvec import CHUNK, column_dot, distance_ahead
+from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_f32_first, store_one
+from graphrt.backends.cpu.prepare import UNITS
+from graphrt.backends.cpu.simd import fma, splat
+from graphrt.backends.cpu.vecdot import units_of
+
+BETWEEN_WEIGHTS = WORKSPACE + 8  # bytes from one rank's weight to the next; tensor X is the weights
+ZERO = np.float32(0)
+
+
+def expert_sum_column(dtype: str, dense: bool, lanes: int) -> Kernel:
+    """Native: the one row of y. An id that is no expert's makes it NaN."""
+    units = units_of(dtype, dense)
+    per_unit, x_unit_bytes = UNITS[units.form]
+    dot = column_dot(units, dtypes.get(dtype).block)
+
+    def run(args, ith, nth):
+        height, width, used = size(args, W, 2), size(args, W, 3), size(args, IDS, 3)
+        pitch, step = stride(args, W, 2), stride(args, W, 3)
+        x_pitch = (width + per_unit - 1) // per_unit * x_unit_bytes
+        total = (height + CHUNK - 1) // CHUNK
+        buffer, products, sums = scratch(args, ith), stack_floats(CHUNK), stack_floats(CHUNK)
+        item = claim(word(args, COUNTER), 1)
+        while item < total:
+            following = claim(word(args, COUNTER), 1)
+            row = item * CHUNK
+            count = min(CHUNK, height - row)
+            for i in range(0, CHUNK, lanes):
+                store_f32(sums + 4 * i, "f32", splat(ZERO, lanes))
+            for rank in range(used):
+                weights = expert_address(args, rank) + row * pitch
+                end = weights + count * pitch
+                if rank + 1 < used:
+                    next_rows = expert_address(args, rank + 1) + row * pitch
+                else:
+                    next_rows = expert_address(args, 0) + following * CHUNK * pitch if following < total else end
+                x = prepared(args) + rank * x_pitch
+                for i in range(count):
+                    w = weights + i * pitch
+                    ahead = distance_ahead(w, pitch, end, next_rows)
+                    store_one(products + 4 * i, "f32", dot(w, step, width, x, ahead, buffer))
+                share = splat(share_of(args, rank), lanes)
+                for i in range(0, count, lanes):
+                    v = fma(load_f32(products + 4 * i, "f32", lanes), share, load_f32(sums + 4 * i, "f32", lanes))
+                    store_f32(sums + 4 * i, "f32", v)
+            for i in range(0, count, lanes):
+                y = address(args, Y) + 4 * (row + i)
+                store_f32_first(y, "f32", load_f32(sums + 4 * i, "f32", lanes), count - i)
+            item = following
+
+    return run
+
+
+@helper
+def expert_of(args, rank):
+    return load_integer(address(args, IDS) + rank * stride(args, IDS, 3), "i32")
+
+
+@helper
+def expert_address(args, rank):
+    """Address of the matrix of the expert of that rank; of the first one where there is no such expert."""
+    expert = expert_of(args, rank)
+    return matrix_address(args, expert if 0 <= expert < size(args, W, 1) else 0)
+
+
+@helper
+def share_of(args, rank):
+    """The weight of the expert of that rank; NaN where there is no such expert."""
+    expert = expert_of(args, rank)
+    share = load_one(address(args, X) + rank * word(args, BETWEEN_WEIGHTS), "f32")
+    return share if 0 <= expert < size(args, W, 1) else np.float32(np.nan)
