@@ -8,10 +8,10 @@ from numba.extending import intrinsic
 
 from graphrt.backends.cpu.int8_form import X_FIRST_SUM, X_SCALE, X_SUM, bias
 from graphrt.backends.cpu.memory import load_vector
-from graphrt.backends.cpu.simd import F32, I8, I32, I64, broadcast, call, constant
+from graphrt.backends.cpu.simd import F32, I8, I32, I64, broadcast, call, constant, literal
 from graphrt.backends.cpu.tile import multiply_add
 
-# Added to a float of small magnitude, this leaves the nearest whole number in the low bits.
+# Added to a float of small magnitude, this leaves the nearest whole number in the low bits; the lowest byte is 0.
 ROUNDING = 1.5 * 2**23
 ROUNDING_BITS = 0x4B400000
 _LEAST = 2.0**-100  # a block of lesser numbers has codes 0
@@ -19,31 +19,42 @@ _LEAST = 2.0**-100  # a block of lesser numbers has codes 0
 _WORDS, _FLOATS, _BYTES = ir.VectorType(I32, 16), ir.VectorType(F32, 16), ir.VectorType(I8, 16)
 
 
-@intrinsic
-def write_codes(typingctx, source, target):
-    """Write a block: of 32 float32. Its scale is not finite where one of them is not, and so are results then."""
+@intrinsic(prefer_literal=True)
+def write_codes(typingctx, source, target, sums):
+    """Write a block: of 32 float32. Its scale is not finite where one of them is not, and so are results then.
+
+    Args: sums: a constant, whether to write sums too; they take half of the time, and only least values need them.
+    """
+    if literal(sums) is None:
+        return None
 
     def codegen(context, builder, signature, values):
-        source, target = values
+        source, target, _ = values
         halves = [load_vector(builder, builder.add(source, I64(64 * half)), F32, 16) for half in range(2)]
         largest = _largest_magnitude(builder, halves)
         is_usable = builder.fcmp_ordered(">", largest, F32(_LEAST))
-        inverse = builder.select(is_usable, builder.fdiv(F32(127.0), largest), F32(0.0))
+        inverse = broadcast(builder, builder.select(is_usable, builder.fdiv(F32(127.0), largest), F32(0.0)), 16)
         scale = builder.fmul(largest, F32(1 / 127))
-        sums = []
+        words = []
         for number, half in enumerate(halves):
-            moved = multiply_add(builder, half, broadcast(builder, inverse, 16), constant(_FLOATS, ROUNDING))
-            codes = builder.sub(builder.bitcast(moved, _WORDS), constant(_WORDS, ROUNDING_BITS))
-            sums.append(call(builder, "llvm.vector.reduce.add.v16i32", I32, codes))
-            shifted = builder.add(codes, constant(_WORDS, bias()))
-            _store(builder, builder.add(target, I64(16 * number)), builder.trunc(shifted, _BYTES))
-        total = builder.sitofp(builder.add(*sums), F32)
+            moved = multiply_add(builder, half, inverse, constant(_FLOATS, ROUNDING + bias()))
+            words.append(builder.bitcast(moved, _WORDS))
+            _store(builder, builder.add(target, I64(16 * number)), builder.trunc(words[-1], _BYTES))
         _store(builder, builder.add(target, I64(X_SCALE)), scale)
-        _store(builder, builder.add(target, I64(X_SUM)), builder.fmul(scale, total))
-        _store(builder, builder.add(target, I64(X_FIRST_SUM)), builder.fmul(scale, builder.sitofp(sums[0], F32)))
+        if literal(sums):
+            first, second = (_sum(builder, each) for each in words)
+            both = builder.sitofp(builder.add(first, second), F32)
+            _store(builder, builder.add(target, I64(X_SUM)), builder.fmul(scale, both))
+            _store(builder, builder.add(target, I64(X_FIRST_SUM)), builder.fmul(scale, builder.sitofp(first, F32)))
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), codegen
+    return types.void(types.int64, types.int64, sums), codegen
+
+
+def _sum(builder, words):
+    """The sum of codes, given as the bits of floats that ROUNDING and the bias were added to."""
+    codes = builder.sub(words, constant(_WORDS, ROUNDING_BITS + bias()))
+    return call(builder, "llvm.vector.reduce.add.v16i32", I32, codes)
 
 
 def _largest_magnitude(builder, vectors):

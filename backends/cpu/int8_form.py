@@ -26,6 +26,11 @@ def bias() -> int:
     return 128 if has_unsigned_by_signed() else 0
 
 
+def has_byte_products() -> bool:
+    """Whether the present SIMD level has an instruction for products of int8, four of which are added up."""
+    return has_unsigned_by_signed() or host.level().has("dotprod")
+
+
 @dataclass(frozen=True)
 class Shape:
     """The tile of y that stays in registers: `rows` rows of w, by up to `columns` columns of x."""

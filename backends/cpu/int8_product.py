@@ -71,7 +71,7 @@ def prepare_codes(dtype: str) -> Kernel:
                 source = piece_of(row_address(args, X, row), stride(args, X, 3), start, count, buffer)
                 target = prepared(args) + row * pitch + start // ELEMENTS * X_BYTES
                 for block in range(count // ELEMENTS):
-                    write_codes(source + 4 * ELEMENTS * block, target + X_BYTES * block)
+                    write_codes(source + 4 * ELEMENTS * block, target + X_BYTES * block, True)
             item = claim(word(args, COUNTER), 4)
 
     return run

@@ -16,18 +16,20 @@ from graphrt.backends.cpu.attention_results import clearer, finisher
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel, native
 from graphrt.backends.cpu.mla_cells import begin_turning, latents_expander, latents_loader
+from graphrt.backends.cpu.mla_codes import columns_numberer
 from graphrt.backends.cpu.mla_layout import CELLS, KEYS, LATENT, VALUES, Layout, chunks, parts_of_head
-from graphrt.backends.cpu.mla_panels import queries_loader, weights_loader
+from graphrt.backends.cpu.mla_panels import queries_loader
 from graphrt.backends.cpu.mla_steps import panel_scorer, softmax_updater, value_mixer
+from graphrt.backends.cpu.mla_weights import weights_loader
 from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.tile import tile
 from graphrt.tensor import Tensor
 
 
-def chunk_attender(lanes, vectors, columns, pairs, mode):
+def chunk_attender(lanes, vectors, columns, pairs, codes, mode):
     """A helper: let all queries of a head attend to one chunk of cells."""
-    mark, load, hide = cells_marker(lanes), latents_loader(lanes, pairs, mode), score_hider(lanes, vectors)
-    expand = latents_expander(lanes, vectors, columns, pairs)
+    mark, load, hide = cells_marker(lanes), latents_loader(lanes, pairs, codes, mode), score_hider(lanes, vectors)
+    expand = latents_expander(lanes, vectors, columns, pairs, codes)
     score, update = panel_scorer(lanes, vectors, columns, pairs), softmax_updater(lanes, vectors, pairs)
     mix, width = value_mixer(lanes, vectors, columns, pairs), lanes * vectors
 
@@ -53,22 +55,26 @@ def chunk_attender(lanes, vectors, columns, pairs, mode):
     return attend_chunk
 
 
-def attend_expanded(lanes: int, vectors: int, columns: int, pairs: bool, transposed: bool, mode: str) -> Kernel:
+def attend_expanded(
+    lanes: int, vectors: int, columns: int, pairs: bool, codes: bool, transposed: bool, mode: str
+) -> Kernel:
     """Native: every head, part by part; those of one part to the end.
 
-    Args: pairs: whether words are pairs of bfloat16, else float32; transposed: whether the keys' weights are; mode: of
-          the latents' rotation, "" for none.
+    Args: pairs: whether words are pairs of bfloat16, else float32; codes: whether latents are expanded in int8;
+          transposed: whether the keys' weights are; mode: of the latents' rotation, "" for none.
     """
-    attend_chunk = chunk_attender(lanes, vectors, columns, pairs, mode)
-    load_weights = weights_loader(lanes, vectors, pairs, transposed)
+    attend_chunk = chunk_attender(lanes, vectors, columns, pairs, codes, mode)
+    load_weights = weights_loader(lanes, vectors, pairs, codes, transposed)
     load_queries = queries_loader(lanes, vectors, pairs)
-    clear, finish_row = clearer(lanes), finisher(lanes, False)
+    clear, finish_row, number_columns = clearer(lanes), finisher(lanes, False), columns_numberer()
 
     def run(args, ith, nth):
         heads, tokens, parts = size(args, at.Q, 2), size(args, at.Q, 1), parts_of_head(args, nth)
         scratch = setting(args, at.WORKSPACE) + ith * setting(args, at.SCRATCH_BYTES)
         if mode:
             begin_turning(args, scratch)
+        if codes:
+            number_columns(args, scratch)
         item = claim(setting(args, at.COUNTER), 1)
         while item < heads * parts:
             head, part = item // parts, item % parts
@@ -117,6 +123,6 @@ def _(node: Tensor) -> list[Call]:
     positions = (at.Q_POS, at.Q_SEQ, at.CELL_POS, at.CELL_SEQ, at.CELL_ROTATION, at.FREQ_FACTORS)
     given = dict(zip((at.Y, at.Q, LATENT, KEYS, VALUES, *positions), [node, *node.srcs], strict=True))
     tensors = [given.get(place) for place in range(at.TENSORS)]
-    ways = (layout.pairs, node.params["keys_transposed"], layout.mode)
+    ways = (layout.pairs, layout.codes, node.params["keys_transposed"], layout.mode)
     attending = native(attend_expanded, lanes, shape.vectors, shape.columns, *ways)
     return [Call(each, tensors, layout.scalars, layout.extras) for each in (attending, native(merge_heads, lanes))]

@@ -11,6 +11,7 @@ from graphrt.backends.cpu.attention_steps import float_setting
 from graphrt.backends.cpu.bf16 import interleave, pack
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, load_integer, store_f32
+from graphrt.backends.cpu.mla_codes import codes_multiplier, pack_latent
 from graphrt.backends.cpu.mla_layout import (
     EXPANDED,
     KEY_PANELS,
@@ -40,7 +41,7 @@ def begin_turning(args, scratch):
     start_turner(scratch + setting(args, at.TURNER), pairs, speeds, factors, step, float_setting(args, at.MAGNITUDE))
 
 
-def latents_loader(lanes, pairs, mode):
+def latents_loader(lanes, pairs, codes, mode):
     """A helper: bring a chunk's latents to LATENTS and their rotated parts to KEYS; cells nobody sees become zeros.
 
     A cell that is seen by nobody may hold anything, NaN too, and 0 · NaN would spoil the sums.
@@ -65,28 +66,34 @@ def latents_loader(lanes, pairs, mode):
                     turn_row(scratch + setting(args, at.TURNER), line + 4 * setting(args, at.FIRST), rotation)
                 row = line
             latent = scratch + setting(args, LATENTS) + c * setting(args, LATENT_PITCH)
-            pack_row(row, setting(args, LATENT_WORDS), latent)
+            if codes:
+                pack_latent(args, row, latent)
+            else:
+                pack_row(row, setting(args, LATENT_WORDS), latent)
             key = scratch + setting(args, at.KEYS) + c * setting(args, at.KEY_PITCH)
             pack_row(row + 4 * rank, setting(args, ROPE_WORDS), key + 4 * setting(args, ROPE_AT))
 
     return load_latents
 
 
-def keys_packer(lanes, vectors):
-    """A helper: a panel of keys from EXPANDED, as pairs, to their place in KEYS."""
+def keys_placer(lanes, vectors, pairs):
+    """A helper: a panel of keys from EXPANDED to their place in KEYS."""
     width = lanes * vectors
+    step = lanes * (2 if pairs else 1)
 
     @helper
-    def pack_keys(args, scratch, panel, cells):
+    def place_keys(args, scratch, panel, cells):
+        start = scratch + setting(args, at.KEYS) + (2 if pairs else 4) * width * panel
         for c in range(cells):
-            source = scratch + setting(args, EXPANDED) + 4 * width * c
-            target = scratch + setting(args, at.KEYS) + c * setting(args, at.KEY_PITCH) + 2 * width * panel
-            for i in range(0, width, 2 * lanes):
-                first = load_f32(source + 4 * i, "f32", lanes)
-                second = load_f32(source + 4 * (i + lanes), "f32", lanes)
-                store_f32(target + 2 * i, "f32", pack(first, second))
+            source, target = scratch + setting(args, EXPANDED) + 4 * width * c, start + c * setting(args, at.KEY_PITCH)
+            for i in range(0, width, step):
+                v = load_f32(source + 4 * i, "f32", lanes)
+                if pairs:
+                    store_f32(target + 2 * i, "f32", pack(v, load_f32(source + 4 * (i + lanes), "f32", lanes)))
+                else:
+                    store_f32(target + 4 * i, "f32", v)
 
-    return pack_keys
+    return place_keys
 
 
 def values_packer(lanes, vectors):
@@ -105,28 +112,44 @@ def values_packer(lanes, vectors):
     return pack_values
 
 
-def latents_expander(lanes, vectors, columns, pairs):
-    """A helper: the keys and values of a head for a chunk, by products of the latents with the head's weights."""
+def words_multiplier(lanes, vectors, columns, pairs):
+    """A helper: target [cells, outputs] = the chunk's latents by a panel of weights, rows `pitch` bytes apart."""
     multiply, width = multiply_up_to(lanes, vectors, columns, False, "pairs" if pairs else "f32"), lanes * vectors
-    pack_keys, pack_values = keys_packer(lanes, vectors), values_packer(lanes, vectors)
+
+    @helper
+    def multiply_panel(args, scratch, panel, target, pitch, cells):
+        weights = scratch + setting(args, WEIGHTS) + panel * setting(args, WEIGHT_BYTES)
+        latents, x_pitch = scratch + setting(args, LATENTS), setting(args, LATENT_PITCH)
+        for c in range(0, cells, columns):
+            x, depth = latents + c * x_pitch, setting(args, LATENT_DEPTH)
+            multiply(weights, 4 * width, x, 4, x_pitch, depth, target + c * pitch, pitch, cells - c)
+
+    return multiply_panel
+
+
+def latents_expander(lanes, vectors, columns, pairs, codes):
+    """A helper: the keys and values of a head for a chunk, by products of the latents with the head's weights."""
+    words, width = words_multiplier(lanes, vectors, columns, pairs), lanes * vectors
+    multiply_panel = codes_multiplier(lanes, vectors) if codes else words
+    place_keys, pack_values = keys_placer(lanes, vectors, pairs), values_packer(lanes, vectors)
+    via_memory = pairs or codes  # keys, whose rows lie apart
 
     @helper
     def expand(args, scratch, cells):
-        key_panels, latents = setting(args, KEY_PANELS), scratch + setting(args, LATENTS)
-        x_pitch, depth = setting(args, LATENT_PITCH), setting(args, LATENT_DEPTH)
-        for panel in range(key_panels + setting(args, VALUE_PANELS)):
-            weights = scratch + setting(args, WEIGHTS) + panel * setting(args, WEIGHT_BYTES)
-            target, pitch = scratch + setting(args, EXPANDED), 4 * width
-            if not pairs and panel < key_panels:
-                target, pitch = scratch + setting(args, at.KEYS) + 4 * width * panel, setting(args, at.KEY_PITCH)
-            elif not pairs:
-                target = scratch + setting(args, at.VALUES) + (panel - key_panels) * setting(args, at.PANEL_BYTES)
-            for c in range(0, cells, columns):
-                x = latents + c * x_pitch
-                multiply(weights, 4 * width, x, 4, x_pitch, depth, target + c * pitch, pitch, cells - c)
-            if pairs and panel < key_panels:
-                pack_keys(args, scratch, panel, cells)
-            elif pairs:
-                pack_values(args, scratch, panel - key_panels, cells)
+        expanded, keys = scratch + setting(args, EXPANDED), setting(args, KEY_PANELS)
+        for panel in range(keys):
+            if via_memory:
+                multiply_panel(args, scratch, panel, expanded, 4 * width, cells)
+                place_keys(args, scratch, panel, cells)
+            else:
+                target = scratch + setting(args, at.KEYS) + 4 * width * panel
+                multiply_panel(args, scratch, panel, target, setting(args, at.KEY_PITCH), cells)
+        for panel in range(setting(args, VALUE_PANELS)):
+            target = scratch + setting(args, at.VALUES) + panel * setting(args, at.PANEL_BYTES)
+            if pairs:
+                multiply_panel(args, scratch, keys + panel, expanded, 4 * width, cells + cells % 2)
+                pack_values(args, scratch, panel, cells)
+            else:
+                multiply_panel(args, scratch, keys + panel, target, 4 * width, cells)
 
     return expand

@@ -5,6 +5,7 @@ value. A task is one head with all T queries; it goes through the cells chunk by
 once for a head. Where there are fewer heads than threads, each is done in parts, by cells.
 
 Tiles are made of words of 32 bits: a float32, or a pair of bfloat16 that are neighbours along the axis summed over.
+Latents and the weights that expand them may be int8 instead, in blocks of 32 with a scale each (mla_codes.py).
 Tensors and scalars stand where attention has those of the same use (attention_layout.py), so that both share what reads
 them; what only this op has follows as extras.
 """
@@ -24,7 +25,9 @@ from graphrt.backends.cpu.args import size
 from graphrt.backends.cpu.attention_layout import parts_of
 from graphrt.backends.cpu.attention_rotation import turner_bytes
 from graphrt.backends.cpu.elements import kinds, present
+from graphrt.backends.cpu.grouping import COLUMN_BYTES
 from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.int8_form import ELEMENTS, X_BYTES, Panel, has_byte_products, shape
 from graphrt.backends.cpu.tile import tile
 from graphrt.backends.cpu.transfer import expand_address
 from graphrt.ops.rope import Rotation
@@ -40,8 +43,8 @@ _EXTRAS = at.COUNTER + 1
 KEYS_EXPAND, LATENT_PITCH, LINE_PITCH = range(_EXTRAS, _EXTRAS + 3)
 LATENT_WORDS, ROPE_WORDS, LATENT_DEPTH, KEY_DEPTH, ROPE_AT = range(_EXTRAS + 3, _EXTRAS + 8)
 KEY_PANELS, VALUE_PANELS, WEIGHT_BYTES, QUERY_BYTES = range(_EXTRAS + 8, _EXTRAS + 12)
-WEIGHTS, LATENTS, EXPANDED = range(_EXTRAS + 12, _EXTRAS + 15)
-SPEEDS = _EXTRAS + 15  # one for each pair of the rotation, in float64
+WEIGHTS, LATENTS, EXPANDED, COLUMNS = range(_EXTRAS + 12, _EXTRAS + 16)
+SPEEDS = _EXTRAS + 16  # one for each pair of the rotation, in float64
 
 
 @helper
@@ -79,6 +82,14 @@ def takes_pairs(node: Tensor) -> bool:
     return any(each.dtype is dtypes.bf16 or each.dtype.is_quantized for each in (latent, *weights))
 
 
+def takes_codes(node: Tensor) -> bool:
+    """Whether latents may be expanded in int8: by quantized weights, and where the processor has products of bytes."""
+    latent, *weights = present(node)[1:4]
+    if not has_byte_products() or latent.dtype is dtypes.f32:
+        return False
+    return all(each.dtype.is_quantized for each in weights)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Sizes and places of one node."""
@@ -93,6 +104,10 @@ class Layout:
     @cached_property
     def pairs(self) -> bool:
         return takes_pairs(self.node)
+
+    @cached_property
+    def codes(self) -> bool:
+        return takes_codes(self.node)
 
     @property
     def width(self) -> int:
@@ -143,22 +158,27 @@ class Layout:
 
     @property
     def depths(self) -> list[int]:
-        """Words of a latent and of a rotated part as tiles hold them; to sum over; before the rotated part of a key."""
+        """Words of a latent and of a rotated part as tiles hold them; to sum over, or blocks of codes of a latent;
+        words of a key to sum over, and before its rotated part."""
         rank, _, rope, _ = self.widths
         stored_rank, stored_nope, stored_rope, _ = (self._words(each) for each in self.padded)
-        return [stored_rank, stored_rope, self._words(rank), stored_nope + self._words(rope), stored_nope]
+        depth = rank // ELEMENTS if self.codes else self._words(rank)
+        return [stored_rank, stored_rope, depth, stored_nope + self._words(rope), stored_nope]
 
     @property
     def pitches(self) -> tuple[int, int, int]:
         """Of the latents', the keys' and the totals' rows: odd numbers of cache lines, so that rows do not collide."""
         rank, nope, rope, value = self.padded
-        return _odd(4 * self._words(rank)), _odd(4 * self._words(nope + rope)), _odd(4 * value)
+        latent = rank // ELEMENTS * X_BYTES if self.codes else 4 * self._words(rank)
+        return _odd(latent), _odd(4 * self._words(nope + rope)), _odd(4 * value)
 
     @property
     def panels(self) -> tuple[int, int, int]:
         """Bytes of a panel of the expansion's weights, of queries, and of values or scores."""
         rank, nope, rope, _ = self.padded
         weights, queries, values = (4 * self.width * self._words(each) for each in (rank, nope + rope, CELLS))
+        if self.codes:
+            weights = rank // ELEMENTS * Panel(self.width, 1, False).nbytes
         return weights, queries, values
 
     @property
@@ -180,12 +200,13 @@ class Layout:
         weights, queries, values = self.panels
         touched = CELLS + self.room
         sizes = {
-            at.LINES: host.level().lanes * self.line_pitch,
+            at.LINES: (ELEMENTS if self.codes else host.level().lanes) * self.line_pitch,
             WEIGHTS: (nope + value) // self.width * weights,
             at.PANELS: self.rows // self.width * queries,
             at.POSITIONS: 3 * 4 * self.rows,
             LATENTS: touched * latent_pitch,
-            EXPANDED: 4 * touched * self.width if self.pairs else 0,
+            EXPANDED: 4 * touched * self.width if self.pairs or self.codes else 0,
+            COLUMNS: COLUMN_BYTES * shape().columns if self.codes else 0,
             at.KEYS: touched * key_pitch,
             at.VALUES: value // self.width * values + 4 * self.room * self.width,
             at.SCORES: 4 * touched * self.width,
@@ -238,7 +259,7 @@ class Layout:
             nope // self.width,
             value // self.width,
             *self.panels[:2],
-            *(self.places[place] for place in (WEIGHTS, LATENTS, EXPANDED)),
+            *(self.places[place] for place in (WEIGHTS, LATENTS, EXPANDED, COLUMNS)),
             *(int(bits) for bits in self.rope.speeds(self.sources[1].shape[2]).view(np.int64)),
         ]
 

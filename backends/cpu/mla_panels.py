@@ -1,4 +1,4 @@
-"""What a task of attention by expansion prepares once: its head's weights and queries, as panels of words."""
+"""Rows of float32 as words, and panels of them; a head's queries as panels, which a task prepares once."""
 
 from __future__ import annotations
 
@@ -9,21 +9,14 @@ from graphrt.backends.cpu.args import address, size, stride
 from graphrt.backends.cpu.attention_cells import ZERO, load_position, padded_rows, row_widener
 from graphrt.backends.cpu.attention_layout import setting
 from graphrt.backends.cpu.attention_steps import float_setting, scaled
-from graphrt.backends.cpu.bf16 import interleave, pack
+from graphrt.backends.cpu.bf16 import pack
 from graphrt.backends.cpu.elements import FLOAT32, element_bytes, gather, loop_one
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.memory import load_f32, store_f32
 from graphrt.backends.cpu.mla_layout import (
     KEY_PANELS,
-    KEYS,
-    KEYS_EXPAND,
-    LATENT_WORDS,
     LINE_PITCH,
     QUERY_BYTES,
-    VALUE_PANELS,
-    VALUES,
-    WEIGHT_BYTES,
-    WEIGHTS,
     nope_width,
     rope_width,
 )
@@ -92,9 +85,6 @@ def lines_transposer(lanes, vectors, pairs):
     return transpose_lines
 
 
-# ---- queries ---------------------------------------------------------------------------------------------------------
-
-
 def query_loader(lanes, vectors):
     """A helper: a query, times scale: the part without rotation, filled up to whole panels, then the rotated part."""
     scale_row, clear, width = loop_one(lanes, scaled), line_clearer(lanes), lanes * vectors
@@ -136,75 +126,3 @@ def queries_loader(lanes, vectors, pairs):
             transpose(args, lines, nbytes // (4 * width), panel + token % width * 4)
 
     return load_queries
-
-
-# ---- weights ---------------------------------------------------------------------------------------------------------
-
-
-def matrix_loader(lanes, vectors, pairs):
-    """A helper: bring a head's matrix [outputs, r] to panels [words, outputs], from panel `first` on."""
-    expand_row, clear = row_expander(lanes), line_clearer(lanes)
-    transpose, width = lines_transposer(lanes, vectors, pairs), lanes * vectors
-
-    @helper
-    def load_matrix(args, scratch, tensor, kind, expand, head, first, panels):
-        lines, rank = scratch + setting(args, at.LINES), size(args, VALUES, 3)
-        matrix = address(args, tensor) + head * stride(args, tensor, 1)
-        for output in range(0, panels * width, lanes):
-            for i in range(lanes):
-                line = lines + i * setting(args, LINE_PITCH)
-                clear(args, line)
-                if output + i < size(args, tensor, 2):
-                    row = matrix + (output + i) * stride(args, tensor, 2)
-                    expand_row(row, stride(args, tensor, 3), kind, expand, rank, line)
-            panel = scratch + setting(args, WEIGHTS) + (first + output // width) * setting(args, WEIGHT_BYTES)
-            transpose(args, lines, setting(args, LATENT_WORDS), panel + output % width * 4)
-
-    return load_matrix
-
-
-def transposed_loader(lanes, vectors, pairs):
-    """A helper: bring a head's keys [r, outputs] to panels [words, outputs]."""
-    expand_row, clear, width = row_expander(lanes), line_clearer(lanes), lanes * vectors
-    elements = 2 if pairs else 1
-
-    @helper
-    def load_row(args, head, k, line):
-        clear(args, line)
-        if k < size(args, KEYS, 2):
-            row = address(args, KEYS) + head * stride(args, KEYS, 1) + k * stride(args, KEYS, 2)
-            kind, expand = setting(args, at.SINK_KIND), setting(args, KEYS_EXPAND)
-            expand_row(row, stride(args, KEYS, 3), kind, expand, size(args, KEYS, 3), line)
-
-    @helper
-    def load_transposed(args, scratch, head):
-        first = scratch + setting(args, at.LINES)
-        second = first + setting(args, LINE_PITCH)
-        for k in range(0, size(args, KEYS, 2), elements):
-            load_row(args, head, k, first)
-            if pairs:
-                load_row(args, head, k + 1, second)
-            for output in range(0, setting(args, KEY_PANELS) * width, lanes):
-                v = load_f32(first + 4 * output, "f32", lanes)
-                if pairs:
-                    v = interleave(v, load_f32(second + 4 * output, "f32", lanes))
-                panel = scratch + setting(args, WEIGHTS) + output // width * setting(args, WEIGHT_BYTES)
-                store_f32(panel + 4 * (k // elements * width + output % width), "f32", v)
-
-    return load_transposed
-
-
-def weights_loader(lanes, vectors, pairs, transposed):
-    """A helper: bring a head's weights to panels: those of keys, which may be transposed, then those of values."""
-    load_matrix, load_transposed = matrix_loader(lanes, vectors, pairs), transposed_loader(lanes, vectors, pairs)
-
-    @helper
-    def load_weights(args, scratch, head):
-        keys, values = setting(args, KEY_PANELS), setting(args, VALUE_PANELS)
-        if transposed:
-            load_transposed(args, scratch, head)
-        else:
-            load_matrix(args, scratch, KEYS, setting(args, at.SINK_KIND), setting(args, KEYS_EXPAND), head, 0, keys)
-        load_matrix(args, scratch, VALUES, setting(args, at.V_KIND), setting(args, at.V_EXPAND), head, keys, values)
-
-    return load_weights

@@ -8,7 +8,8 @@ import pytest
 
 import graphrt
 from graphrt import dtypes, ops
-from graphrt.backends.cpu import host
+from graphrt.backends.cpu import bf16, host
+from graphrt.backends.cpu.int8_form import has_byte_products
 from graphrt.backends.cpu.mla_layout import Layout
 from graphrt.ops.rope import Rotation
 from graphrt.testing import check, normalised_error
@@ -45,6 +46,13 @@ def operands(shape, cache="f32", weights="f32", *, sequences=1):
         graphrt.constant("cell_pos", cell_pos),
         graphrt.constant("cell_seq", draw.integers(1, 2**sequences, cells)),
     ]
+
+
+def transposed(sources, dtype):
+    """The same sources, but for keys that are stored the other way."""
+    q, latent, keys, *rest = sources
+    heads, nope, rank = keys.shape
+    return [q, latent, drawn("k_b", heads, rank, nope, dtype=dtype, seed=2, spread=rank**-0.5), *rest]
 
 
 def run(node, backend="cpu", threads=1):
@@ -86,6 +94,36 @@ def test_precision_follows_the_operands(cache, weights, tolerance):
     """All operands of more than bfloat16's precision: f32 products; else bfloat16 where the processor has them."""
     node = ops.mla_attention(*operands((40, 2, 300, 64, 32, 96, 64), cache, weights), scale=0.1)
     assert_agrees(node, tolerance)
+
+
+@pytest.mark.parametrize(("cache", "weights"), [("f16", "q8_0"), ("q8_0", "q4_0")])
+def test_quantized_keys_may_be_transposed(cache, weights):
+    sources = transposed(operands((40, 2, 300, 64, 32, 96, 64), cache, weights), weights)
+    assert_agrees(ops.mla_attention(*sources, scale=0.1, keys_transposed=True), 1e-4)
+
+
+@pytest.mark.parametrize("level", host.levels())
+def test_quantized_weights_expand_latents_in_int8(level):
+    """An odd number of cells. Only latents are rounded: q8_0 weights keep their codes, rotated parts are float32."""
+    with host.use_level(level):
+        if not has_byte_products():
+            pytest.skip("this level has no products of bytes, and expands in float32")
+        sources = operands((40, 2, 301, 64, 32, 96, 64), "f16", "q8_0")
+        node = ops.mla_attention(*sources, scale=0.1)
+        rows = sources[1].data.astype(np.float32)
+        blocks = rows[..., :96].reshape(-1, 3, 32)
+        scales = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+        rows[..., :96] = (np.rint(blocks / scales) * scales).reshape(-1, 1, 96)
+        rounded = graphrt.weight("latent", rows)
+        want = run(ops.mla_attention(sources[0], rounded, *sources[2:], scale=0.1), backend="reference")
+        assert normalised_error(run(node), want) < (2e-5 if bf16.has_pairs() else 1e-9)
+
+
+def test_weights_that_are_not_finite_give_results_that_are_not():
+    sources = operands((20, 1, 64, 32, 0, 64, 32), "f16", "q8_0")
+    sources[3].root.data.view(np.uint8).reshape(64, 2, 34)[40, 1, :2] = 0, 0x7C  # a scale of infinity
+    got = run(ops.mla_attention(*sources, scale=0.1))
+    assert np.array_equal(np.isfinite(got[0, 0]), np.arange(32) != 40 - 32)
 
 
 @pytest.mark.parametrize("threads", [1, 5])
@@ -131,6 +169,6 @@ def test_workspace_does_not_grow_with_the_context():
 @pytest.mark.parametrize("level", host.levels())
 def test_every_simd_level_agrees(level):
     with host.use_level(level):
-        for cache, tolerance in (("f32", 1e-11), ("q8_0", 1e-4)):
-            node = ops.mla_attention(*operands((40, 2, 200, 33, 32, 64, 35), cache), scale=0.1)
+        for cache, weights, tolerance in (("f32", "f32", 1e-11), ("q8_0", "f32", 1e-4), ("q8_0", "q8_0", 1e-4)):
+            node = ops.mla_attention(*operands((40, 2, 200, 33, 32, 64, 35), cache, weights), scale=0.1)
             assert_agrees(node, tolerance)
