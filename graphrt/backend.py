@@ -185,7 +185,7 @@ class Backend(ABC):
 
 Factory = Callable[[Settings], Backend]
 
-_BUILT_IN = {name: f"graphrt.backends.{name}:create" for name in ("blas", "cpu", "reference", "sim")}
+_BUILT_IN = {name: f"graphrt.backends.{name}:create" for name in ("blas", "cpu", "cuda", "reference", "sim")}
 
 
 def available() -> dict[str, str]:

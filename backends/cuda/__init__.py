@@ -1,0 +1,106 @@
+"""The cuda backend: graphs on NVIDIA GPUs, through kernels in CUDA C++ that are compiled when they are first needed.
+
+Start reading at device.py (what is asked of hardware) and its two implementations, cupy_device.py (a GPU, by CuPy) and
+shim_device.py (the CPU, for tests); then units.py and nvrtc.py (kernels and their compiler), launch.py (how a kernel is
+started), registry.py (how an op gets kernels) and program.py (how a split runs). Kernels stand under kernels/, and
+their launches in files named like those of ops/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from weakref import WeakSet
+
+from graphrt.backend import Backend, Group, Program, Progress, Split, Support
+from graphrt.backends.cuda import registry
+from graphrt.backends.cuda.device import Device
+from graphrt.backends.cuda.memory import CudaBuffer
+from graphrt.backends.cuda.registry import dtypes_in, floats, lowering
+from graphrt.errors import PlacementError
+from graphrt.events import Event
+from graphrt.settings import Settings
+from graphrt.tensor import Tensor
+
+__all__ = ["CudaBackend", "create", "dtypes_in", "floats", "lowering"]
+
+
+class CudaBackend(Backend):
+    """Runs nodes on one device.
+
+    Args:
+        device: that does it.
+        name: of the backend and of its memory.
+    """
+
+    asynchronous = True
+
+    def __init__(self, device: Device, name: str = "cuda") -> None:
+        self.device = device
+        self.name = self.memory = name
+        self.limit, self.speed = device.total_bytes, device.speed
+        self._buffers: WeakSet[CudaBuffer] = WeakSet()
+
+    @property
+    def version(self) -> str:
+        return f"{self.device.name} sm_{self.device.architecture}"
+
+    @property
+    def used(self) -> int:
+        """Bytes of the memory that are taken now."""
+        return sum(buffer.nbytes for buffer in self._buffers)
+
+    def supports(self, node: Tensor) -> Support:
+        return registry.supports(node)
+
+    def workspace(self, node: Tensor) -> int:
+        record = registry.find(node.op) if node.op is not None and node.size else None
+        return 0 if record is None else record.workspace(node)
+
+    def allocate(self, nbytes: int) -> CudaBuffer:
+        """Zeroed memory on the device.
+
+        Raises: PlacementError if there is no room.
+        """
+        try:
+            buffer = CudaBuffer(self.memory, nbytes, self.device)
+        except MemoryError as error:
+            largest = ", ".join(
+                f"{size:,}" for size in sorted((each.nbytes for each in self._buffers), reverse=True)[:3]
+            )
+            raise PlacementError(
+                f"[{self.name}] no room for {nbytes:,} bytes: {error}; {self.used:,} are taken by graphrt"
+                f"{f', its largest buffers {largest}' if largest else ''}; move weights to the host with an override "
+                f'("exps=cpu" moves the experts), lower n_ctx, or drop plans with Scheduler.clear()'
+            ) from error
+        self._buffers.add(buffer)
+        return buffer
+
+    def record(self) -> Event:
+        return self.device.record()
+
+    def wait_for(self, event: Event) -> None:
+        self.device.wait_for(event)
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+
+    def warm_up(self, groups: Sequence[Group], progress: Progress | None = None) -> int:
+        nodes = (node for group in groups for node in group.nodes if node.size and node.op is not None)
+        records = ((node, registry.find(node.op)) for node in nodes if node.op is not None)
+        kernels = [launch.kernel for node, record in records if record is not None for launch in record.lower(node)]
+        return self.device.load(list(dict.fromkeys(kernels)), progress)
+
+    def compile(self, split: Split) -> Program:
+        from graphrt.backends.cuda.program import compile_split
+
+        return compile_split(split, self.device)
+
+
+def create(settings: Settings) -> CudaBackend:
+    """Make the backend of the first GPU.
+
+    Raises: PlacementError that says what is missing.
+    """
+    from graphrt.backends.cuda.cupy_device import CupyDevice
+
+    return CudaBackend(CupyDevice.open(0))

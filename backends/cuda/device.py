@@ -1,0 +1,74 @@
+"""A device: what the backend needs of hardware. CupyDevice is a GPU; ShimDevice runs the same kernels on the CPU."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from graphrt.backends.cuda.launch import Bound
+from graphrt.backends.cuda.units import Kernel
+from graphrt.dtypes import Array
+from graphrt.events import Event
+
+Replay = Callable[[], None]
+
+
+class Device(ABC):
+    """Memory, and a queue of copies and launches that are done in the order in which they were begun.
+
+    Attributes:
+        name: in debug output.
+        architecture: what kernels are compiled for, "90a"; "cpu" for the shim.
+        total_bytes: of its memory; None where that is the host's.
+        processors: multiprocessors, to size grids by.
+        speed: operations per second, and bytes per second of its memory, where known.
+    """
+
+    name: str
+    architecture: str
+    total_bytes: int | None
+    processors: int
+    speed: tuple[float, float] | None = None
+
+    @abstractmethod
+    def allocate(self, nbytes: int) -> tuple[int, Any]:
+        """Zeroed memory: its address, and what keeps it alive.
+
+        Raises: MemoryError if there is no room.
+        """
+
+    @abstractmethod
+    def upload(self, address: int, data: Array) -> None:
+        """Begin to copy bytes to the device; nobody may change `data` until the next event has passed."""
+
+    @abstractmethod
+    def download(self, address: int, into: Array) -> None:
+        """Begin to copy bytes to the host."""
+
+    @abstractmethod
+    def load(self, kernels: Sequence[Kernel], progress: Callable[[int, int, str], None] | None = None) -> int:
+        """Compile the kernels, or fetch them from the disk, so that launching them waits for nothing.
+
+        Returns: how many there are.
+        Raises: KernelError with the compiler's words.
+        """
+
+    @abstractmethod
+    def prepare(self, launches: Sequence[Bound]) -> tuple[Replay, str]:
+        """What begins all of these launches, and how it does, for debug output."""
+
+    @abstractmethod
+    def record(self) -> Event:
+        """The point after everything begun so far."""
+
+    @abstractmethod
+    def wait_for(self, event: Event) -> None:
+        """Let what is begun later wait for an event."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything is done.
+
+        Raises: KernelError with what failed.
+        """

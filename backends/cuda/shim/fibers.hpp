@@ -1,0 +1,256 @@
+// One block of CUDA threads on one CPU thread: a fiber for each, which runs until it waits for others.
+//
+// Blocks run one after the other. A block's threads run in an order that can be turned round or shuffled: what differs
+// between orders is a race. Where nothing can go on, because threads wait at different barriers, the launch fails.
+#pragma once
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace cuda_cpu {
+
+constexpr int WARP = 32;
+constexpr size_t STACK_BYTES = 64 * 1024;
+constexpr size_t SHARED_LIMIT = 227 * 1024;
+
+enum class State { ready, at_block_barrier, at_warp_barrier, done };
+
+struct Fiber {
+  jmp_buf point;        // where it goes on
+  ucontext_t beginning;
+  bool has_begun;
+  uint3 index;          // threadIdx
+  int number;           // in the block
+  State state;
+  const char* barrier;  // the source line at which it waits
+  unsigned mask;        // the lanes that a warp barrier is for
+};
+
+struct Block {
+  dim3 grid, size;
+  uint3 index;
+  std::vector<Fiber> fibers;
+  Fiber* current = nullptr;
+  int alive = 0;
+  jmp_buf scheduler;
+  unsigned char* dynamic_shared = nullptr;
+  std::vector<uint64_t> slots;           // a word of each thread, for shuffles
+  std::vector<unsigned char> fragments;  // 64 bytes of each thread, for matrix instructions
+  void (*body)(void*) = nullptr;
+  void* arguments = nullptr;
+};
+
+inline Block block;
+inline char* stacks = nullptr;
+inline size_t stack_count = 0;
+inline unsigned order = 0;  // 0 ascending, 1 descending, else the seed of a shuffle
+inline char message[512];   // why the last launch failed
+
+inline void give_way() {
+  if (!_setjmp(block.current->point)) _longjmp(block.scheduler, 1);
+}
+
+inline void run_body() {
+  block.body(block.arguments);
+  block.current->state = State::done;
+  block.alive--;
+  _longjmp(block.scheduler, 1);
+}
+
+inline void resume(Fiber& fiber) {
+  block.current = &fiber;
+  if (_setjmp(block.scheduler)) return;
+  if (fiber.has_begun) _longjmp(fiber.point, 1);
+  fiber.has_begun = true;
+  setcontext(&fiber.beginning);
+}
+
+inline void wait_for_block(const char* where) {
+  block.current->state = State::at_block_barrier;
+  block.current->barrier = where;
+  give_way();
+}
+
+inline void wait_for_warp(unsigned mask, const char* where) {
+  Fiber& me = *block.current;
+  me.state = State::at_warp_barrier;
+  me.barrier = where;
+  me.mask = mask >> (me.number % WARP) & 1 ? mask : 0;  // a mask without the caller waits for ever
+  give_way();
+}
+
+// Whether all threads alive wait at one and the same barrier of the block; lets them go on.
+inline bool release_block() {
+  const char* where = nullptr;
+  int waiting = 0;
+  for (auto& fiber : block.fibers) {
+    if (fiber.state != State::at_block_barrier) continue;
+    if (where && strcmp(where, fiber.barrier)) return false;
+    where = fiber.barrier;
+    waiting++;
+  }
+  if (!waiting || waiting != block.alive) return false;
+  for (auto& fiber : block.fibers)
+    if (fiber.state == State::at_block_barrier) fiber.state = State::ready;
+  return true;
+}
+
+// Whether all lanes that one of this warp waits for wait at the same place; lets them go on.
+inline bool release_warp(Fiber* lanes, int count) {
+  for (int lane = 0; lane < count; lane++) {
+    const Fiber& first = lanes[lane];
+    if (first.state != State::at_warp_barrier || !first.mask) continue;
+    bool all = true;
+    for (int other = 0; other < count && all; other++) {
+      const Fiber& fiber = lanes[other];
+      if (first.mask >> other & 1)
+        all = fiber.state == State::at_warp_barrier && fiber.mask == first.mask && !strcmp(fiber.barrier, first.barrier);
+    }
+    if (!all) continue;
+    const unsigned mask = first.mask;
+    for (int other = 0; other < count; other++)
+      if (mask >> other & 1) lanes[other].state = State::ready;
+    return true;
+  }
+  return false;
+}
+
+inline bool release() {
+  if (release_block()) return true;
+  bool any = false;
+  for (size_t first = 0; first < block.fibers.size(); first += WARP)
+    any |= release_warp(&block.fibers[first], (int)std::min<size_t>(WARP, block.fibers.size() - first));
+  return any;
+}
+
+inline int fail_at_barriers() {
+  int length = snprintf(message, sizeof message, "threads of block (%u, %u, %u) wait for each other:", block.index.x,
+                        block.index.y, block.index.z);
+  const char* last = "";
+  for (auto& fiber : block.fibers) {
+    if (fiber.state == State::done || !strcmp(fiber.barrier, last) || length >= (int)sizeof message - 1) continue;
+    last = fiber.barrier;
+    length += snprintf(message + length, sizeof message - length, " thread %d at %s;", fiber.number, last);
+  }
+  return 1;
+}
+
+inline int run_block() {
+  std::vector<int> turns(block.fibers.size());
+  for (size_t i = 0; i < turns.size(); i++) turns[i] = (int)(order == 1 ? turns.size() - 1 - i : i);
+  uint64_t seed = order * 0x9E3779B97F4A7C15ull + 1;
+  while (block.alive) {
+    for (size_t i = turns.size(); order > 1 && i > 1; i--) {
+      seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+      std::swap(turns[i - 1], turns[seed % i]);
+    }
+    for (int i : turns)
+      if (block.fibers[i].state == State::ready) resume(block.fibers[i]);
+    if (block.alive && !release()) return fail_at_barriers();
+  }
+  return 0;
+}
+
+inline void prepare_block(unsigned x, unsigned y, unsigned z, size_t shared) {
+  block.index = {x, y, z};
+  block.alive = (int)block.fibers.size();
+  memset(block.dynamic_shared, 0xFF, shared);  // NaN
+  for (size_t i = 0; i < block.fibers.size(); i++) {
+    Fiber& fiber = block.fibers[i];
+    fiber.number = (int)i;
+    fiber.state = State::ready;
+    fiber.has_begun = false;
+    fiber.index = {(unsigned)(i % block.size.x), (unsigned)(i / block.size.x % block.size.y),
+                   (unsigned)(i / block.size.x / block.size.y)};
+    getcontext(&fiber.beginning);
+    fiber.beginning.uc_stack.ss_sp = stacks + i * STACK_BYTES;
+    fiber.beginning.uc_stack.ss_size = STACK_BYTES;
+    fiber.beginning.uc_link = nullptr;
+    makecontext(&fiber.beginning, run_body, 0);
+  }
+}
+
+template <class... A, size_t... I>
+void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+  kernel(*static_cast<std::remove_const_t<A>*>(arguments[I])...);
+}
+
+// Run a kernel over its grid; 0 if all is well, else `message` says why not.
+template <class... A>
+int launch(void (*kernel)(A...), const unsigned* grid, const unsigned* size, size_t shared, void** arguments) {
+  const size_t count = (size_t)size[0] * size[1] * size[2];
+  if (count == 0 || count > 1024 || shared > SHARED_LIMIT) {
+    snprintf(message, sizeof message, "a block of %zu threads with %zu bytes of shared memory", count, shared);
+    return 2;
+  }
+  if (stack_count < count) {
+    void* memory = mmap(nullptr, count * STACK_BYTES, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) {
+      snprintf(message, sizeof message, "no room for the stacks of %zu threads", count);
+      return 2;
+    }
+    if (stacks) munmap(stacks, stack_count * STACK_BYTES);
+    stacks = (char*)memory;
+    stack_count = count;
+  }
+  struct Bound {
+    void (*kernel)(A...);
+    void** arguments;
+  } bound{kernel, arguments};
+  std::vector<unsigned char> shared_memory(shared + 1024);
+  block.dynamic_shared = (unsigned char*)(((uintptr_t)shared_memory.data() + 1023) & ~(uintptr_t)1023);
+  block.grid = {grid[0], grid[1], grid[2]};
+  block.size = {size[0], size[1], size[2]};
+  block.arguments = &bound;
+  block.body = [](void* packed) {
+    Bound* each = (Bound*)packed;
+    call(each->kernel, each->arguments, std::index_sequence_for<A...>{});
+  };
+  const size_t lanes = (count + WARP - 1) / WARP * WARP;
+  block.fibers.assign(count, Fiber{});
+  block.slots.assign(lanes, 0);
+  block.fragments.assign(64 * lanes, 0);
+  for (unsigned z = 0; z < grid[2]; z++)
+    for (unsigned y = 0; y < grid[1]; y++)
+      for (unsigned x = 0; x < grid[0]; x++) {
+        prepare_block(x, y, z, shared);
+        if (int failure = run_block()) return failure;
+      }
+  return 0;
+}
+
+// The value of another lane of the warp.
+template <class T>
+T exchange(unsigned mask, T value, int from, const char* where) {
+  static_assert(sizeof(T) <= 8, "a shuffle moves 8 bytes at most");
+  const int me = block.current->number, first = me / WARP * WARP;
+  memcpy(&block.slots[me], &value, sizeof value);
+  wait_for_warp(mask, where);
+  T result;
+  memcpy(&result, &block.slots[first + from % WARP], sizeof result);
+  wait_for_warp(mask, where);
+  return result;
+}
+
+inline int lane() { return block.current->number % WARP; }
+
+inline unsigned vote(unsigned mask, bool yes, const char* where) {
+  unsigned votes = 0;
+  const int me = block.current->number, first = me / WARP * WARP;
+  block.slots[me] = yes;
+  wait_for_warp(mask, where);
+  for (int i = 0; i < WARP; i++)
+    if (mask >> i & 1) votes |= (unsigned)(block.slots[first + i] & 1) << i;
+  wait_for_warp(mask, where);
+  return votes;
+}
+
+}  // namespace cuda_cpu

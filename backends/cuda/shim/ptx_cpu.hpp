@@ -1,0 +1,104 @@
+// Twins of the PTX instructions in kernels/ptx.cuh: fragments are gathered over the warp in the layouts of the PTX ISA.
+#pragma once
+#include "cuda_cpu.hpp"
+
+namespace cuda_cpu {
+
+inline unsigned char* fragment(int lane_of_warp, int at) {
+  return &block.fragments[(block.current->number / WARP * WARP + lane_of_warp) * 64 + at];
+}
+
+// m16n8k16 of two-byte elements: row r and column k of a; k and column n of b.
+template <class T> T element_of_a(int r, int k) {
+  T value;
+  memcpy(&value, fragment((r & 7) * 4 + (k & 7) / 2, ((r >> 3) + 2 * (k >> 3)) * 4 + (k & 1) * 2), 2);
+  return value;
+}
+template <class T> T element_of_b(int k, int n) {
+  T value;
+  memcpy(&value, fragment(n * 4 + (k & 7) / 2, 16 + (k >> 3) * 4 + (k & 1) * 2), 2);
+  return value;
+}
+
+template <class T> void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* where) {
+  memcpy(fragment(lane(), 0), a, 16);
+  memcpy(fragment(lane(), 16), b, 8);
+  wait_for_warp(~0u, where);
+  for (int i = 0; i < 4; i++) {
+    const int r = lane() / 4 + 8 * (i >> 1), n = 2 * (lane() & 3) + (i & 1);
+    float sum = 0;
+    for (int k = 0; k < 16; k++) sum += (float)element_of_a<T>(r, k) * (float)element_of_b<T>(k, n);
+    d[i] += sum;
+  }
+  wait_for_warp(~0u, where);
+}
+
+struct PendingCopy {
+  void* shared;
+  const void* global;
+  int group;
+};
+// Asynchronous copies arrive when they are waited for, and not before: a wait that is missing shows.
+inline std::vector<std::vector<PendingCopy>> pending(1024);
+inline std::vector<int> committed(1024);
+
+}  // namespace cuda_cpu
+
+inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  cuda_cpu::mma_m16n8k16<__nv_bfloat16>(d, a, b, "mma_bf16");
+}
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  cuda_cpu::mma_m16n8k16<__half>(d, a, b, "mma_f16");
+}
+// m16n8k32 of int8.
+inline void mma_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  using namespace cuda_cpu;
+  memcpy(fragment(lane(), 0), a, 16);
+  memcpy(fragment(lane(), 16), b, 8);
+  wait_for_warp(~0u, "mma_s8");
+  for (int i = 0; i < 4; i++) {
+    const int r = lane() / 4 + 8 * (i >> 1), n = 2 * (lane() & 3) + (i & 1);
+    for (int k = 0; k < 32; k++) {
+      const int8_t x = *fragment((r & 7) * 4 + (k & 15) / 4, ((r >> 3) + 2 * (k >> 4)) * 4 + (k & 3));
+      const int8_t y = *fragment(n * 4 + (k & 15) / 4, 16 + (k >> 4) * 4 + (k & 3));
+      d[i] += x * y;
+    }
+  }
+  wait_for_warp(~0u, "mma_s8");
+}
+// Four 8 x 8 matrices of two-byte elements, whose rows the lanes' addresses name; `transposed` for .trans.
+template <bool transposed> void load_matrices(uint32_t (&r)[4], const void* row, const char* where) {
+  using namespace cuda_cpu;
+  block.slots[block.current->number] = (uint64_t)row;
+  wait_for_warp(~0u, where);
+  const int first = block.current->number / WARP * WARP;
+  for (int i = 0; i < 4; i++)
+    for (int half = 0; half < 2; half++) {
+      const int at_row = transposed ? 2 * (lane() & 3) + half : lane() / 4;
+      const int at_column = transposed ? lane() / 4 : 2 * (lane() & 3) + half;
+      uint16_t value;
+      memcpy(&value, (const char*)block.slots[first + i * 8 + at_row] + 2 * at_column, 2);
+      memcpy((char*)&r[i] + 2 * half, &value, 2);
+    }
+  wait_for_warp(~0u, where);
+}
+inline void ldmatrix(uint32_t (&r)[4], const void* row) { load_matrices<false>(r, row, "ldmatrix"); }
+inline void ldmatrix_transposed(uint32_t (&r)[4], const void* row) { load_matrices<true>(r, row, "ldmatrix.trans"); }
+
+inline void copy_async(void* shared, const void* global) {
+  const int me = cuda_cpu::block.current->number;
+  cuda_cpu::pending[me].push_back({shared, global, cuda_cpu::committed[me]});
+}
+inline void commit_copies() { cuda_cpu::committed[cuda_cpu::block.current->number]++; }
+template <int LEFT> void wait_for_copies() {
+  const int me = cuda_cpu::block.current->number;
+  auto& copies = cuda_cpu::pending[me];
+  size_t kept = 0;
+  for (auto& copy : copies) {
+    if (copy.group < cuda_cpu::committed[me] - LEFT)
+      memcpy(copy.shared, copy.global, 16);
+    else
+      copies[kept++] = copy;
+  }
+  copies.resize(kept);
+}
