@@ -26,7 +26,8 @@ def _binary(op: Op) -> None:
     @lowering(op, takes=floats)
     def _(node: Tensor) -> list[Launch]:
         a, b = node.srcs
-        assert a is not None and b is not None
+        assert a is not None
+        assert b is not None
         kernel = UNIT.kernel(f"binary<{BINARY[op.name]}, {a.dtype}, {b.dtype}>")
         return [Launch(kernel, [blocks(node.size)], [THREADS], [node, a, b])]
 

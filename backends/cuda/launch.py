@@ -7,8 +7,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from graphrt.backends.cuda.units import Kernel
 from graphrt.backends.cuda.memory import address_of
+from graphrt.backends.cuda.units import Kernel
 from graphrt.buffer import Location
 from graphrt.errors import KernelError
 from graphrt.tensor import Tensor
@@ -47,7 +47,7 @@ class Launch:
     """A kernel's start.
 
     Args:
-        grid, block: blocks, and threads of one, by axes x, y, z; axes that lack are 1. A grid with no blocks is left out.
+        grid, block: blocks, and threads of one, by axes x, y, z; axes that lack are 1.
         shared: bytes of dynamic shared memory of a block.
     """
 

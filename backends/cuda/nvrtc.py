@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from graphrt.backends.cuda.units import KERNELS, Kernel
+from graphrt.backends.cuda.units import KERNELS, Kernel, unit
 from graphrt.errors import KernelError
 
 REMEDY = "install graphrt[cuda12] or graphrt[cuda13]"
@@ -96,10 +96,9 @@ def compile_kernels(kernels: Sequence[Kernel], architecture: str) -> Binary:
         architecture: "80", "90a" …
     Raises: KernelError with the compiler's words.
     """
-    unit, library = kernels[0].unit, _library()
-    source = (KERNELS / f"{unit}.cu").read_bytes()
+    path, library = unit(kernels[0].unit).path, _library()
     program = ctypes.c_void_p()
-    _check(library.nvrtcCreateProgram(ctypes.byref(program), source, f"{unit}.cu".encode(), 0, None, None))
+    _check(library.nvrtcCreateProgram(ctypes.byref(program), path.read_bytes(), path.name.encode(), 0, None, None))
     try:
         expressions = [kernel.expression for kernel in kernels]
         for expression in expressions:
@@ -108,7 +107,7 @@ def compile_kernels(kernels: Sequence[Kernel], architecture: str) -> Binary:
         failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         log = _text(program, "ProgramLog")
         if failed:
-            raise KernelError(f"[cuda] {unit}.cu does not compile for sm_{architecture}:\n{log}")
+            raise KernelError(f"[cuda] {path.name} does not compile for sm_{architecture}:\n{log}")
         symbols = {expression: _symbol(program, expression) for expression in expressions}
         return Binary(_bytes(program, "CUBIN"), symbols, _resources(log))
     finally:

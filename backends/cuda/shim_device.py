@@ -88,14 +88,11 @@ class ShimDevice(Device):
         return len(kernels)
 
     def prepare(self, launches: Sequence[Bound]) -> tuple[Replay, str]:
-        prepared = [
-            (bound, _function(bound.kernel, self._checked), (ctypes.c_uint * 3)(*bound.grid), (ctypes.c_uint * 3)(*bound.block))
-            for bound in launches
-        ]  # fmt: skip
+        functions = [_function(bound.kernel, self._checked) for bound in launches]
 
         def replay() -> None:
-            for bound, function, grid, block in prepared:
-                self._launch(bound, function, grid, block)
+            for bound, function in zip(launches, functions, strict=True):
+                self._launch(bound, function)
 
         return replay, f"{len(launches)} launches on the CPU"
 
@@ -108,8 +105,9 @@ class ShimDevice(Device):
     def synchronize(self) -> None:
         return
 
-    def _launch(self, bound: Bound, function: Any, grid: Any, block: Any) -> None:
+    def _launch(self, bound: Bound, function: Any) -> None:
         library = _library(bound.kernel.unit, self._checked)
+        grid, block = (ctypes.c_uint * 3)(*bound.grid), (ctypes.c_uint * 3)(*bound.block)
         library.cuda_cpu_order(self._order)
         if function(grid, block, ctypes.c_size_t(bound.shared), bound.pointers):
             library.cuda_cpu_message.restype = ctypes.c_char_p
@@ -144,7 +142,7 @@ def _library(name: str, checked: bool) -> ctypes.CDLL:
 
 def _source(name: str) -> str:
     exports = [f"CUDA_CPU_EXPORT(instance_{i}, {each})" for i, each in enumerate(unit(name).instances)]
-    return "\n".join(['#include "cuda_cpu.hpp"', f'#include "{name}.cu"', *exports, ""])
+    return "\n".join(['#include "cuda_cpu.hpp"', f'#include "{unit(name).path}"', *exports, ""])
 
 
 @cache

@@ -44,13 +44,15 @@ class Unit:
         name: of the file under kernels/, without its ending.
         instances: all expressions that are launched.
         registers: the most that a thread may take, on any architecture.
+        folder: where the file is; kernels of other packages include common.cuh all the same.
     """
 
-    def __init__(self, name: str, instances: Iterable[str], *, registers: int = 128) -> None:
-        self.name, self.registers = name, registers
+    def __init__(self, name: str, instances: Iterable[str], *, registers: int = 128, folder: Path = KERNELS) -> None:
+        self.name, self.registers, self.path = name, registers, folder / f"{name}.cu"
         self.instances = tuple(dict.fromkeys(instances))
-        if _UNITS.setdefault(name, self) is not self and _UNITS[name].instances != self.instances:
-            raise KernelError(f"[cuda] unit {name}.cu is declared twice, with other instances")
+        known = _UNITS.setdefault(name, self)
+        if (known.path, known.instances) != (self.path, self.instances):
+            raise KernelError(f"[cuda] unit {name}.cu is declared twice: {known.path} and {self.path}")
 
     def kernel(self, expression: str) -> Kernel:
         """An instance.
@@ -61,16 +63,12 @@ class Unit:
             raise KernelError(f"[cuda] {self.name}.cu declares no instance {expression}; add it to the unit")
         return Kernel(self.name, expression)
 
-    @property
-    def path(self) -> Path:
-        return KERNELS / f"{self.name}.cu"
-
 
 _UNITS: dict[str, Unit] = {}
 
 
 def all_units() -> dict[str, Unit]:
-    """Every unit by name."""
+    """Every unit by name: those of graphrt, and those of other packages that are imported."""
     for path in sorted(FOLDER.glob("*.py")):
         if path.stem not in ("__init__", "cupy_device"):
             import_module(f"graphrt.backends.cuda.{path.stem}")
@@ -85,7 +83,7 @@ def unit(name: str) -> Unit:
 @cache
 def digest(name: str, shim: bool = False) -> str:
     """Changes whenever the unit's code may: of the file and of everything that kernels include."""
-    sources = [KERNELS / f"{name}.cu", *sorted(KERNELS.glob("*.cuh"))]
+    sources = [unit(name).path, *sorted(KERNELS.glob("*.cuh"))]
     if shim:
         sources += sorted(SHIM.glob("*.hpp"))
     return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:32]

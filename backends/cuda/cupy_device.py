@@ -1,0 +1,232 @@
+"""CupyDevice: an NVIDIA GPU through CuPy. Nothing here runs, or is imported, where there is none."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from graphrt.backends.cuda import binaries, nvrtc
+from graphrt.backends.cuda.device import Device, Replay
+from graphrt.backends.cuda.launch import Bound
+from graphrt.backends.cuda.units import Kernel
+from graphrt.dtypes import Array
+from graphrt.errors import KernelError, PlacementError
+from graphrt.events import Event
+
+LEAST_CAPABILITY = 80
+PLAIN_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel may have without being allowed more
+MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+# Dense bf16 operations of a multiprocessor in one cycle, by compute capability.
+OPERATIONS_PER_CYCLE = {80: 2048, 86: 1024, 89: 1024, 90: 4096, 100: 8192, 120: 1024}
+
+
+def probe() -> str:
+    """Why no GPU can be used; "" if one can. It never raises, and begins nothing on a device."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}); install graphrt[cuda12] or graphrt[cuda13]"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"no GPU answers ({error}); install or update NVIDIA's driver"
+    if not count:
+        return "the driver finds no GPU; CUDA_VISIBLE_DEVICES may hide it"
+    try:
+        nvrtc.version()
+    except KernelError as error:
+        return str(error)
+    return ""
+
+
+def count() -> int:
+    """How many GPUs there are."""
+    if probe():
+        return 0
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceCount())
+
+
+class CupyEvent(Event):
+    """A point in a stream."""
+
+    def __init__(self, event: Any, device: CupyDevice) -> None:
+        self.event, self._device = event, device
+
+    def wait(self) -> None:
+        self._device.guarded("waiting", self.event.synchronize)
+
+
+class CupyDevice(Device):
+    """One GPU: an arena's memory, and one stream on which everything happens in order."""
+
+    def __init__(self, number: int) -> None:
+        import cupy
+        from cupy_backends.cuda.api import driver
+
+        self._cupy, self._driver = cupy, driver
+        self._errors = (cupy.cuda.runtime.CUDARuntimeError, driver.CUDADriverError)
+        self._device = cupy.cuda.Device(number)
+        properties = cupy.cuda.runtime.getDeviceProperties(number)
+        self.name = properties["name"].decode()
+        self.architecture = str(self._device.compute_capability)
+        self.total_bytes = int(properties["totalGlobalMem"])
+        self.processors = int(properties["multiProcessorCount"])
+        self.speed = _speed(properties, int(self.architecture))
+        with self._device:
+            self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._functions: dict[Kernel, Any] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, number: int) -> CupyDevice:
+        """The GPU of that number.
+
+        Raises: PlacementError that says what is missing.
+        """
+        if reason := probe():
+            raise PlacementError(f"[cuda] {reason}")
+        if number >= (there := count()):
+            raise PlacementError(f"[cuda] there is no GPU {number}; the driver finds {there}, counted from 0")
+        device = cls(number)
+        if int(device.architecture) < LEAST_CAPABILITY:
+            raise PlacementError(
+                f"[cuda] {device.name} has compute capability {device.architecture}, kernels need {LEAST_CAPABILITY}"
+            )
+        return device
+
+    def guarded(self, what: str, action: Callable[[], Any]) -> Any:
+        """What an action on this device returns.
+
+        Raises: KernelError for what the driver reports, which may come of work begun earlier.
+        """
+        try:
+            with self._device:
+                return action()
+        except self._errors as error:
+            raise KernelError(f"[cuda] {what} on {self.name} failed: {error}") from error
+
+    def allocate(self, nbytes: int) -> tuple[int, Any]:
+        runtime = self._cupy.cuda.runtime
+        try:
+            with self._device:
+                memory = self._cupy.cuda.Memory(nbytes)
+                runtime.memsetAsync(memory.ptr, 0, nbytes, self._stream.ptr)
+        except (runtime.CUDARuntimeError, self._cupy.cuda.memory.OutOfMemoryError) as error:
+            with self._device:
+                free, total = runtime.memGetInfo()
+            raise MemoryError(f"{self.name} has {free:,} of {total:,} bytes free ({error})") from error
+        return memory.ptr, memory
+
+    def upload(self, address: int, data: Array) -> None:
+        self._copy(address, data.ctypes.data, data.nbytes, "memcpyHostToDevice")
+
+    def download(self, address: int, into: Array) -> None:
+        self._copy(into.ctypes.data, address, into.nbytes, "memcpyDeviceToHost")
+
+    def _copy(self, target: int, source: int, nbytes: int, direction: str) -> None:
+        runtime = self._cupy.cuda.runtime
+        kind = getattr(runtime, direction)
+        if nbytes:
+            self.guarded("a copy", lambda: runtime.memcpyAsync(target, source, nbytes, kind, self._stream.ptr))
+
+    def load(self, kernels: Sequence[Kernel], progress: Callable[[int, int, str], None] | None = None) -> int:
+        binaries.make_all(kernels, self.architecture, progress or binaries.show_progress)
+        for kernel in kernels:
+            self._function(kernel)
+        return len(kernels)
+
+    def _function(self, kernel: Kernel) -> Any:
+        with self._lock:
+            if kernel not in self._functions:
+                file = binaries.kernel_file(kernel, self.architecture)
+                module = self._cupy.cuda.function.Module()
+
+                def load() -> Any:
+                    module.load_file(str(file.path))
+                    return module.get_function(file.symbol)
+
+                self._functions[kernel] = self.guarded(f"loading {kernel}", load)
+            return self._functions[kernel]
+
+    def prepare(self, launches: Sequence[Bound]) -> tuple[Replay, str]:
+        functions = [self._function(bound.kernel) for bound in launches]
+        for bound, function in zip(launches, functions, strict=True):
+            if bound.shared > PLAIN_SHARED:
+                self._allow_shared(function, bound)
+        begin = self._launcher(launches, functions)
+        try:
+            graph = self._capture(begin)
+        except KernelError as error:
+            return begin, f"{len(launches)} launches one by one, since they could not be captured: {error}"
+        stream = self._stream
+        return lambda: self.guarded("a CUDA graph", lambda: graph.launch(stream)), (
+            f"a CUDA graph of {len(launches)} launches"
+        )
+
+    def _allow_shared(self, function: Any, bound: Bound) -> None:
+        def allow() -> None:
+            self._driver.funcSetAttribute(function.ptr, MAX_DYNAMIC_SHARED, bound.shared)
+
+        self.guarded(f"asking {bound.shared:,} bytes of shared memory for {bound.kernel}", allow)
+
+    def _launcher(self, launches: Sequence[Bound], functions: Sequence[Any]) -> Replay:
+        launch, stream = self._driver.launchKernel, self._stream.ptr
+        calls = [
+            (function.ptr, *bound.grid, *bound.block, bound.shared, stream, ctypes.addressof(bound.pointers), 0)
+            for bound, function in zip(launches, functions, strict=True)
+        ]
+
+        def begin() -> None:
+            for bound, call in zip(launches, calls, strict=True):
+                try:
+                    launch(*call)
+                except self._errors as error:
+                    raise KernelError(f"[cuda] {bound.kernel} cannot be launched: {error}") from error
+
+        return lambda: self.guarded("launching", begin)
+
+    def _capture(self, begin: Replay) -> Any:
+        """The launches as a CUDA graph, which is begun in one call."""
+        runtime = self._cupy.cuda.runtime
+
+        def capture() -> Any:
+            self._stream.begin_capture(runtime.streamCaptureModeThreadLocal)
+            try:
+                begin()
+            finally:
+                graph = self._stream.end_capture()
+            graph.upload(self._stream)
+            return graph
+
+        with self._lock:
+            return self.guarded("capturing a graph", capture)
+
+    def record(self) -> Event:
+        def record() -> CupyEvent:
+            event = self._cupy.cuda.Event(disable_timing=True)
+            event.record(self._stream)
+            return CupyEvent(event, self)
+
+        return self.guarded("recording an event", record)
+
+    def wait_for(self, event: Event) -> None:
+        if isinstance(event, CupyEvent):
+            self.guarded("waiting for an event", lambda: self._stream.wait_event(event.event))
+        else:
+            event.wait()
+
+    def synchronize(self) -> None:
+        self.guarded("waiting", self._stream.synchronize)
+
+
+def _speed(properties: dict[str, Any], capability: int) -> tuple[float, float]:
+    """bf16 operations and bytes of memory per second, by the clocks that the driver tells."""
+    known = [OPERATIONS_PER_CYCLE[each] for each in sorted(OPERATIONS_PER_CYCLE) if each <= capability]
+    clock, memory_clock = 1e3 * properties.get("clockRate", 0), 1e3 * properties.get("memoryClockRate", 0)
+    flops = properties["multiProcessorCount"] * clock * (known[-1] if known else 1024)
+    bandwidth = 2 * memory_clock * properties.get("memoryBusWidth", 0) / 8
+    return float(flops or 1e14), float(bandwidth or 1e12)

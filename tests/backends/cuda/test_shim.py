@@ -1,0 +1,86 @@
+"""The shim catches mistakes: each planted one is found, and the same kernel without it is not complained of."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphrt.backends.cuda.launch import Launch, Whole, bind
+from graphrt.backends.cuda.shim_device import ShimDevice
+from graphrt.backends.cuda.units import Unit
+from graphrt.errors import KernelError
+
+INSTANCES = [
+    *("sum_of_64<true>", "sum_of_64<false>", "copy_by_two_groups<0>", "copy_by_two_groups<1>", "shift<0>", "shift<1>"),
+    *("meet<true>", "meet<false>", "read_four<0>", "read_four<1>"),
+]
+X = np.arange(256, dtype=np.float32)
+
+
+HERE = Path(__file__).parent
+UNIT = Unit("planted", INSTANCES, folder=HERE)
+
+
+def run(expression: str, threads: int, outputs: int, inputs: int, shared: int = 0, **options: Any) -> np.ndarray:
+    """The floats of y after a launch of one block over so many floats of y and x, on a device of these options."""
+    device = ShimDevice(**options)
+    y, _keeps_y = device.allocate(4 * outputs)
+    x, _keeps_x = device.allocate(4 * inputs)
+    device.upload(x, X[:inputs])
+    arguments = [Whole(y)] if "meet" in expression else [Whole(y), Whole(x)]
+    replay, _ = device.prepare([bind(Launch(UNIT.kernel(expression), [1], [threads], arguments, shared), {}, None)])
+    replay()
+    result = np.empty(outputs, np.float32)
+    device.download(y, result)
+    return result
+
+
+def sums(correct: bool) -> list[list[float]]:
+    """The sums that both warps see, in three orders of the threads."""
+    return [run(f"sum_of_64<{str(correct).lower()}>", 64, 2, 64, order=order).tolist() for order in (0, 1, 7)]
+
+
+def test_a_missing_barrier_shows_in_some_order():
+    expected = [float(X[:64].sum())] * 2
+    assert all(each == expected for each in sums(True))
+    assert any(each != expected for each in sums(False))
+
+
+def test_a_wait_for_too_few_copies_shows():
+    right = run("copy_by_two_groups<0>", 32, 256, 256, shared=1024).reshape(64, 4)
+    wrong = run("copy_by_two_groups<1>", 32, 256, 256, shared=1024).reshape(64, 4)
+    rows = X.reshape(64, 4)
+    np.testing.assert_array_equal(right, np.concatenate([rows[31::-1], rows[:31:-1]]))
+    np.testing.assert_array_equal(wrong[:32], right[:32])
+    assert np.isnan(wrong[32:]).all(), "shared memory that nobody wrote is NaN"
+
+
+def test_barriers_that_part_are_an_error():
+    assert run("meet<true>", 64, 64, 1).tolist() == [1.0] * 64
+    parted = r"meet<false> failed: .*block \(0, 0, 0\) wait for each other: thread 0 at .*planted.cu:\d+; thread 32 at"
+    with pytest.raises(KernelError, match=parted):
+        run("meet<false>", 64, 64, 1)
+
+
+@pytest.mark.parametrize(
+    ("expression", "option", "dies"),
+    [
+        ("shift<0>", "guarded", False),
+        ("shift<1>", "guarded", True),
+        ("read_four<0>", "checked", False),
+        ("read_four<1>", "checked", True),
+    ],
+)
+def test_what_ends_the_process(expression, option, dies):
+    threads, outputs = (16, 16) if "shift" in expression else (1, 4)
+    call = f"test_shim.run({expression!r}, {threads}, {outputs}, 16, {option}=True)"
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import test_shim; {call}; print('alive')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ("alive" in done.stdout) is not dies, done.stderr
+    if dies and option == "checked":
+        assert "misaligned address" in done.stderr
