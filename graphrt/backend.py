@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from graphrt.buffer import HOST, Buffer, HostBuffer, Location
 from graphrt.errors import SettingsError
 from graphrt.events import PASSED, Event
-from graphrt.settings import Settings
+from graphrt.settings import AUTO, OFFLOAD_BATCH, Settings
 from graphrt.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -125,10 +125,14 @@ class Backend(ABC):
         """
         if self.memory == HOST or node.op is None:
             return Support(False, "it works on the host's memory")
-        cost, least = node.op.cost_of(node), settings.op_offload_min_batch
+        cost, least = node.op.cost_of(node), self.least_batch(node, settings)
         met = cost.batch * cost.active
         batch = f"batch {cost.batch}" + (f" x {cost.active:.3g} of the experts" if cost.active < 1 else "")
         return Support(met >= least, f"{batch} {'>=' if met >= least else '<'} {least}")
+
+    def least_batch(self, node: Tensor, settings: Settings) -> int:
+        """The batch from which on a node over host weights is worth bringing them here."""
+        return OFFLOAD_BATCH if settings.op_offload_min_batch == AUTO else settings.op_offload_min_batch
 
     def workspace(self, node: Tensor) -> int:
         """Bytes of scratch memory that the node needs while it runs."""

@@ -17,6 +17,14 @@ def _count(text: str) -> int:
     return value
 
 
+AUTO = -1  # a batch that a backend derives from what it measured
+OFFLOAD_BATCH = 32  # ggml's; where nothing is set or measured
+
+
+def _batch(text: str) -> int:
+    return AUTO if text.strip().lower() == "auto" else _count(text)
+
+
 def _rules(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.replace(";", "\n").splitlines() if line.strip())
 
@@ -43,7 +51,10 @@ class Settings:
         "rules regex=backend, one a line or separated by ';'; the first match wins",
     )
     op_offload_min_batch: int = _setting(
-        32, "GRAPH_OP_OFFLOAD_MIN_BATCH", _count, "batch at which an op over host weights is offloaded to a device"
+        OFFLOAD_BATCH,
+        "GRAPH_OP_OFFLOAD_MIN_BATCH",
+        _batch,
+        "batch at which an op over host weights is offloaded to a device; auto: where that measured faster",
     )
     threads: int = _setting(0, "GRAPH_THREADS", _count, "threads of the CPU backend; 0: as many as the process may use")
     fuse: int = _setting(1, "GRAPH_FUSE", _count, "0 runs every node by itself, 1 lets backends run several as one")

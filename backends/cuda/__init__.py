@@ -9,6 +9,7 @@ their launches in files named like those of ops/.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from graphrt.backend import Backend, Group, Program, Progress, Split, Support
@@ -18,8 +19,11 @@ from graphrt.backends.cuda.memory import CudaBuffer
 from graphrt.backends.cuda.registry import dtypes_in, floats, lowering
 from graphrt.errors import PlacementError
 from graphrt.events import Event
-from graphrt.settings import Settings
+from graphrt.settings import AUTO, Settings
 from graphrt.tensor import Tensor
+
+if TYPE_CHECKING:
+    from graphrt.backends.cuda.offload import BreakEven
 
 __all__ = ["CudaBackend", "create", "dtypes_in", "floats", "lowering"]
 
@@ -39,6 +43,7 @@ class CudaBackend(Backend):
         self.name = self.memory = name
         self.limit, self.speed = device.total_bytes, device.speed
         self._buffers: WeakSet[CudaBuffer] = WeakSet()
+        self._break_even: BreakEven | None = None
 
     @property
     def version(self) -> str:
@@ -51,6 +56,16 @@ class CudaBackend(Backend):
 
     def supports(self, node: Tensor) -> Support:
         return registry.supports(node)
+
+    def least_batch(self, node: Tensor, settings: Settings) -> int:
+        weight = node.srcs[0] if node.srcs else None
+        if settings.op_offload_min_batch != AUTO or weight is None:
+            return super().least_batch(node, settings)
+        if self._break_even is None:
+            from graphrt.backends.cuda.offload import BreakEven
+
+            self._break_even = BreakEven(settings, self.device)
+        return self._break_even.least_batch(weight.dtype)
 
     def workspace(self, node: Tensor) -> int:
         record = registry.find(node.op) if node.op is not None and node.size else None

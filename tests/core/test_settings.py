@@ -1,10 +1,12 @@
 import pytest
 
 from graphrt import Settings, SettingsError
+from graphrt.settings import AUTO
 
 
 def test_defaults_environment_and_keywords_in_that_order():
     assert Settings.from_env({}).op_offload_min_batch == 32
+    assert Settings.from_env({"GRAPH_OP_OFFLOAD_MIN_BATCH": "auto"}).op_offload_min_batch == AUTO
     environment = {"GRAPH_OP_OFFLOAD_MIN_BATCH": "64", "GRAPH_THREADS": "3"}
     assert Settings.from_env(environment).op_offload_min_batch == 64
     assert Settings.from_env(environment, op_offload_min_batch=1, threads=None).op_offload_min_batch == 1
