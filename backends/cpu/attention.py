@@ -14,8 +14,9 @@ from graphrt.backends.cpu.args import claim, share, size
 from graphrt.backends.cpu.attention_cells import ALL, NONE, cells_marker, rows_see, score_hider
 from graphrt.backends.cpu.attention_chunk import keys_loader, values_loader
 from graphrt.backends.cpu.attention_few import attend_few
-from graphrt.backends.cpu.attention_layout import CELLS, Layout, parts_of, rows_of_head, setting
+from graphrt.backends.cpu.attention_layout import CELLS, parts_of, rows_of_head, setting
 from graphrt.backends.cpu.attention_results import blocks_of_head, clearer, finisher, merge, shared_result
+from graphrt.backends.cpu.attention_scratch import Scratch
 from graphrt.backends.cpu.attention_steps import (
     panel_scorer,
     rows_loader,
@@ -56,7 +57,7 @@ def chunk_attender(lanes: int, vectors: int, shape: Tile, mode: str, whole: bool
                 answer = rows_see(args, first_row + row, count, first_cell, cells)
             if answer == NONE:
                 continue
-            score(args, scratch, row, cells)
+            score(args, scratch, kv_head, row, first_cell, cells)
             if setting(args, at.SOFTCAP) != 0:
                 cap(args, scratch + setting(args, at.SCORES), cells * width)
             if answer != ALL:
@@ -106,9 +107,9 @@ def attend(lanes: int, vectors: int, shape: tuple[int, int], mode: str, whole: b
     return run
 
 
-@lowering(ops.attention, workspace=lambda node, threads: Layout(node).workspace(threads))
+@lowering(ops.attention, workspace=lambda node, threads: Scratch(node).workspace(threads))
 def _(node: Tensor) -> list[Call]:
-    layout, shape, lanes = Layout(node), tile(), host.level().lanes
+    layout, shape, lanes = Scratch(node), tile(), host.level().lanes
     tensors, scalars = [node, *node.srcs], layout.scalars
     if layout.few:
         attending = native(attend_few, lanes, layout.stripe, *layout.direct, *layout.turning)

@@ -11,12 +11,12 @@ from graphrt.backends.cpu.attention_cells import (
     HALF,
     ONE,
     ZERO,
-    prefetch_ahead,
     row_filler,
     row_of,
     tile_filler,
 )
-from graphrt.backends.cpu.attention_layout import CELLS, setting
+from graphrt.backends.cpu.attention_layout import CELLS, KEY_FACTORS_STEP, setting
+from graphrt.backends.cpu.attention_parts import factors_finder, parts_packer
 from graphrt.backends.cpu.attention_turns import key_turner, tile_turner
 from graphrt.backends.cpu.dot import load_i32, store_bytes
 from graphrt.backends.cpu.helpers import helper
@@ -32,26 +32,28 @@ from graphrt.backends.cpu.memory import load_one, store_one
 from graphrt.backends.cpu.simd import splat
 from graphrt.backends.cpu.tile import Tile
 
+AT_ONCE = 8  # rows that the first-level cache holds until they are packed
 # CELLS products of powers of norm n with integers up to m sum up to √CELLS · n · m at most; rounding adds a little.
 MOST_SUM = np.float32(2**31 * 0.999 / CELLS**0.5)
 
 
 def rows_packer(lanes, dtype):
     """A helper: the keys of a chunk, of a plain dtype and as they lie, as rows of int16."""
-    find_factor, pack_row = factor_finder(lanes, dtype), row_packer(lanes, dtype)
+    find_factors, pack_parts = factors_finder(lanes, dtype), parts_packer(lanes, dtype)
 
     @helper
     def pack_rows(args, scratch, kv_head, first_cell, cells):
-        tile, pitch, width = scratch + setting(args, at.KEYS), setting(args, at.KEY_ROW), size(args, at.K, 3)
+        tile, pitch = scratch + setting(args, at.KEYS), setting(args, at.KEY_ROW)
         factors = scratch + setting(args, at.KEY_FACTORS)
-        # All factors first, so that no row waits for its own.
-        for c in range(cells):
-            row = row_of(args, at.K, kv_head, first_cell + c)
-            prefetch_ahead(args, at.K, row)
-            store_one(factors + 4 * c, "f32", find_factor(row, width))
-        for c in range(cells):
-            row = row_of(args, at.K, kv_head, first_cell + c)
-            pack_row(row, width, load_one(factors + 4 * c, "f32"), tile + c * pitch)
+        # The factors of some rows first, so that no row waits for its own.
+        for first in range(0, cells, AT_ONCE):
+            last = min(first + AT_ONCE, cells)
+            for c in range(first, last):
+                row = row_of(args, at.K, kv_head, first_cell + c)
+                find_factors(args, row, factors + 4 * c, KEY_FACTORS_STEP)
+            for c in range(first, last):
+                row = row_of(args, at.K, kv_head, first_cell + c)
+                pack_parts(args, row, factors + 4 * c, KEY_FACTORS_STEP, tile + c * pitch)
 
     return pack_rows
 
@@ -59,19 +61,18 @@ def rows_packer(lanes, dtype):
 def lines_packer(lanes, mode, whole):
     """A helper: the keys of a chunk, turned where `turning` says so, as rows of int16."""
     fill_row, turn_key = row_filler(lanes), key_turner(lanes, mode, whole)
-    find_factor, pack_row = factor_finder(lanes), row_packer(lanes)
+    find_factors, pack_parts = factors_finder(lanes), parts_packer(lanes)
 
     @helper
     def pack_lines(args, scratch, kv_head, first_cell, cells, turning, aim):
         tile, line = scratch + setting(args, at.KEYS), scratch + setting(args, at.LINES)
-        pitch = setting(args, at.KEY_PITCH)
         for c in range(cells):
-            fill_row(args, at.K, kv_head, first_cell, c, scratch, line, pitch)
+            factors = scratch + setting(args, at.KEY_FACTORS) + 4 * c
+            fill_row(args, at.K, kv_head, first_cell, c, scratch, line, setting(args, at.KEY_PITCH))
             if mode and turning:
                 turn_key(args, scratch, first_cell, c, aim, line)
-            factor = find_factor(line, pitch // 4)
-            pack_row(line, pitch // 4, factor, tile + c * setting(args, at.KEY_ROW))
-            store_one(scratch + setting(args, at.KEY_FACTORS) + 4 * c, "f32", factor)
+            find_factors(args, line, factors, KEY_FACTORS_STEP)
+            pack_parts(args, line, factors, KEY_FACTORS_STEP, tile + c * setting(args, at.KEY_ROW))
 
     return pack_lines
 
@@ -122,12 +123,25 @@ def pair_packer(lanes, shape: Tile):
 
 
 def values_packer(lanes, shape: Tile):
-    """A helper: the values of a chunk as stripes [pairs of cells, words]; gives the greatest magnitudes."""
+    """A helper: the values of a chunk as stripes [pairs of cells, words]; gives the greatest magnitudes.
+
+    They are made of the keys' rows where these serve as values.
+    """
     fill_row, pack_pair = row_filler(lanes), pair_packer(lanes, shape)
     find_factor, pack_row = factor_finder(lanes), row_packer(lanes)
 
     @helper
+    def pack_keys(args, scratch, cells):
+        top, pitch = splat(np.int32(0), lanes), setting(args, at.KEY_ROW)
+        for c in range(0, cells, 2):
+            row = scratch + setting(args, at.KEYS) + c * pitch
+            top = pack_pair(args, scratch, c // 2, row, row + pitch if c + 1 < cells else row, top)
+        return top
+
+    @helper
     def pack_values(args, scratch, kv_head, first_cell, cells):
+        if setting(args, at.SHARED):
+            return pack_keys(args, scratch, cells)
         pitch, top = setting(args, at.VALUE_PITCH), splat(np.int32(0), lanes)
         first, factors = scratch + setting(args, at.LINES), scratch + setting(args, at.VALUE_FACTORS)
         for c in range(cells):
@@ -160,12 +174,13 @@ def values_loader(lanes, shape: Tile, integers):
             return ONE, ONE
         top = pack_values(args, scratch, kv_head, first_cell, cells)
         factors = scratch + setting(args, at.VALUE_FACTORS)
+        source = scratch + setting(args, at.KEY_FACTORS) if setting(args, at.SHARED) else factors
         greatest = ZERO
         for c in range(cells):
-            greatest = max(greatest, load_one(factors + 4 * c, "f32"))
+            greatest = max(greatest, load_one(source + 4 * c, "f32"))
         to_greatest = ONE / greatest if greatest > ZERO else ZERO
         for c in range(cells):
-            store_one(factors + 4 * c, "f32", load_one(factors + 4 * c, "f32") * to_greatest)
+            store_one(factors + 4 * c, "f32", load_one(source + 4 * c, "f32") * to_greatest)
         return greatest, min(NORM, MOST_SUM / max(greatest_half(top), ONE))
 
     return load_values

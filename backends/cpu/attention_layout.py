@@ -1,4 +1,4 @@
-"""How attention is cut into tasks, and where a thread's scratch memory holds what: worked out once for each node.
+"""How attention is cut into tasks, and by which way each is done: worked out once for each node.
 
 T tokens, H query heads, Hkv heads of keys and values, G = H / Hkv, N cells. The rows of one kv head are its T · G
 queries: row r is token r // G with the query r % G of the group. A task is one kv head with a block of rows; it goes
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from math import gcd
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -19,12 +18,9 @@ from numba.extending import intrinsic
 from graphrt import dtypes
 from graphrt.backends.cpu import host, int16
 from graphrt.backends.cpu.args import TENSOR_WORDS, load_word, size
-from graphrt.backends.cpu.attention_rotation import turn_bytes, turner_bytes
 from graphrt.backends.cpu.attention_tile import DIRECT
-from graphrt.backends.cpu.elements import kinds
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.tile import tile
-from graphrt.backends.cpu.transfer import expand_address
 from graphrt.ops.rope import Rotation
 from graphrt.tensor import Tensor
 
@@ -32,6 +28,7 @@ CELLS = 64  # in a chunk
 ROWS, BLOCK_BYTES = 256, 448 << 10  # in a block, at most: its queries and totals stay in the second-level cache
 FEW = 8  # fewer rows than this, or than lanes, for each kv head are multiplied row by row (attention_few.py)
 FEW_ROWS = 16  # of a kv head, at most, that are few
+MOST_IN_PART = 256  # elements of latents (see attention_parts.py)
 RUN = 4  # kv heads of a task of few rows
 FEW_PITCH = 4 * (CELLS + 16)  # of such a row's scores
 LINE = 64  # bytes of a cache line
@@ -43,7 +40,8 @@ Y, Q, K, V, Q_POS, Q_SEQ, CELL_POS, CELL_SEQ, SINKS, CELL_ROTATION, FREQ_FACTORS
 SCALE, SOFTCAP, WINDOW, Q_KIND, K_KIND, V_KIND, SINK_KIND, K_EXPAND, V_EXPAND, K_BYTES, V_BYTES, SHARED = range(12)
 GROUP, BLOCK, KEY_PITCH, TILE_PITCH, VALUE_PITCH, PANEL_BYTES, SUMS, TOTALS, RESULT_BYTES = range(12, 21)
 FIRST, PAIRS, TURN_BYTES, MAGNITUDE = range(21, 25)  # of the rotation of keys
-KEY_ROW, KEY_DEPTH, QUERY_BYTES = range(25, 28)
+KEY_ROW, PART_WIDTH, QUERY_BYTES = range(25, 28)
+KEY_FACTORS_STEP = 4 * CELLS  # from the factors of keys' first parts to those of the next
 LINES, PANELS, POSITIONS, KEYS, VALUES, SCORES, FACTORS, SEEN, TURNER, TURNED, TURNS, RESULT = range(28, 40)
 QUERY_FACTORS, KEY_FACTORS, VALUE_FACTORS = range(40, 43)
 SCRATCH_BYTES, WORKSPACE, COUNTER = range(43, 46)
@@ -135,11 +133,18 @@ class Layout:
     def integers(self) -> bool:
         """Whether products are those of int16: where neither keys nor values are float32 (see int16.py).
 
-        Not of latents, which are keys and values at once: their rotated part has a scale of its own.
+        Of keys and values in the same memory, only those that are latents in whole vectors.
         """
         _, k, v = self.sources
         halves = k.dtype is not dtypes.f32 and v.dtype is not dtypes.f32
-        return not self.few and int16.has_pairs() and halves and k.root is not v.root
+        whole = v.shape[2] % tile().rows == 0 if self.shared else k.root is not v.root
+        return not self.few and int16.has_pairs() and halves and whole
+
+    @property
+    def part_width(self) -> int:
+        """Elements of keys whose products are summed as integers: a part that has a factor (see attention_parts.py)."""
+        keys, _, values = self.pitches
+        return gcd(values // 4, MOST_IN_PART) if self.integers and self.shared else keys // 4
 
     @property
     def block(self) -> int:
@@ -150,7 +155,7 @@ class Layout:
         width = host.level().lanes * self.vectors
         most = max(width, min(ROWS, BLOCK_BYTES // (keys + values) // width * width))
         blocks = -(-self.rows // most)
-        return max(1, min(self.rows, _up(-(-self.rows // max(1, blocks)), width)))
+        return max(1, min(self.rows, up(-(-self.rows // max(1, blocks)), width)))
 
     @property
     def few(self) -> bool:
@@ -165,7 +170,7 @@ class Layout:
     @property
     def padded(self) -> int:
         """Rows of a block, in whole panels."""
-        return _up(self.block, host.level().lanes * self.vectors)
+        return up(self.block, host.level().lanes * self.vectors)
 
     @property
     def shared(self) -> bool:
@@ -203,15 +208,19 @@ class Layout:
     def pitches(self) -> list[int]:
         """Of a float32 row of q and k, of a row of the tile of values, of a row of totals."""
         _, k, v = self.sources
-        keys, values = (4 * _up(max(1, each.shape[2]), tile().rows) for each in (k, v))
+        keys, values = (4 * up(max(1, each.shape[2]), tile().rows) for each in (k, v))
         if self.integers:
             return [keys, 4 * tile().rows, values]
         return [keys, keys if self.shared else values, values]
 
     @property
     def panel_bytes(self) -> int:
-        """From one stripe of values, as wide as a tile, to the next: rows of the tile hold all, or each has its own."""
-        return 4 * tile().rows * (CELLS // 2 if self.integers else 1)
+        """From one stripe of values, as wide as a tile, to the next: rows of the tile hold all.
+
+        Or of integers each has its own, and an odd number of cache lines, so that they do not collide.
+        """
+        stripe = 4 * tile().rows
+        return CELLS // 2 * stripe + LINE if self.integers else stripe
 
     @property
     def key_row(self) -> int:
@@ -219,117 +228,6 @@ class Layout:
         keys = self.pitches[0]
         return keys // 2 // LINE // 2 * 2 * LINE + LINE if self.integers else keys
 
-    @property
-    def result(self) -> list[int]:
-        """A task's result: the highest logit of each row, at SUMS the sums, at TOTALS the mixed values; its size."""
-        sums, totals = 4 * self.padded, 8 * self.padded
-        return [sums, totals, _up(totals + self._room(self.padded) * self.pitches[2], LINE)]
 
-    def _room(self, rows: int) -> int:
-        """Rows of a tile: products touch some past the end."""
-        return rows + max(tile().columns, 16)
-
-    @property
-    def query_bytes(self) -> int:
-        """Of a panel of queries."""
-        return host.level().lanes * self.vectors * self.pitches[0] // (2 if self.integers else 1)
-
-    @property
-    def places(self) -> list[int]:
-        """Where each part of the scratch memory begins, in the order of the scalars, and the size of the whole."""
-        sizes = self._sizes_of_few if self.few else self._sizes_of_many
-        places = [0, *accumulate(_up(size, LINE) for size in sizes)]
-        if self.shared:
-            places[4] = places[3]
-        return places
-
-    @property
-    def _sizes_of_few(self) -> list[int]:
-        keys, values, _ = self.pitches
-        lines = self.sources[1].shape[1] * self.rows * keys
-        return [
-            lines,
-            0,
-            0,
-            self._room(CELLS) * keys,
-            0 if self.shared else self._room(CELLS) * values,
-            self.rows * FEW_PITCH,
-            0,
-            CELLS * (1 + FEW_ROWS),
-            turner_bytes(self.pairs) if self.rope else 0,
-            lines if self.rope else 0,
-            CELLS * turn_bytes(self.pairs) if self.rope else 0,
-            *[0] * 4,
-        ]
-
-    @property
-    def _sizes_of_many(self) -> list[int]:
-        keys, tile_pitch, values = self.pitches
-        lanes, cells = host.level().lanes, self._room(CELLS)
-        width = lanes * self.vectors
-        stripes = values // (4 * tile().rows)
-        by_row = 0 if self.shared else cells * tile_pitch
-        return [
-            max(lanes * keys, 2 * values),
-            self.padded // width * self.query_bytes,
-            3 * 4 * self.padded,
-            cells * self.key_row,
-            stripes * self.panel_bytes + 4 * tile().rows if self.integers else by_row,
-            4 * width * (cells + 1),
-            4 * (2 * width + self._room(0)),
-            CELLS,
-            turner_bytes(self.pairs) if self.rope else 0,
-            0,
-            0,
-            self.result[-1],
-            4 * self.padded,
-            4 * cells,
-            4 * cells,
-        ]
-
-    @property
-    def scalars(self) -> list[float]:
-        """What the kernels are called with, in the order of the names above."""
-        q, k, v = self.sources
-        params, sinks, rope = self.node.params, self.node.srcs[SINKS - 1], self.rope or Rotation()
-        return [
-            float(params["scale"]),
-            float(params["softcap"]),
-            params["window"],
-            *kinds([q, k, v, sinks]),
-            expand_address(k.dtype),
-            expand_address(v.dtype),
-            *(each.dtype.row_bytes(each.shape[2]) for each in (k, v)),
-            self.shared,
-            self.group,
-            self.block,
-            *self.pitches,
-            self.panel_bytes,
-            *self.result,
-            rope.first,
-            self.pairs,
-            turn_bytes(self.pairs),
-            float(rope.magnitude),
-            self.key_row,
-            -(-k.shape[2] // 2) if self.integers else k.shape[2],
-            self.query_bytes,
-            *self.places,
-        ]
-
-    @property
-    def extras(self) -> list[int]:
-        """The speeds of the pairs, as the bits of float64."""
-        rope, row = self.rope, self.sources[1].shape[2]
-        return [] if rope is None else [int(bits) for bits in rope.speeds(row).view(np.int64)]
-
-    def workspace(self, threads: int) -> int:
-        """Bytes of every thread's scratch memory and of the results that threads share."""
-        _, k, _ = self.sources
-        tasks = groups_of(k.shape[1], k.shape[0], threads) if self.few else self.blocks
-        parts = parts_of(tasks, k.shape[0], threads)
-        shared = self.blocks * parts if self.few or parts > 1 else 0
-        return threads * self.places[-1] + shared * self.result[-1]
-
-
-def _up(n: int, multiple: int) -> int:
+def up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple

@@ -10,14 +10,15 @@ import numpy as np
 
 from graphrt.backends.cpu import attention_layout as at
 from graphrt.backends.cpu.args import address, float_scalar, size, stride
-from graphrt.backends.cpu.attention_cells import HIDDEN, ONE, ZERO, load_position, padded_rows
-from graphrt.backends.cpu.attention_layout import setting
+from graphrt.backends.cpu.attention_cells import HIDDEN, ONE, ZERO, load_position, padded_rows, row_of
+from graphrt.backends.cpu.attention_layout import CELLS, KEY_FACTORS_STEP, setting
+from graphrt.backends.cpu.attention_parts import factors_finder, parts_packer
 from graphrt.backends.cpu.attention_rotation import row_turner
 from graphrt.backends.cpu.dot import store_bytes
 from graphrt.backends.cpu.elements import FLOAT32, element_bytes, gather, loop_one
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.int16 import factor_finder, multiply_onto, multiply_rows, nearest, pair, row_packer
-from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_one
+from graphrt.backends.cpu.int16 import lower_halves, multiply_onto, multiply_rows, rounded
+from graphrt.backends.cpu.memory import load_f32, load_one, store_f32
 from graphrt.backends.cpu.simd import fma, select, splat, sqrt
 from graphrt.backends.cpu.tile import Tile, multiply_up_to, transpose_block
 from graphrt.backends.cpu.vector_math import exp_below_zero, like, tanh
@@ -60,7 +61,7 @@ def row_loader(lanes):
 def rows_loader(lanes, vectors, mode, whole, integers):
     """A helper: bring a block's rows, turned back by a rotation, to panels [words, rows], and what they see."""
     load_row, width = row_loader(lanes), lanes * vectors
-    turn_row, find_factor, pack_row = row_turner(lanes, mode, whole), factor_finder(lanes), row_packer(lanes)
+    turn_row, find_factors, pack_parts = row_turner(lanes, mode, whole), factors_finder(lanes), parts_packer(lanes)
 
     @helper
     def load_rows(args, scratch, kv_head, first_row, rows, rotation):
@@ -74,9 +75,9 @@ def rows_loader(lanes, vectors, mode, whole, integers):
                 if mode and rotation != 0:
                     turn_row(scratch + setting(args, at.TURNER), line + 4 * setting(args, at.FIRST), -rotation)
                 if integers:
-                    factor = find_factor(line, 2 * words)
-                    pack_row(line, 2 * words, factor, line)
-                    store_one(scratch + setting(args, at.QUERY_FACTORS) + 4 * (r + i), "f32", factor)
+                    factors = scratch + setting(args, at.QUERY_FACTORS) + 4 * (r + i)
+                    find_factors(args, line, factors, setting(args, at.SUMS))
+                    pack_parts(args, line, factors, setting(args, at.SUMS), line)
             panel = scratch + setting(args, at.PANELS) + r // width * setting(args, at.QUERY_BYTES) + r % width * 4
             for k in range(0, words, lanes):
                 transpose_block(lines + 4 * k, pitch, panel + 4 * width * k, 4 * width, lanes)
@@ -87,24 +88,48 @@ def rows_loader(lanes, vectors, mode, whole, integers):
 def panel_scorer(lanes, vectors, columns, integers):
     """A helper: scores [cells, rows] of the panel that begins with `row` of the block, by products of tiles."""
     multiply, width = multiply_up_to(lanes, vectors, columns, False), lanes * vectors
-    at_once = 16 // vectors
+    multiply_parts = parts_scorer(lanes, vectors)
 
     @helper
-    def score(args, scratch, row, cells):
+    def score(args, scratch, kv_head, row, first_cell, cells):
         queries = scratch + setting(args, at.PANELS) + row // width * setting(args, at.QUERY_BYTES)
-        keys, pitch, depth = scratch + setting(args, at.KEYS), setting(args, at.KEY_ROW), setting(args, at.KEY_DEPTH)
+        keys, pitch, depth = scratch + setting(args, at.KEYS), setting(args, at.KEY_ROW), size(args, at.K, 3)
         scores, step = scratch + setting(args, at.SCORES), 4 * width
         if integers:
-            by_row = scratch + setting(args, at.QUERY_FACTORS) + 4 * row
-            by_cell = scratch + setting(args, at.KEY_FACTORS)
-            for c in range(0, cells, at_once):
-                x, y = keys + c * pitch, scores + c * step
-                multiply_rows(queries, step, x, pitch, depth, y, step, by_row, by_cell + 4 * c, vectors, at_once)
+            # While the first panel is multiplied, the next chunk's keys are asked for.
+            ahead, ahead_pitch = keys, pitch
+            if row == 0:
+                ahead, ahead_pitch = row_of(args, at.K, kv_head, first_cell + CELLS), stride(args, at.K, 1)
+            multiply_parts(args, scratch, queries, row, cells, ahead, ahead_pitch)
         else:
             for c in range(0, cells, columns):
                 multiply(queries, step, keys + c * pitch, 4, pitch, depth, scores + c * step, step, cells - c)
 
     return score
+
+
+def parts_scorer(lanes, vectors):
+    """A helper: the same by products of int16, part by part; asks for a row of two bytes an element for each key."""
+    at_once, step = 16 // vectors, 4 * lanes * vectors
+
+    @helper
+    def multiply_parts(args, scratch, queries, row, cells, ahead, ahead_pitch):
+        keys, pitch, depth = scratch + setting(args, at.KEYS), setting(args, at.KEY_ROW), size(args, at.K, 3)
+        scores, most = scratch + setting(args, at.SCORES), setting(args, at.PART_WIDTH)
+        by_row = scratch + setting(args, at.QUERY_FACTORS) + 4 * row
+        by_key = scratch + setting(args, at.KEY_FACTORS)
+        for start in range(0, depth, most):
+            panel, words = queries + start // 2 * step, (min(most, depth - start) + 1) // 2
+            for c in range(0, cells, at_once):
+                x, y, factors = keys + c * pitch + 2 * start, scores + c * step, by_key + 4 * c
+                later, onto = ahead + c * ahead_pitch + 2 * start, start
+                multiply_rows(
+                    panel, step, x, pitch, words, y, step, by_row, factors, onto, later, ahead_pitch, vectors, at_once
+                )
+            by_row += setting(args, at.SUMS)
+            by_key += KEY_FACTORS_STEP
+
+    return multiply_parts
 
 
 def score_capper(lanes):
@@ -144,9 +169,9 @@ def softmax_updater(lanes, vectors, integers):
         to_integers = select(squares < LEAST_POWERS, splat(ZERO, lanes), to_integers)
         for c in range(0, cells, 2):
             place = scores + 4 * width * c
-            first = nearest(load_f32(place, "f32", lanes) * to_integers)
-            second = nearest(load_f32(place + 4 * width, "f32", lanes) * to_integers)
-            store_bytes(scores + 2 * width * c, pair(first, second))
+            first = rounded(load_f32(place, "f32", lanes), to_integers)
+            second = rounded(load_f32(place + 4 * width, "f32", lanes), to_integers)
+            store_bytes(scores + 2 * width * c, lower_halves(first, second, True))
         return sqrt(squares) * (ONE / norm)
 
     @helper

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from graphrt.backends.cpu import host
 from graphrt.backends.cpu.dot import store_bytes
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.memory import load_f32, load_vector
+from graphrt.backends.cpu.memory import emit_prefetch, load_f32, load_vector
 from graphrt.backends.cpu.simd import (
     F32,
     I1,
@@ -43,6 +43,7 @@ NORM = np.float32(32767)
 LEAST_SQUARES, MOST_SQUARES = np.float32(1e-28), np.float32(1e38)  # sums of squares that float32 holds well
 LEAST_NORM = np.float32(1e-33)  # of a row that does not count as zeros
 ZERO, ONE = np.float32(0), np.float32(1)
+ROUNDER = np.float32(1.5 * 2**23)  # a sum with it has the other number, rounded to an integer, in its last bits
 
 
 def has_pairs() -> bool:
@@ -53,36 +54,28 @@ def has_pairs() -> bool:
 # ---- from floats to pairs --------------------------------------------------------------------------------------------
 
 
-@intrinsic
-def nearest(typingctx, vector):
-    """Float32 lanes as the nearest int32, ties to even; lanes out of range and NaN give some int32."""
-    result = Vector("i32", vector.lanes)
-
-    def codegen(context, builder, signature, values):
-        name, everywhere, to_nearest = "llvm.x86.avx512.mask.cvtps2dq.512", I16(-1), I32(4)
-        return call(builder, name, result.llvm, values[0], constant(result.llvm, 0), everywhere, to_nearest)
-
-    return result(vector), codegen
-
-
-@intrinsic
-def halves(typingctx, first, second):
-    """Words of neighbouring lanes of two int32 vectors laid end to end; lanes beyond int16 become its ends."""
-
-    def codegen(context, builder, signature, values):
-        # The instruction takes 128 bits of both vectors in turns.
-        packed = call(builder, "llvm.x86.avx512.packssdw.512", ir.VectorType(I16, 2 * LANES), *values)
-        quarters = builder.bitcast(packed, ir.VectorType(I64, LANES // 2))
-        ordered = shuffle(builder, quarters, quarters, [*range(0, LANES // 2, 2), *range(1, LANES // 2, 2)])
-        return builder.bitcast(ordered, first.llvm)
-
-    return first(first, first), codegen
-
-
 @helper
-def pair(first, second):
-    """Words of a lane of the first vector and the same lane of the second, both int32 that int16 holds."""
-    return (first & np.int32(0xFFFF)) | (second << np.int32(16))
+def rounded(vector, factor):
+    """Float32 lanes times a factor (lanes too), in whose lower halves the nearest int16 stand."""
+    return fma(vector, factor, splat(ROUNDER, LANES))
+
+
+@intrinsic(prefer_literal=True)
+def lower_halves(typingctx, first, second, in_turns):
+    """The lower int16 of lanes of two float32 vectors, one after the other, or of both in turns, as words."""
+    if literal(in_turns) is None:
+        return None
+    result = Vector("i32", LANES)
+
+    def codegen(context, builder, signature, values):
+        int16 = ir.VectorType(I16, 2 * LANES)
+        order = list(range(0, 4 * LANES, 2))
+        if literal(in_turns):
+            order = [lane + vector for lane in order[:LANES] for vector in (0, 2 * LANES)]
+        vectors = [builder.bitcast(each, int16) for each in values[:2]]
+        return builder.bitcast(shuffle(builder, *vectors, order), result.llvm)
+
+    return result(first, second, in_turns), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -166,11 +159,11 @@ def row_packer(lanes, dtype="f32"):
 
     @helper
     def pack_row(row, width, factor, target):
-        to_integers = ONE / factor if factor != ZERO else ZERO
+        to_integers = splat(ONE / factor if factor != ZERO else ZERO, lanes)
         for i in range(0, width, 2 * lanes):
-            v = nearest(load_f32(row + nbytes * i, dtype, lanes) * to_integers)
-            w = nearest(load_f32(row + nbytes * (i + lanes), dtype, lanes) * to_integers)
-            store_bytes(target + 2 * i, halves(v, w))
+            v = rounded(load_f32(row + nbytes * i, dtype, lanes), to_integers)
+            w = rounded(load_f32(row + nbytes * (i + lanes), dtype, lanes), to_integers)
+            store_bytes(target + 2 * i, lower_halves(v, w, False))
 
     return pack_row
 
@@ -185,27 +178,45 @@ def add_products(builder, a, b, total):
 
 @intrinsic(prefer_literal=True)
 def multiply_rows(
-    typingctx, panel, panel_pitch, x, x_pitch, depth, target, target_pitch, row_factors, factors, vectors, columns
+    typingctx,
+    panel,
+    panel_pitch,
+    x,
+    x_pitch,
+    depth,
+    target,
+    target_pitch,
+    row_factors,
+    factors,
+    onto,
+    ahead,
+    ahead_pitch,
+    vectors,
+    columns,
 ):
-    """target[c, r] = factors[c] · row_factors[r] · sum over k < depth of panel[k, r] · x[c, k].
+    """target[c, r] = factors[c] · row_factors[r] · sum over k < depth of panel[k, r] · x[c, k], added if `onto`.
 
     Args: panel [depth, vectors · LANES] and x [columns, depth] words, target [columns, vectors · LANES] and both
-          factors float32; rows their pitch in bytes apart.  The last two are constants.
+          factors float32; rows their pitch in bytes apart; ahead [columns, depth] words that are only asked for, line
+          by line on the way.  The last two are constants.
     """
     shape = [literal(item) for item in (vectors, columns)]
     if None in shape:
         return None
 
     def codegen(context, builder, signature, values):
-        panel, panel_pitch, x, x_pitch, depth, target, target_pitch, row_factors, factors = values[:9]
-        sums = _sums(builder, (panel, panel_pitch), (x, I64(4), x_pitch), depth, *shape)
+        panel, panel_pitch, x, x_pitch, depth, target, target_pitch, row_factors, factors, onto = values[:10]
+        sums = _sums(builder, (panel, panel_pitch), (x, I64(4), x_pitch), depth, *shape, ahead=values[10:12])
         by_row = [load_vector(builder, _after(builder, row_factors, v), F32, LANES) for v in range(shape[0])]
+        is_onto, zeros = builder.icmp_signed("!=", onto, I64(0)), constant(by_row[0].type, 0.0)
         for (c, v), total in sums.items():
-            scaled = builder.fmul(builder.fmul(total, by_row[v]), _broadcast_at(builder, factors, c))
-            _store(builder, scaled, _after(builder, _row(builder, target, target_pitch, c), v))
+            place = _after(builder, _row(builder, target, target_pitch, c), v)
+            before = builder.select(is_onto, load_vector(builder, place, F32, LANES), zeros)
+            factor = builder.fmul(by_row[v], _broadcast_at(builder, factors, c))
+            _store(builder, multiply_add(builder, total, factor, before), place)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9, vectors, columns), codegen
+    return types.void(*[types.int64] * 12, vectors, columns), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -232,14 +243,21 @@ def multiply_onto(
     return types.void(*[types.int64] * 9, vectors, columns), codegen
 
 
-def _sums(builder, panel, x, depth, vectors, columns):
-    """Sums of products of every vector of a panel's rows with every column of x, as float32, by column and vector."""
+def _sums(builder, panel, x, depth, vectors, columns, ahead=None):
+    """Sums of products of every vector of a panel's rows with every column of x, as float32, by column and vector.
+
+    Args: ahead: address and pitch of words [columns, depth] to ask for on the way.
+    """
     (panel, panel_pitch), (x, x_step, x_pitch) = panel, x
     words = ir.VectorType(I32, LANES)
     shifts = [builder.mul(x_pitch, I64(c)) for c in range(columns)]
 
     def body(k, sums):
         row, x_at = _row(builder, panel, panel_pitch, k), builder.add(x, builder.mul(k, x_step))
+        if ahead:
+            column, words = builder.urem(k, I64(columns)), builder.udiv(k, I64(columns))
+            place = builder.add(_row(builder, *ahead, column), builder.mul(words, I64(4 * columns)))
+            emit_prefetch(builder, place)
         vectors_of_row = [load_vector(builder, _after(builder, row, v), I32, LANES) for v in range(vectors)]
         result = []
         for c in range(columns):

@@ -63,6 +63,7 @@ def assert_agrees(node, threads=1):
         ((1, 4, 2, 300, 33, 5), {"dtype": "f16", "softcap": 20.0}),
         ((3, 10, 2, 300, 64, 96), {"dtype": "q8_0", "sequences": 2}),
         ((1, 16, 1, 300, 96, 64), {"dtype": "q8_0", "shared": True}),
+        ((2, 16, 1, 300, 576, 512), {"dtype": "f16", "shared": True}),
         ((1, 100, 1, 130, 96, 64), {"dtype": "bf16", "shared": True, "sinks": True}),
         ((90, 3, 1, 333, 33, 33), {"shared": True, "sequences": 3}),
         ((100, 4, 2, 333, 64, 96), {"dtype": "q4_0", "sequences": 2, "window": 40}),
@@ -72,6 +73,7 @@ def assert_agrees(node, threads=1):
         "narrow heads",
         "tokens of few rows",
         "one latent",
+        "latents in parts",
         "more heads than a block",
         "sequences",
         "window",
@@ -102,6 +104,13 @@ def unmasked(q, k, v, dtype):
     )
 
 
+def latents(q, k, width, dtype="f16"):
+    """The same where the first `width` elements of keys are the values."""
+    node = unmasked(q, k, k[:, :1], dtype)
+    q, k, _, *others = (source for source in node.srcs if source is not None)
+    return ops.attention(q, k, k[..., :width], *others, scale=q.shape[2] ** -0.5)
+
+
 def normal(*shape):
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
 
@@ -123,6 +132,15 @@ def test_magnitudes(by_query, by_key, by_value, dtype, most):
     assert normalised_error(got / by_value, want / by_value) < most
 
 
+@pytest.mark.parametrize("by_rotated", [1e-3, 1, 1e3])
+def test_what_was_rotated_beside_latents_has_a_scale_of_its_own(by_rotated):
+    """Queries make up for it, so that both count."""
+    by_key = np.repeat(np.float32([1, by_rotated]), [512, 64])
+    node = latents(normal(2, 16, 576) / by_key, by_key * normal(300, 576), 512)
+    want, got = (graphrt.Scheduler([name]).plan(graphrt.Graph([node])).run()[0] for name in ("reference", "cpu"))
+    assert normalised_error(got, want) < 1e-7
+
+
 def test_faint_cells_count_beside_a_loud_one():
     """One cell takes half of all the power, 200,000 others the rest: each has less than an int16 of the first shows."""
     cells = 200_001
@@ -134,11 +152,11 @@ def test_faint_cells_count_beside_a_loud_one():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("place", ["q", "k", "v"])
-def test_nothing_hides_what_is_not_finite(place, bad):
+@pytest.mark.parametrize(("place", "shared"), [("q", False), ("k", False), ("v", False), ("q", True), ("k", True)])
+def test_nothing_hides_what_is_not_finite(place, bad, shared):
     given = {"q": normal(20, 1, 64), "k": normal(70, 64), "v": normal(70, 64)}
     given[place][3, ..., 5] = bad
-    node = unmasked(**given, dtype="f16")
+    node = latents(given["q"], given["k"], 32) if shared else unmasked(**given, dtype="f16")
     want, got = (graphrt.Scheduler([name]).plan(graphrt.Graph([node])).run()[0] for name in ("reference", "cpu"))
     assert not np.isfinite(got[~np.isfinite(want)]).any()
     assert np.isfinite(want).all() == np.isfinite(got).all()
