@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ class Backend(ABC):
         """Make a program of a split; everything is checked here, so that running it cannot touch foreign memory."""
 
 
-Factory = Callable[[Settings], Backend]
+Factory = Callable[..., Backend]  # (settings), or (settings, device=number) where there may be several devices
 
 _BUILT_IN = {name: f"graphrt.backends.{name}:create" for name in ("blas", "cpu", "cuda", "reference", "sim")}
 
@@ -207,13 +208,21 @@ def available() -> dict[str, str]:
 
 
 def create(name: str, settings: Settings) -> Backend:
-    """Make the backend of that name.
+    """Make the backend of that name; "cuda1" is the one of cuda's device 1, where a factory takes a device's number.
 
     Raises: SettingsError, listing what exists, if there is none; PlacementError if it cannot start here.
     """
-    target = available().get(name)
-    if target is None:
-        raise SettingsError(f'[backend] no backend is called "{name}"; there are: {", ".join(sorted(available()))}')
+    factories, kind = available(), name.rstrip("0123456789")
+    if name in factories:
+        return _factory(factories[name])(settings)
+    if kind in factories and name != kind:
+        factory = _factory(factories[kind])
+        if "device" in inspect.signature(factory).parameters:
+            return factory(settings, device=int(name[len(kind) :]))
+    raise SettingsError(f'[backend] no backend is called "{name}"; there are: {", ".join(sorted(factories))}')
+
+
+def _factory(target: str) -> Factory:
     module, _, attribute = target.partition(":")
     factory: Factory = getattr(importlib.import_module(module), attribute)
-    return factory(settings)
+    return factory

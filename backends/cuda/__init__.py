@@ -111,11 +111,11 @@ class CudaBackend(Backend):
         return compile_split(split, self.device)
 
 
-def create(settings: Settings) -> CudaBackend:
-    """Make the backend of the first GPU.
+def create(settings: Settings, device: int | None = None) -> CudaBackend:
+    """Make the backend of a GPU: "cuda" is the first one, "cuda1" the second.
 
     Raises: PlacementError that says what is missing.
     """
     from graphrt.backends.cuda.cupy_device import CupyDevice
 
-    return CudaBackend(CupyDevice.open(0))
+    return CudaBackend(CupyDevice.open(device or 0), "cuda" if device is None else f"cuda{device}")

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -74,7 +75,11 @@ class ShimDevice(Device):
             address = start + (room - nbytes) // 64 * 64  # as much at the end as an alignment of 64 allows
         if self._poisoned:
             ctypes.memset(address, 0xFF, nbytes)
-        return address, memory
+        return address, _Memory(memory, self, nbytes)
+
+    def release(self, nbytes: int) -> None:
+        """Memory that nobody uses any longer."""
+        self._taken -= nbytes
 
     def upload(self, address: int, data: Array) -> None:
         ctypes.memmove(address, data.ctypes.data, data.nbytes)
@@ -112,6 +117,14 @@ class ShimDevice(Device):
         if function(grid, block, ctypes.c_size_t(bound.shared), bound.pointers):
             library.cuda_cpu_message.restype = ctypes.c_char_p
             raise KernelError(f"[cuda] {bound.kernel} failed: {library.cuda_cpu_message().decode()}")
+
+
+class _Memory:
+    """Keeps pages alive, and tells the device when nobody uses them any longer."""
+
+    def __init__(self, pages: mmap.mmap, device: ShimDevice, nbytes: int) -> None:
+        self._pages = pages
+        weakref.finalize(self, device.release, nbytes)
 
 
 def _protect(address: int) -> None:
