@@ -12,6 +12,7 @@ import numpy as np
 
 from graphrt import dtypes
 from graphrt.backends.cpu.args import claim, size, stride, word
+from graphrt.backends.cpu.codes import prefetch
 from graphrt.backends.cpu.dequant import expander
 from graphrt.backends.cpu.grouping import (
     COUNTER,
@@ -72,6 +73,7 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int) -> Kernel:
                 x = tiles + (start - first_element) * columns * 4
                 for column in range(first, last, columns):
                     count = min(columns, last - column)
+                    prefetch_rows(args, column, count, row, height_of_tile)
                     multiply(panel, x, depth, panel + result_at, count)
                     for c in range(count):
                         y = column_word(args, column + c, Y_ADDRESS) + 4 * row
@@ -80,6 +82,15 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int) -> Kernel:
             item = claim(word(args, COUNTER), 1)
 
     return run
+
+
+@helper
+def prefetch_rows(args, column, count, row, rows):
+    """Ask for the memory of y that a tile is about to be stored to: it is written once, and comes from far."""
+    for c in range(column, column + count):
+        y = column_word(args, c, Y_ADDRESS) + 4 * row
+        for i in range(0, 4 * rows, 64):
+            prefetch(y + i)
 
 
 @helper

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from graphrt.backends.cpu import bf16
-from graphrt.backends.cpu.args import claim, row_address, size, stride, word
+from graphrt.backends.cpu.args import claim, size, stride, word
 from graphrt.backends.cpu.codes import prefetch
 from graphrt.backends.cpu.grouping import (
     COUNTER,
@@ -22,24 +22,19 @@ from graphrt.backends.cpu.grouping import (
     MATRIX,
     SLICE_FIRST,
     SLICE_LAST,
-    X_ROW,
     Y_ADDRESS,
     W,
-    X,
     column_word,
     group_count,
-    group_of_tile,
     group_word,
     matrix_address,
     prepared,
     scratch,
-    tile_count,
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.matmat import add_rows
-from graphrt.backends.cpu.memory import emit_prefetch, load_f32, load_f32_first, load_vector, store_f32, store_f32_first
-from graphrt.backends.cpu.prepare import PIECE, piece_expander
+from graphrt.backends.cpu.matmat import add_rows, prefetch_rows
+from graphrt.backends.cpu.memory import emit_prefetch, load_f32_first, load_vector, store_f32
 from graphrt.backends.cpu.simd import F32, I64, broadcast, constant, literal
 from graphrt.backends.cpu.tile import loop, tile, transpose_block
 from graphrt.ops.matmul import mul_mat_transposed
@@ -62,48 +57,9 @@ def takes(node: Tensor) -> bool:
 
 
 def scratch_bytes() -> int:
-    """Scratch memory of a thread: panels, and a block of their rows and a tile of y; or a piece of x's columns."""
+    """Scratch memory of a thread: panels, and a block of their rows and a tile of y."""
     shape = tile()
-    panels = PANELS * shape.rows * DEPTH * 2 + LANES * 4 * LANES + 4 * shape.rows * shape.columns
-    return max(panels, 4 * PIECE + LANES * 2 * PIECE + 4 * LANES * LANES)
-
-
-def prepare_pairs(columns: int, dtype: str) -> Kernel:
-    """Native: write a slice of x as tiles of `columns` columns of words, nothing past a group's end."""
-    piece = piece_expander(dtype)
-    lines_at = 4 * PIECE
-    turned_at = lines_at + LANES * 2 * PIECE
-
-    def run(args, ith, nth):
-        first_element, last_element = word(args, SLICE_FIRST), word(args, SLICE_LAST)
-        depth = (last_element - first_element + 1) // 2  # in words
-        buffer = scratch(args, ith)
-        lines, turned = buffer + lines_at, buffer + turned_at
-        item = claim(word(args, COUNTER), 1)
-        while item < tile_count(args):
-            group = group_of_tile(args, item)
-            first = group_word(args, group, FIRST) + (item - group_word(args, group, FIRST_TILE)) * columns
-            count = min(columns, group_word(args, group, LAST) - first)
-            target = prepared(args) + item * depth * columns * 4
-            for start in range(first_element, last_element, PIECE):
-                elements = min(PIECE, last_element - start)
-                for c in range(count):
-                    row = row_address(args, X, column_word(args, first + c, X_ROW))
-                    source = piece(row, stride(args, X, 3), start, elements, buffer)
-                    for i in range(0, PIECE, BLOCK):
-                        both = bf16.pack(
-                            load_f32(source + 4 * i, "f32", LANES), load_f32(source + 4 * i + 64, "f32", LANES)
-                        )
-                        store_f32(lines + c * 2 * PIECE + 2 * i, "f32", both)
-                words = (elements + 1) // 2
-                for k in range(0, words, LANES):
-                    transpose_block(lines + 4 * k, 2 * PIECE, turned, 4 * LANES, LANES)
-                    for i in range(min(LANES, words - k)):
-                        place = target + ((start - first_element) // 2 + k + i) * columns * 4
-                        store_f32_first(place, "f32", load_f32(turned + 4 * LANES * i, "f32", LANES), count)
-            item = claim(word(args, COUNTER), 1)
-
-    return run
+    return PANELS * shape.rows * DEPTH * 2 + LANES * 4 * LANES + 4 * shape.rows * shape.columns
 
 
 def mul_mat_pairs(vectors: int, columns: int) -> Kernel:
@@ -154,6 +110,7 @@ def mul_mat_pairs(vectors: int, columns: int) -> Kernel:
                     count = min(columns, last - column)
                     for at in range(0, rows, rows_of_panel):
                         panel = panels + at // rows_of_panel * panel_bytes
+                        prefetch_rows(args, column, count, row + at, rows_of_panel)
                         is_new = line < rows_of_band * lines
                         row_ahead = ahead + line // lines * pitch if is_new else x
                         next_line = row_ahead + line % lines * 64 if is_new else x

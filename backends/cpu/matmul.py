@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphrt.backends.cpu import int8_product, matmat, matmat_bf16, transposed
+from graphrt.backends.cpu import int8_product, matmat, matmat_bf16, prepare_tiles, transposed
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
 from graphrt.backends.cpu.int8_panel import unit_elements
 from graphrt.backends.cpu.int8_unpack import UNPACK
 from graphrt.backends.cpu.jit import Kernel, Native, native
 from graphrt.backends.cpu.matvec import mul_mat_columns
-from graphrt.backends.cpu.prepare import PIECE, PIECE_BYTES, group_columns, prepare_rows, prepare_tiles, row_bytes
+from graphrt.backends.cpu.prepare import PIECE, PIECE_BYTES, group_columns, prepare_rows, row_bytes
 from graphrt.backends.cpu.registry import Call, lowering
 from graphrt.backends.cpu.tile import tile
 from graphrt.backends.cpu.vecdot import Units, units_of
@@ -49,7 +49,8 @@ def layout(node: Tensor) -> Layout:
     elif has_many_columns(node):
         shape = tile()
         prepared = tiled_columns(node) * column_bytes(node, min(x.shape[-1], slice_depth(node)))
-        scratch = max(matmat.scratch_bytes(shape), transposed.scratch_bytes(shape), matmat_bf16.scratch_bytes())
+        multiplying = (matmat.scratch_bytes(shape), transposed.scratch_bytes(shape), matmat_bf16.scratch_bytes())
+        scratch = max(prepare_tiles.scratch_bytes(shape.columns), *multiplying)
     else:
         prepared = x.size // max(1, x.shape[-1]) * row_bytes(units(node).form, x.shape[-1])
         scratch = transposed.scratch_bytes(tile())
@@ -101,12 +102,12 @@ def product_calls(node: Tensor) -> list[Call]:
         calls = [call(group_columns, shape.columns)]
         for first in range(0, max(depth, 1), step):
             part = {"first": first, "last": min(first + step, depth)}
-            if matmat_bf16.takes(node):
-                calls.append(call(matmat_bf16.prepare_pairs, shape.columns, x.dtype.name, **part))
+            pairs = matmat_bf16.takes(node)
+            calls.append(call(prepare_tiles.prepare_tiles, shape.columns, x.dtype.name, pairs, **part))
+            if pairs:
                 calls.append(call(matmat_bf16.mul_mat_pairs, shape.vectors, shape.columns, **part))
-                continue
-            calls.append(call(prepare_tiles, shape.columns, x.dtype.name, **part))
-            calls.append(call(multiply, w.dtype.name, shape.lanes, shape.vectors, shape.columns, **part))
+            else:
+                calls.append(call(multiply, w.dtype.name, shape.lanes, shape.vectors, shape.columns, **part))
         return calls
     prepare, multiply = (
         Call(function, tensors, extras=[*offsets, 0, depth])

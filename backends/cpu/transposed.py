@@ -32,7 +32,7 @@ from graphrt.backends.cpu.grouping import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.matmat import add_rows, tile_multiplier
+from graphrt.backends.cpu.matmat import add_rows, prefetch_rows, tile_multiplier
 from graphrt.backends.cpu.memory import load_f32, load_one, store_f32
 from graphrt.backends.cpu.prepare import UNITS
 from graphrt.backends.cpu.simd import fma, splat
@@ -109,6 +109,7 @@ def transposed_tiles(dtype: str, lanes: int, vectors: int, columns: int) -> Kern
                 for column in range(first, last, columns):
                     count = min(columns, last - column)
                     for at in range(0, width_of_band, rows_of_tile):
+                        prefetch_rows(args, column, count, start + at, rows_of_tile)
                         multiply(panels + 4 * at * DEPTH, x, depth, result, count)
                         for c in range(count):
                             y = column_word(args, column + c, Y_ADDRESS) + 4 * (start + at)
