@@ -79,7 +79,7 @@ def test_exps_on_the_cpu_moves_exactly_the_expert_products(capsys):
     (expected,) = Scheduler(["reference"]).plan(y).run(x=np.full((1, 64), 0.01, np.float32))
     np.testing.assert_allclose(out, expected, rtol=1e-5)
     explained = scheduler.schedule(y).explain()
-    placed = {node.name: part.backend for part in explained.splits for node in part.nodes}
+    placed = {node.result.name: part.backend for part in explained.splits for node in part.nodes}
     assert {name for name, backend in placed.items() if backend == "cpu"} == {experts.name}
     told = capsys.readouterr().err
     assert 'override "exps=cpu"' in told

@@ -1,0 +1,73 @@
+"""On an NVIDIA GPU (make test-gpu): every op, over poisoned memory, and models; as the same tests through the shim."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+import graphrt
+from graphrt import Graph, Op, Scheduler, ops
+from graphrt.backends.cuda import CudaBackend, cupy_device, registry
+from graphrt.errors import PlacementError
+from graphrt.testing import Draw, check
+from tests.backends.cuda.test_models import MODELS, PLACES, greedy, load
+
+pytestmark = pytest.mark.gpu
+ALL = [op for op in (getattr(ops, name) for name in ops.__all__) if op.kind != "view"]
+
+
+@pytest.fixture(scope="module")
+def backend() -> CudaBackend:
+    device = cupy_device.CupyDevice.open(0)
+    allocate = device.allocate
+
+    def poisoned(nbytes: int) -> tuple[int, object]:
+        """Memory full of NaN: what a kernel leaves out shows."""
+        address, memory = allocate(nbytes)
+        device.upload(address, np.full(nbytes, 0xFF, np.uint8))
+        device.synchronize()
+        return address, memory
+
+    device.allocate = poisoned  # type: ignore[method-assign]
+    return CudaBackend(device)
+
+
+@pytest.mark.parametrize("op", [op for op in ALL if registry.find(op)], ids=lambda op: op.name)
+@pytest.mark.parametrize("mode", ["test", "perf"])
+def test_kernels_agree_with_the_reference(backend: CudaBackend, op: Op, mode: str):
+    report = check(op, backends=[backend], mode=mode, examples=60 if mode == "test" else 20)
+    assert report.ran["cuda"] > 0, f"all cases were refused: {report.refused['cuda']}"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", MODELS)
+def test_models_write_the_cpus_tokens(backend: CudaBackend, name: str, place: str):
+    assert greedy(load(name, backend, PLACES[place]), 16) == greedy(graphrt.load(name, n_ctx=128), 16)
+
+
+def test_a_step_is_one_graph(backend: CudaBackend, capsys: pytest.CaptureFixture[str]):
+    model = graphrt.load("tiny-mixtral", backends=[backend, "cpu"], gpu_layers=99, n_ctx=128, sched_debug=3)
+    greedy(model, 2)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("split #") and "launches" in line]
+    assert told
+    assert all("a CUDA graph of" in line for line in told), told
+
+
+def test_no_memory_is_an_error_that_names_what_fits(backend: CudaBackend):
+    with pytest.raises(PlacementError, match=r"no room for .* bytes free"):
+        backend.allocate(1 << 45)
+    x = graphrt.input("x", (4,))
+    (out,) = Scheduler([backend]).plan(Graph([ops.silu(x)])).run(x=np.ones(4, np.float32))
+    np.testing.assert_allclose(out, 1 / (1 + np.exp(-1.0)), rtol=1e-6)
+
+
+def test_random_graphs(backend: CudaBackend):
+    from tests.core.random_graphs import random_graph
+
+    for seed in range(100):
+        graph = random_graph(Draw(random.Random(seed).randint)).graph
+        ours, truth = (Scheduler([each]).plan(graph).run() for each in (backend, "reference"))
+        for one, other in zip(ours, truth, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
