@@ -4,7 +4,7 @@
 #   make test        every check that needs no GPU: ruff, mypy, the tests (layers, wheel and documentation among them)
 #   make bench       speed of whole models beside the machine's limits; ARGS=--quick takes minutes
 #   make test-peers  logits, tokens and speed beside llama.cpp's (compiles llama-cpp-python: ten minutes the first time)
-#   make test-gpu    the tests that need an NVIDIA GPU
+#   make test-gpu    the tests that need an NVIDIA GPU, and its benchmarks (docs/benchmarks/cuda.md)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,11 +34,15 @@ test-peers: $(VENV)/peers.stamp
 	$(BIN)/python -m tests.peers.bench_llama_cpp
 	$(BIN)/python -m tests.peers.bench_mla
 
+# Where there is no internet, a Python that has CuPy and the rest already does: it is used as it is.
+GPU_NEEDS := import cupy, gguf, hypothesis, numba, pytest, tokenizers, typer
+GPU_PYTHON = $(shell $(PYTHON) -c '$(GPU_NEEDS)' 2>/dev/null && echo $(PYTHON) || echo $(BIN)/python)
+
 test-gpu:
-	@echo "test-gpu needs an NVIDIA GPU with its driver (CUDA 12 or newer), and installs CuPy into $(VENV)."
-	@nvidia-smi -L 2>/dev/null || { echo "nvidia-smi finds no GPU here, so nothing was tested." >&2; exit 1; }
-	$(MAKE) $(VENV)/gpu.stamp
-	$(BIN)/python -m pytest -m gpu || { test $$? = 5 && echo "No test needs a GPU yet: there is no CUDA backend in this version."; }
+	@nvidia-smi -L 2>/dev/null || { echo "test-gpu: nvidia-smi finds no NVIDIA GPU here, so nothing was tested." >&2; exit 1; }
+	@$(PYTHON) -c '$(GPU_NEEDS)' 2>/dev/null || $(MAKE) $(VENV)/gpu.stamp
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu
+	PYTHONPATH=. $(GPU_PYTHON) -m docs.benchmarks.cuda
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -68,6 +72,7 @@ $(VENV)/peers.stamp: $(VENV)/test.stamp $(VENV)/bench.stamp
 	$(PIP) install --quiet --editable '.[peers]'
 	@touch $@
 
+# CuPy for the CUDA version that the driver tells.
 $(VENV)/gpu.stamp: $(VENV)/test.stamp
-	$(PIP) install --quiet --editable '.[cuda]'
+	$(PIP) install --quiet --editable ".[cuda$$(nvidia-smi | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p')]"
 	@touch $@
