@@ -1,36 +1,59 @@
-"""Launches of elementwise arithmetic."""
+"""Launches of elementwise arithmetic, and of whatever else works element by element on one or two float tensors."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from graphrt import ops
-from graphrt.backends.cuda.launch import Launch
-from graphrt.backends.cuda.registry import FLOATS, floats, lowering
-from graphrt.backends.cuda.units import Unit
+from graphrt.backends.cuda.elements import THREADS, blocks, is_flat, kind, width_of
+from graphrt.backends.cuda.launch import Address, Launch, Whole
+from graphrt.backends.cuda.registry import floats, lowering
+from graphrt.backends.cuda.units import Kernel, Unit
 from graphrt.op import Op
 from graphrt.tensor import Tensor
 
-THREADS = 256
-MOST_BLOCKS = 4096  # a thread takes more elements where there are more
-
-BINARY = {"add": "add", "sub": "sub", "mul": "mul", "div": "div_"}
-
-UNIT = Unit("elementwise", [f"binary<{f}, {a}, {b}>" for f in BINARY.values() for a in FLOATS for b in FLOATS])
+FUNCTIONS = {"add": "add", "sub": "sub", "mul": "mul", "div": "div_", "scale": "scale", "clamp": "clamp"}
+UNIT = Unit("elementwise", ["fill", *(f"elementwise<{function}>" for function in FUNCTIONS.values())], registers=64)
 
 
-def blocks(count: int) -> int:
-    """Blocks of THREADS that take so many elements."""
-    return max(1, min(MOST_BLOCKS, -(-count // THREADS)))
+def elementwise(
+    kernel: Kernel, node: Tensor, a: Tensor, b: Tensor, *, p: float = 0.0, q: float = 0.0, b_offset: int = 0
+) -> Launch:
+    """The launch of a kernel of elementwise.cuh: node = f(a, b, p, q), b's elements read `b_offset` bytes further on."""
+    width, flat = width_of(node, a, b), is_flat(node, a, b) and not b_offset
+    arguments = [node, a, b, kind(a), kind(b), width, flat, Whole(b_offset), float(p), float(q)]
+    return Launch(kernel, [blocks(node.size, THREADS * width)], [THREADS], arguments)
 
 
 def _binary(op: Op) -> None:
     @lowering(op, takes=floats)
     def _(node: Tensor) -> list[Launch]:
         a, b = node.srcs
-        assert a is not None
-        assert b is not None
-        kernel = UNIT.kernel(f"binary<{BINARY[op.name]}, {a.dtype}, {b.dtype}>")
-        return [Launch(kernel, [blocks(node.size)], [THREADS], [node, a, b])]
+        assert a is not None and b is not None
+        return [elementwise(UNIT.kernel(f"elementwise<{FUNCTIONS[op.name]}>"), node, a, b)]
 
 
 for _op in (ops.add, ops.sub, ops.mul, ops.div):
     _binary(_op)
+
+
+@lowering(ops.scale, takes=floats)
+def _(node: Tensor) -> list[Launch]:
+    x, params = node.srcs[0], node.params
+    assert x is not None
+    return [elementwise(UNIT.kernel("elementwise<scale>"), node, x, x, p=params["factor"], q=params["bias"])]
+
+
+@lowering(ops.clamp, takes=floats)
+def _(node: Tensor) -> list[Launch]:
+    x, params = node.srcs[0], node.params
+    assert x is not None
+    return [elementwise(UNIT.kernel("elementwise<clamp>"), node, x, x, p=params["min"], q=params["max"])]
+
+
+@lowering(ops.fill)
+def _(node: Tensor) -> list[Launch]:
+    one = np.array([node.params["value"]]).astype(node.dtype.numpy)
+    bits = int(np.frombuffer(one.tobytes() * (8 // node.dtype.nbytes), np.int64)[0])
+    arguments = [Address(node), Whole(node.nbytes), Whole(bits)]
+    return [Launch(UNIT.kernel("fill"), [blocks(node.nbytes, 16 * THREADS)], [THREADS], arguments)]

@@ -1,19 +1,26 @@
-// Element by element, in float32: y = f(a, b) with broadcasting, or y = f(a).
-//
-// Reads and writes every element once; any strides. A thread takes elements one grid apart.
-#include "common.cuh"
+// Arithmetic element by element: on two tensors with broadcasting, or on one tensor and numbers p and q.
+// The geometry is in elementwise.cuh.
+#include "elementwise.cuh"
 
-struct add { __device__ static float of(float a, float b) { return a + b; } };
-struct sub { __device__ static float of(float a, float b) { return a - b; } };
-struct mul { __device__ static float of(float a, float b) { return a * b; } };
-struct div_ { __device__ static float of(float a, float b) { return a / b; } };
+struct add { static constexpr bool two = true; __device__ static float of(float a, float b, float, float) { return a + b; } };
+struct sub { static constexpr bool two = true; __device__ static float of(float a, float b, float, float) { return a - b; } };
+struct mul { static constexpr bool two = true; __device__ static float of(float a, float b, float, float) { return a * b; } };
+struct div_ { static constexpr bool two = true; __device__ static float of(float a, float b, float, float) { return a / b; } };
+struct scale {
+  static constexpr bool two = false;
+  __device__ static float of(float x, float, float factor, float bias) { return factor * x + bias; }
+};
+struct clamp {  // comparisons leave NaN as it is
+  static constexpr bool two = false;
+  __device__ static float of(float x, float, float low, float high) { return x < low ? low : x > high ? high : x; }
+};
 
-template <class F, class A, class B> __global__ void __launch_bounds__(256) binary(Tensor y, Tensor a, Tensor b) {
-  const int64_t count = elements_of(y);
-  for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < count; i += (int64_t)gridDim.x * blockDim.x) {
-    const Indices n = indices_of(y, i);
-    const float left = to_float(at_repeated<A>(a, n.i0, n.i1, n.i2, n.i3));
-    const float right = to_float(at_repeated<B>(b, n.i0, n.i1, n.i2, n.i3));
-    at<A>(y, n.i0, n.i1, n.i2, n.i3) = from_float<A>(F::of(left, right));
+// y = value everywhere: `nbytes` of dense memory, `bits` eight bytes of them. A thread writes 16 bytes.
+__global__ void __launch_bounds__(256) fill(char* y, int64_t nbytes, int64_t bits) {
+  const int64_t first = (blockIdx.x * (int64_t)256 + threadIdx.x) * 16;
+  if (first + 16 <= nbytes && is_aligned(y)) {
+    *reinterpret_cast<longlong2*>(y + first) = make_longlong2(bits, bits);
+    return;
   }
+  for (int64_t i = first; i < first + 16 && i < nbytes; i++) y[i] = static_cast<char>(bits >> 8 * (i % 8));
 }

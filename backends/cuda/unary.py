@@ -1,0 +1,28 @@
+"""Launches of functions of one element."""
+
+from __future__ import annotations
+
+from graphrt import ops
+from graphrt.backends.cuda.elementwise import elementwise
+from graphrt.backends.cuda.launch import Launch
+from graphrt.backends.cuda.registry import floats, lowering
+from graphrt.backends.cuda.units import Unit
+from graphrt.op import Op
+from graphrt.tensor import Tensor
+
+OPS = (ops.silu, ops.sigmoid, ops.gelu, ops.relu, ops.tanh, ops.softplus, ops.sqrt, ops.sqr, ops.exp, ops.neg)
+_OF_C = {"tanh": "tanh_", "sqrt": "sqrt_", "exp": "exp_"}  # names that C has taken
+FUNCTIONS = {op.name: _OF_C.get(op.name, op.name) for op in OPS}
+UNIT = Unit("unary", [f"elementwise<{function}>" for function in FUNCTIONS.values()], registers=64)
+
+
+def _unary(op: Op) -> None:
+    @lowering(op, takes=floats)
+    def _(node: Tensor) -> list[Launch]:
+        (x,) = node.srcs
+        assert x is not None
+        return [elementwise(UNIT.kernel(f"elementwise<{FUNCTIONS[op.name]}>"), node, x, x)]
+
+
+for _op in OPS:
+    _unary(_op)
