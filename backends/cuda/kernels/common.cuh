@@ -9,6 +9,7 @@ typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;
 typedef unsigned long long uint64_t;
+typedef unsigned long long uintptr_t;
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define DYNAMIC_SHARED(T, name)                                    \
