@@ -1,7 +1,7 @@
 """mul_mat_transposed: y = x · w, where w's rows, as they are stored, are what is added up.
 
 A thread claims a band of BAND outputs of one group, a whole number of blocks of every dtype, and expands w's rows of
-that band. With few columns each expanded row is added, times its x, to the columns' sums. With many columns rows are
+that band. With few columns expanded rows are added, times their x, to the columns' sums. With many columns rows are
 gathered into panels, which need no transpose here, and multiplied by tiles of x.
 """
 
@@ -40,12 +40,13 @@ from graphrt.backends.cpu.tile import Tile
 
 BAND = 256
 DEPTH = 128  # rows of w in a panel
+ROWS = 4  # of w that the kernel for few columns expands before it adds them to the sums
 COLUMNS = 16  # of the kernel for few columns: sums that stay in the first-level cache
 
 
 def scratch_bytes(tile: Tile) -> int:
-    """Scratch memory of a thread: an expanded row, and the panels and a tile of y, or the columns' sums."""
-    return 4 * BAND + 4 * max(BAND * DEPTH + tile.rows * tile.columns, COLUMNS * BAND)
+    """Scratch memory of a thread: an expanded row, the panels and a tile of y; or expanded rows and columns' sums."""
+    return 4 * BAND + 4 * max(BAND * DEPTH + tile.rows * tile.columns, (ROWS - 1 + COLUMNS) * BAND)
 
 
 def transposed_columns(dtype: str) -> Kernel:
@@ -57,7 +58,7 @@ def transposed_columns(dtype: str) -> Kernel:
         height, width = size(args, W, 2), size(args, W, 3)
         bands = (width + BAND - 1) // BAND
         x_pitch = (height + per_unit - 1) // per_unit * unit_bytes
-        line, sums = scratch(args, ith), scratch(args, ith) + 4 * BAND
+        lines, sums = scratch(args, ith), scratch(args, ith) + 4 * BAND * ROWS
         item = claim(word(args, COUNTER), 1)
         while item < group_count(args) * bands:
             group, start = item // bands, item % bands * BAND
@@ -66,11 +67,12 @@ def transposed_columns(dtype: str) -> Kernel:
             for first in range(group_word(args, group, FIRST), group_word(args, group, LAST), COLUMNS):
                 columns = min(COLUMNS, group_word(args, group, LAST) - first)
                 clear(sums, columns * BAND)
-                for row in range(height):
-                    expand_band(args, matrix, row, start, count, line)
+                for row in range(0, height, ROWS):
+                    for r in range(min(ROWS, height - row)):
+                        expand_band(args, matrix, row + r, start, count, lines + 4 * BAND * r)
                     for c in range(columns):
                         x = prepared(args) + column_word(args, first + c, X_ROW) * x_pitch + 4 * row
-                        add_scaled(line, load_one(x, "f32"), sums + 4 * BAND * c)
+                        add_scaled(lines, x, min(ROWS, height - row), sums + 4 * BAND * c)
                 for c in range(columns):
                     y = column_word(args, first + c, Y_ADDRESS) + 4 * start
                     add_rows(sums + 4 * BAND * c, y, count, False)
@@ -128,12 +130,23 @@ def clear(target, count):
 
 
 @helper
-def add_scaled(source, factor, target):
-    """Add BAND float32 times `factor` to the sums at `target`."""
-    scale = splat(factor, 16)
-    for i in range(0, BAND, 16):
-        v = fma(load_f32(source + 4 * i, "f32", 16), scale, load_f32(target + 4 * i, "f32", 16))
-        store_f32(target + 4 * i, "f32", v)
+def add_scaled(lines, x, count, sums):
+    """Add `count` lines of BAND float32, each times its float32 at x, to sums; ROWS of them in one go."""
+    if count == ROWS:
+        a, b = splat(load_one(x, "f32"), 16), splat(load_one(x + 4, "f32"), 16)
+        c, d = splat(load_one(x + 8, "f32"), 16), splat(load_one(x + 12, "f32"), 16)
+        for i in range(0, 4 * BAND, 64):
+            v = fma(load_f32(lines + i, "f32", 16), a, load_f32(sums + i, "f32", 16))
+            w = load_f32(lines + 4 * BAND + i, "f32", 16) * b
+            v = fma(load_f32(lines + 8 * BAND + i, "f32", 16), c, v)
+            w = fma(load_f32(lines + 12 * BAND + i, "f32", 16), d, w)
+            store_f32(sums + i, "f32", v + w)
+        return
+    for r in range(count):
+        factor = splat(load_one(x + 4 * r, "f32"), 16)
+        for i in range(0, 4 * BAND, 64):
+            v = fma(load_f32(lines + 4 * BAND * r + i, "f32", 16), factor, load_f32(sums + i, "f32", 16))
+            store_f32(sums + i, "f32", v)
 
 
 def _band_expander(dtype: str):
