@@ -17,6 +17,7 @@ import numpy as np
 from graphrt import dtypes
 from graphrt.backend import Backend, available
 from graphrt.dtypes import Array, DType
+from graphrt.errors import PlacementError
 from graphrt.graph import Graph
 from graphrt.numerics import normalised_error
 from graphrt.op import Op
@@ -150,13 +151,17 @@ def random_blocks(generator: np.random.Generator, shape: Shape, dtype: DType, sc
 
 @dataclass
 class Report:
-    """What a check saw, by backend: cases that ran, cases it refused with the reasons, the worst error, times."""
+    """What a check saw, by backend: cases that ran, cases it refused with the reasons, the worst error, times.
+
+    `absent` says why a backend that is installed cannot start here.
+    """
 
     op: str
     ran: dict[str, int] = field(default_factory=dict)
     refused: dict[str, dict[str, int]] = field(default_factory=dict)
     worst: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.op}:"]
@@ -165,6 +170,7 @@ class Report:
             if self.seconds[backend]:
                 lines[-1] += f", median {np.median(self.seconds[backend]) * 1e6:.1f} µs"
             lines += [f"    not ({times} times): {reason}" for reason, times in self.refused[backend].items()]
+        lines += [f"  {backend}: absent: {reason}" for backend, reason in self.absent.items()]
         return "\n".join(lines)
 
 
@@ -179,7 +185,7 @@ def check(
     """Run an op's cases on backends and compare each result with the reference.
 
     Args:
-        backends: names or Backend objects; all that are present where None.
+        backends: names or Backend objects; all that can start here where None.
         mode: "test" draws with hypothesis and shrinks a failure to its smallest case; "perf" times longer cases;
             "support" asks each backend what it takes and runs nothing.
         examples: cases to draw.
@@ -192,7 +198,13 @@ def check(
     schedulers = {}
     for backend in backends or available():
         # A device needs a host beside it; every case is told to run on the device all the same.
-        scheduler = Scheduler([backend], **settings)
+        try:
+            scheduler = Scheduler([backend], **settings)
+        except PlacementError as error:
+            if backends is not None:
+                raise
+            report.absent[str(backend)] = str(error)
+            continue
         name = scheduler.backends[0].name
         schedulers[name] = scheduler
         report.ran[name], report.worst[name], report.refused[name], report.seconds[name] = 0, 0.0, {}, []

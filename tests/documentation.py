@@ -24,7 +24,7 @@ _LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: python, sh or text; a python block with a title is a file of the reader's."""
+    """A fenced block: python, sh, text or cpp; a block with a title is a file of the reader's."""
 
     language: str
     title: str
@@ -65,7 +65,7 @@ class Reader:
 
     def follow(self, block: Block) -> None:
         """Run a block, or save it where it has a title."""
-        if block.language == "python" and block.title:
+        if block.title:
             (self.folder / block.title).write_text(block.code)
         elif block.language == "python":
             # A file of its own, since Numba keeps kernels on disk beside the source that made them.

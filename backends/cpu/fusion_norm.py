@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from graphrt.backends.cpu import host
 from graphrt.backends.cpu.elements import kinds
-from graphrt.backends.cpu.fusion import Coming, Fused
 from graphrt.backends.cpu.jit import native
 from graphrt.backends.cpu.norm import add_rms_norm
 from graphrt.backends.cpu.registry import Call
+from graphrt.patterns import Coming, Fused
 from graphrt.tensor import Tensor
 
 

@@ -17,7 +17,6 @@ from math import prod
 from graphrt import dtypes
 from graphrt.backends.cpu import host, matmul
 from graphrt.backends.cpu.expert_sum import expert_sum_column
-from graphrt.backends.cpu.fusion import Coming, Fused
 from graphrt.backends.cpu.gated import gated_columns
 from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
@@ -26,6 +25,7 @@ from graphrt.backends.cpu.prepare import PIECE_BYTES, group_columns
 from graphrt.backends.cpu.registry import Call
 from graphrt.ops.matmul import mul_mat_transposed
 from graphrt.ops.moe import mul_mat_id, weighted_sum
+from graphrt.patterns import Coming, Fused
 from graphrt.tensor import Tensor
 
 PRODUCTS = ("mul_mat", "mul_mat_id", "mul_mat_transposed")
@@ -79,7 +79,7 @@ class Product:
         return "gated unit" if len(self.factors) > 1 else ""
 
 
-def products_at_once(coming: Coming) -> Fused | None:
+def products_at_once(coming: Coming, threads: int) -> Fused | None:
     """A product, others that could run now, and gated units of two of them."""
     if _form(coming.first) is None:
         return None
@@ -92,7 +92,7 @@ def products_at_once(coming: Coming) -> Fused | None:
             is_next = False
     found = _with_readers(members, coming)
     nodes = tuple(node for product in found for node in product.nodes)
-    calls, nbytes = products(found, coming.threads)
+    calls, nbytes = products(found, threads)
     kinds = sorted({product.kind for product in found} - {""})
     name = ", ".join(["products at once"] * (len(found) > 1) + kinds)
     return Fused(nodes, name, nbytes, lower=lambda: calls)

@@ -14,6 +14,7 @@ from graphrt.backends.cuda.memory import address_of
 from graphrt.backends.cuda.shim_device import ShimDevice
 from graphrt.buffer import HostBuffer, Location
 from graphrt.errors import KernelError, PlacementError, SettingsError
+from graphrt.testing import check
 
 without_gpu = pytest.mark.skipif(not cupy_device.probe(), reason="there is a GPU here")
 
@@ -23,6 +24,14 @@ without_gpu = pytest.mark.skipif(not cupy_device.probe(), reason="there is a GPU
 def test_no_gpu_is_told_with_a_remedy(name):
     with pytest.raises(PlacementError, match=r"\[cuda\] .*(install|driver)"):
         Scheduler([name, "cpu"])
+
+
+@without_gpu
+def test_a_check_of_all_backends_says_which_cannot_start():
+    report = check(ops.silu, examples=3)
+    assert report.ran["cpu"] > 0
+    assert "GPU" in report.absent["cuda"]
+    assert "cuda: absent: [cuda]" in str(report)
 
 
 def test_without_cupy_the_probe_says_what_to_install(monkeypatch):
