@@ -32,6 +32,7 @@ __global__ void __launch_bounds__(256) elementwise(Tensor y, Tensor a, Tensor b,
     return;
   }
   const int64_t end = first + width < count ? first + width : count;
+#pragma unroll 1
   for (int64_t i = first; i < end; i++, target += float_bytes(kind)) {
     const Indices n = flat ? Indices{0, 0, 0, i} : indices_in(y, y.shape[3], i);
     store_float(kind, target, F::of(left.one(n), F::two ? right.one(n) : 0, p, q));
