@@ -1,0 +1,139 @@
+// y[n, m] = sum over k of w[m, k] · x[n, k] for many rows n of x, on tensor cores: products in bf16, sums in float32.
+//
+// x comes as rows of bf16 (gemm_rows.cu), padded with zeros to whole steps of 32; w as it lies in the model, each row
+// dense. Batches: w and x advance by strides that may be 0. Experts (mul_mat_id): a list of tiles from moe_sort.cu says
+// which rows of x go to which matrix, and the grid has room for the longest list.
+//
+// Grid: tiles of y · batches, and parts of k (`gridDim.y`), whose sums land in `partial` for gemm_sum.cu. Neighbouring
+// blocks share rows of w, and a group of GROUP tiles of x stays in L2. Block: four warps, each ROW_TILES · 16 rows of w
+// by all columns of the tile (columns of mma are rows of x). Weights go to shared memory as they are, a chunk ahead, x
+// three steps ahead; a warp expands the weights of the next step while the tensor cores multiply this one's.
+// Bound: mma.sync; a tile of 128 x 128 reads (128 · bytes of w + 256) of L2 for each 32768 products.
+#include "gemm_weights.cuh"
+
+constexpr int WARPS = 4, THREADS = 32 * WARPS;
+constexpr int SLABS = 4;    // steps of x in shared memory
+constexpr int PARTS = 4;    // of a tile's columns, passed over where no column is left
+constexpr int GROUP = 16;
+
+struct MoeTile {
+  int expert, first, count, unused;
+};
+
+template <class W, int ROW_TILES, int COLUMN_TILES>
+__global__ void __launch_bounds__(THREADS, ROW_TILES == 1 ? 4 : 2)
+gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, const bf16* x, int64_t x_outer,
+     int64_t x_inner, float* partial, const MoeTile* moe_tiles, const int* moe_pairs, int pairs_of_row, int rows,
+     int columns, int inner, int row_bytes, int steps, int column_tiles) {
+  constexpr int ROWS = WARPS * ROW_TILES * 16, COLUMNS = COLUMN_TILES * 8;
+  constexpr int CHUNK_STEPS = Chunk<W>::STEPS, SLAB_BYTES = COLUMNS * 2 * STEP, TILES_OF_PART = COLUMN_TILES / PARTS;
+  using Weights = WeightTile<W, ROWS>;
+  DYNAMIC_SHARED(char, slabs);
+  char* const chunks = slabs + SLABS * SLAB_BYTES;
+  __shared__ char* destinations[COLUMNS];
+
+  // Which tile.
+  const int row_tiles = (rows + ROWS - 1) / ROWS, tiles = row_tiles * column_tiles;
+  const int batch = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const int group = tile / (GROUP * row_tiles), in_group = tile % (GROUP * row_tiles);
+  const int width = min(GROUP, column_tiles - group * GROUP);
+  const int column_tile = group * GROUP + in_group % width, row0 = in_group / width * ROWS;
+  int first = column_tile * COLUMNS, count = min(COLUMNS, columns - first);
+  int64_t w_offset = batch / inner * w_outer + batch % inner * w_inner;
+  const int64_t x_offset = batch / inner * x_outer + batch % inner * x_inner;
+  if (moe_tiles) {
+    const MoeTile of = moe_tiles[column_tile];
+    first = of.first, count = of.count, w_offset = of.expert * w_inner;
+  }
+  if (count <= 0) return;
+
+  // Which rows of x, and where the results go.
+  const int64_t x_row = (int64_t)steps * STEP;
+  const char* sources[COLUMNS / 32];
+#pragma unroll
+  for (int i = 0; i < COLUMNS / 32; i++) {
+    const int column = min((int)threadIdx.x / 4 + 32 * i, count - 1);
+    const int64_t row = moe_pairs ? moe_pairs[first + column] / pairs_of_row : x_offset + first + column;
+    sources[i] = (const char*)(x + row * x_row) + threadIdx.x % 4 * 16;
+  }
+  const int64_t y_step = partial ? (int64_t)sizeof(float) : y.strides[3];
+  for (int column = threadIdx.x; column < count; column += THREADS) {
+    const int64_t row = moe_pairs ? moe_pairs[first + column] : (int64_t)batch * columns + first + column;
+    const int64_t all_rows = y.shape[0] * y.shape[1] * y.shape[2];
+    destinations[column] = partial ? (char*)(partial + (blockIdx.y * all_rows + row) * rows) : row_of(y, row);
+  }
+  const Weights weights{w + w_offset + row0 * w_row, w_row, rows - row0, row_bytes};
+
+  // This part of k, in whole chunks.
+  const int all_chunks = (steps + CHUNK_STEPS - 1) / CHUNK_STEPS;
+  const int begin = (int)((int64_t)all_chunks * blockIdx.y / gridDim.y) * CHUNK_STEPS;
+  const int end = min(steps, (int)((int64_t)all_chunks * (blockIdx.y + 1) / gridDim.y) * CHUNK_STEPS);
+
+  auto copy_x = [&](int step) {
+    if (step >= end) return;
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 32; i++)
+      if ((int)threadIdx.x / 4 + 32 * i < count)
+        copy_async(slabs + step % SLABS * SLAB_BYTES + (threadIdx.x + THREADS * i) * 16,
+                   sources[i] + (int64_t)step * STEP * sizeof(bf16));
+  };
+  auto copy_chunk = [&](int step) {
+    if (step < end) weights.template copy<THREADS>(chunks + step / CHUNK_STEPS % 2 * Weights::BYTES, step / CHUNK_STEPS);
+  };
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * ROW_TILES * 16 + lane / 4;
+  auto expand = [&](int step, int i, uint32_t (&packed)[4]) {
+    const int chunk = step / CHUNK_STEPS;
+    weights.expand(chunks + chunk % 2 * Weights::BYTES, warp_row + 8 * i, chunk, step % CHUNK_STEPS, packed);
+  };
+
+  float sums[ROW_TILES][COLUMN_TILES][4] = {};
+  uint32_t expanded[2 * ROW_TILES][4] = {}, next[2 * ROW_TILES][4] = {};
+  copy_chunk(begin);
+#pragma unroll
+  for (int i = 0; i < SLABS - 1; i++) {
+    copy_x(begin + i);
+    commit_copies();
+  }
+
+  // Once more than there are steps: the first time round, there is nothing to multiply yet.
+#pragma unroll 1
+  for (int step = begin - 1; step < end; step++) {
+    wait_for_copies<SLABS - 2>();
+    __syncthreads();  // what this time round reads is there for all, and nobody reads what is copied over now
+    if (step >= begin) {
+      copy_x(step + SLABS - 1);
+      if (step % CHUNK_STEPS == 0) copy_chunk(step + CHUNK_STEPS);
+      commit_copies();
+    }
+    const int used = step < begin ? 0 : count;
+    const char* slab = slabs + (step & SLABS - 1) * SLAB_BYTES + lane / 4 * 64 + lane % 4 * 16;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+      if (part < 2 * ROW_TILES && step + 1 < end) expand(step + 1, part, next[part]);
+      if (part * TILES_OF_PART * 8 >= used) continue;
+#pragma unroll
+      for (int j = part * TILES_OF_PART; j < (part + 1) * TILES_OF_PART; j++) {
+        const uint4 b = *reinterpret_cast<const uint4*>(slab + j * 8 * 64);
+        const uint32_t b0[2] = {b.x, b.y}, b1[2] = {b.z, b.w};
+#pragma unroll
+        for (int i = 0; i < ROW_TILES; i++) {
+          const uint32_t(&low)[4] = expanded[2 * i], (&high)[4] = expanded[2 * i + 1];
+          mma_bf16(sums[i][j], {low[0], high[0], low[1], high[1]}, b0);
+          mma_bf16(sums[i][j], {low[2], high[2], low[3], high[3]}, b1);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * ROW_TILES; i++)
+#pragma unroll
+      for (int k = 0; k < 4; k++) expanded[i][k] = next[i][k];
+  }
+
+#pragma unroll
+  for (int j = 0; j < COLUMN_TILES; j++)
+#pragma unroll
+    for (int i = 0; i < ROW_TILES * 4; i++) {
+      const int column = j * 8 + lane % 4 * 2 + i % 2, row = row0 + warp_row + i / 2 * 8;
+      if (column < count && row < rows) *(float*)(destinations[column] + row * y_step) = sums[i / 4][j][i % 4];
+    }
+}

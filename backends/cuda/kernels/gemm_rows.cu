@@ -1,0 +1,87 @@
+// What stands before and after gemm.cu: operands as rows of bf16, and the sum over parts of k.
+//
+// rows_to_bf16: x, and weights that gemm.cu cannot take as they lie (float32, rows that are not dense), become rows
+// [row, k] of bf16, k padded with zeros to whole steps. Reads each element once, writes two bytes for each (six in
+// three parts), bound by memory. A thread converts eight neighbours of axis 3.
+//   Block (x, y), grid (blocks along y, blocks along x): x along k and y along rows of all batches; where it is
+//   transposed, x along rows and y along k, and grid z along batches.
+//
+// Where both operands are float32, two parts of 8 bits each stand for a number: high + low. Products of three parts
+// add up in one row three times as long: w = [high, high, low] by x = [high, low, high].
+#include "blocks.cuh"
+
+enum Parts { ONE = 1, OF_X = 2, OF_W = 3 };  // as products_many.py numbers them
+
+// Elements k … k + 7 of a row, zeros past its end.
+template <class T> __device__ __forceinline__ void load8(const Tensor& t, const char* row, int64_t k, float (&v)[8]) {
+  constexpr int LENGTH = Blocks<T>::elements;
+  const int64_t left = t.shape[3] * LENGTH - k;
+  if (left >= 8 && (LENGTH > 1 || t.strides[3] == Blocks<T>::bytes)) {
+    Blocks<T>::dequantize8(row + k / LENGTH * t.strides[3], k % LENGTH, v);
+  } else if constexpr (LENGTH == 1) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = i < left ? to_float(*(const T*)(row + (k + i) * t.strides[3])) : 0.0f;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = 0;
+  }
+}
+
+// A number as parts of bf16 for the first, second and third stretch of a row.
+__device__ __forceinline__ void split(float v, int parts, bf16 (&made)[3]) {
+  made[0] = __float2bfloat16_rn(v);
+  if (parts == ONE) return;
+  const bool finite = fabsf(v) < INFINITY;  // an infinity or NaN stands in the first part, and zeros in the others
+  if (finite) made[0] = __float2bfloat16_rn(__int_as_float(__float_as_int(v) & (int)0xffff0000));
+  const bf16 low = __float2bfloat16_rn(finite ? v - __bfloat162float(made[0]) : 0.0f);
+  const bf16 high = finite ? made[0] : __float2bfloat16_rn(0.0f);
+  made[1] = parts == OF_X ? low : high;
+  made[2] = parts == OF_X ? high : low;
+}
+
+__device__ __forceinline__ void load8_of(int dtype, const Tensor& t, const char* row, int64_t k, float (&v)[8]) {
+#define LOAD(T) load8<T>(t, row, k, v)
+  FOR_WEIGHT_DTYPE(dtype, LOAD)
+#undef LOAD
+}
+
+// Args: `padded`, the elements of a part of an output row; `transposed`, whether axis 2 of t runs along output rows.
+__global__ void __launch_bounds__(256) rows_to_bf16(Tensor t, bf16* out, int dtype, int block_length, int padded,
+                                                    int parts, int transposed) {
+  const int64_t along = t.shape[3] * block_length, width = (int64_t)padded * (parts == ONE ? 1 : 3);
+  const int64_t rows = transposed ? t.shape[2] : t.shape[0] * t.shape[1] * t.shape[2];
+  const int64_t fast = blockIdx.y * (int64_t)blockDim.x + threadIdx.x;
+  const int64_t slow = blockIdx.x * (int64_t)blockDim.y + threadIdx.y;
+  const int64_t row = transposed ? fast : slow, k = (transposed ? slow : fast) * 8;
+  if (row >= (transposed ? padded : rows) || k >= (transposed ? along : padded)) return;
+  float v[8] = {};
+  if (row < rows) load8_of(dtype, t, row_of(t, blockIdx.z * t.shape[2] + row), k, v);
+  out += blockIdx.z * along * width;  // batches, where it is transposed
+  bf16 made[8][3];
+#pragma unroll
+  for (int i = 0; i < 8; i++) split(v[i], parts, made[i]);
+#pragma unroll
+  for (int part = 0; part < 3; part++) {
+    if (part > 0 && parts == ONE) break;
+    if (transposed) {
+#pragma unroll
+      for (int i = 0; i < 8; i++)
+        if (k + i < along) out[(k + i) * width + part * padded + row] = made[i][part];
+    } else {
+      __align__(16) bf16 eight[8];
+#pragma unroll
+      for (int i = 0; i < 8; i++) eight[i] = made[i][part];
+      *reinterpret_cast<uint4*>(out + row * width + part * padded + k) = *reinterpret_cast<uint4*>(eight);
+    }
+  }
+}
+
+// y = the sum over parts of partial [parts, rows of y, elements of a row]. A thread adds up an element, in order.
+__global__ void __launch_bounds__(256) sum_parts(Tensor y, const float* partial, int parts) {
+  const int64_t count = elements_of(y);
+  for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < count; i += (int64_t)gridDim.x * blockDim.x) {
+    float sum = 0;
+    for (int part = 0; part < parts; part++) sum += partial[part * count + i];
+    *(float*)(row_of(y, i / y.shape[3]) + i % y.shape[3] * y.strides[3]) = sum;
+  }
+}

@@ -1,0 +1,90 @@
+// How gemm.cu brings weights to tensor cores: their bytes go to shared memory as they are, and every lane expands those
+// that it multiplies straight into registers.
+//
+// A lane of mma.m16n8k16 wants k = 2t, 2t + 1, 2t + 8, 2t + 9 (t = lane % 4). The sum does not mind the order of k, so
+// lane t takes k = 8t … 8t + 7 of 32, in weights and x alike, for two instructions: eight neighbours in one block.
+#pragma once
+#include "blocks.cuh"
+
+constexpr int STEP = 32;  // elements of k between two barriers
+
+// The stretch of a row that is copied at once.
+template <class W> struct Chunk {
+  static constexpr bool PLAIN = Blocks<W>::elements == 1;
+  // Rows of 128 bytes and more use whole sectors of memory; two chunks of 128 rows fit into 64 KiB.
+  static constexpr int ELEMENTS = PLAIN || (Blocks<W>::elements == 32 && Blocks<W>::bytes > 24) ? 128 : 256;
+  static constexpr int STEPS = ELEMENTS / STEP;
+  static constexpr int BYTES = ELEMENTS / Blocks<W>::elements * Blocks<W>::bytes;
+  // Rows of blocks begin at any address: pieces of 16 bytes are copied from the one below on. An odd number of pieces
+  // from row to row spreads eight rows over all banks.
+  static constexpr int PIECES = PLAIN ? BYTES / 16 : (BYTES + 15 + 15) / 16 | 1;
+  static_assert(STEPS >= 4, "a chunk arrives while the one before is multiplied, four steps ahead at least");
+
+  // Where a piece of a row lies among those of ROWS rows. Rows of plain elements lie in slabs of one step, 64 bytes a
+  // row: two rows fill the banks.
+  template <int ROWS> __device__ __forceinline__ static int place(int row, int piece) {
+    return PLAIN ? (piece / 4 * ROWS + row) * 64 + piece % 4 * 16 : (row * PIECES + piece) * 16;
+  }
+};
+
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+// Eight elements from `first` on of a block, or of plain elements at an address that 16 divides.
+template <class W> __device__ __forceinline__ void expand8(const char* block, int first, uint32_t (&packed)[4]) {
+  float v[8];
+  Blocks<W>::dequantize8(block, first, v);
+#pragma unroll
+  for (int i = 0; i < 4; i++) packed[i] = pack(v[2 * i], v[2 * i + 1]);
+}
+template <> __device__ __forceinline__ void expand8<bf16>(const char* block, int first, uint32_t (&packed)[4]) {
+  const uint4 raw = *reinterpret_cast<const uint4*>(block + 2 * first);
+  packed[0] = raw.x, packed[1] = raw.y, packed[2] = raw.z, packed[3] = raw.w;
+}
+template <> __device__ __forceinline__ void expand8<f16>(const char* block, int first, uint32_t (&packed)[4]) {
+  const uint4 raw = *reinterpret_cast<const uint4*>(block + 2 * first);
+  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 both = __half22float2(reinterpret_cast<const __half2&>(words[i]));
+    packed[i] = pack(both.x, both.y);
+  }
+}
+
+// ROWS rows of a weight, from `data` on; those from `rows` on do not exist.
+template <class W, int ROWS> struct WeightTile {
+  using C = Chunk<W>;
+  static constexpr int BYTES = ROWS * C::PIECES * 16;
+  const char* data;
+  int64_t stride;
+  int rows, row_bytes;
+
+  // Begin to copy a chunk.
+  template <int THREADS> __device__ __forceinline__ void copy(char* shared, int chunk) const {
+#pragma unroll 2
+    for (int i = threadIdx.x; i < ROWS * C::PIECES; i += THREADS) {
+      const int row = i / C::PIECES, piece = i % C::PIECES;
+      const char* start = data + row * stride + (int64_t)chunk * C::BYTES;
+      const int64_t from = ((int64_t)start & ~(int64_t)15) + piece * 16;
+      const int bytes = min((int)C::BYTES, row_bytes - chunk * C::BYTES);
+      if (row < rows && from < (int64_t)start + bytes)
+        copy_async(shared + C::template place<ROWS>(row, piece), (const void*)from);
+    }
+  }
+
+  // Elements 8t … 8t + 7 of a row's step, t = lane % 4, from the copied chunk.
+  __device__ __forceinline__ void expand(const char* shared, int row, int chunk, int step, uint32_t (&packed)[4]) const {
+    const int first = threadIdx.x % 4 * 8;
+    if constexpr (C::PLAIN) {
+      expand8<W>(shared + C::template place<ROWS>(row, 4 * step), first, packed);
+    } else {
+      // The low bits of the row's address say how far from a piece's start its chunk begins.
+      const int shift = ((int)(int64_t)data + row * (int)stride + chunk * C::BYTES) & 15;
+      const char* at = shared + C::template place<ROWS>(row, 0) + shift;
+      constexpr int LENGTH = Blocks<W>::elements;
+      expand8<W>(at + step * STEP / LENGTH * Blocks<W>::bytes, step * STEP % LENGTH + first, packed);
+    }
+  }
+};

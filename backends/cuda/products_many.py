@@ -1,0 +1,238 @@
+"""Launches of products with many rows of x, on tensor cores: mul_mat, mul_mat_transposed and mul_mat_id of prompts.
+
+x becomes rows of bf16 in the workspace, and so do weights that gemm.cu cannot take as they lie: float32 ones, those
+whose rows are not dense, transposed ones. Products of two float32 operands are made of three products of bf16 parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from graphrt import dtypes, ops
+from graphrt.backends.cuda.blocks import QUANTIZED, number_of
+from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
+from graphrt.backends.cuda.units import Unit
+from graphrt.tensor import Tensor
+
+FEWEST_ROWS = 9  # of x; of fewer, each row of weights is read once by products of few
+STEP = 32  # elements of k, as in gemm_weights.cuh
+ALIGNMENT = 256
+WARPS, THREADS, SLABS = 4, 128, 4  # as in gemm.cu
+PROCESSORS = 132  # of an H200; what grids are sized by
+BLOCKS_PER_PROCESSOR = 2
+LEAST_CHUNKS = 2  # of k, that a part has
+ONE, PARTS_OF_X, PARTS_OF_W = 1, 2, 3  # as in gemm_rows.cu
+ELEMENTWISE_BLOCK, MOST_BLOCKS = 256, 4096
+
+DIRECT = ("f16", "bf16", *QUANTIZED)  # dtypes of weights that gemm.cu reads as they lie
+IN_WIDE_TILES = ("f16", "bf16", "q4_0", "q8_0", "q4_k", "q5_k", "q6_k")  # each costs a second to compile
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A tile of y: 16s of rows of w that a warp takes, and 8s of rows of x."""
+
+    of_rows: int
+    of_columns: int
+
+    @property
+    def rows(self) -> int:
+        return WARPS * 16 * self.of_rows
+
+    @property
+    def columns(self) -> int:
+        return 8 * self.of_columns
+
+
+WIDE, NARROW = Tiles(2, 16), Tiles(1, 8)
+GEMM = Unit(
+    "gemm",
+    [
+        f"gemm<{name}, {tiles.of_rows}, {tiles.of_columns}>"
+        for tiles, names in ((WIDE, IN_WIDE_TILES), (NARROW, DIRECT))
+        for name in names
+    ],
+    registers=255,
+)
+ROWS = Unit("gemm_rows", ["rows_to_bf16", "sum_parts"])
+SORT = Unit("moe_sort", ["moe_sort"])
+
+
+def takes(node: Tensor) -> bool:
+    """Whether a mul_mat, mul_mat_transposed or mul_mat_id has rows enough for tensor cores."""
+    _, x = node.srcs[:2]
+    assert x is not None
+    if node.op is ops.mul_mat_id:
+        return x.shape[0] >= FEWEST_ROWS
+    return _rows_of_x(node) >= FEWEST_ROWS
+
+
+def workspace(node: Tensor) -> int:
+    """Bytes of workspace of such a product."""
+    return _Product(node).end
+
+
+def launches(node: Tensor) -> list[Launch]:
+    """The launches of such a product."""
+    return _Product(node).launches()
+
+
+def _rows_of_x(node: Tensor) -> int:
+    """Rows of x that meet the same matrix: of all batches, where w has none."""
+    w, x = node.srcs[:2]
+    assert w is not None
+    assert x is not None
+    return prod(node.shape[:-1]) if prod(w.shape[:-2]) == 1 else x.shape[-2]
+
+
+def _batch_of(tensor: Tensor) -> tuple[int, int]:
+    """Axes 0 and 1, of four."""
+    outer, inner = (1, 1, *tensor.shape)[-4:-2]
+    return outer, inner
+
+
+def _batch_strides(lengths: tuple[int, int], strides: tuple[int, int]) -> tuple[int, int]:
+    """Strides of two batch axes, 0 where one repeats."""
+    outer, inner = (stride if length > 1 else 0 for length, stride in zip(lengths, strides, strict=True))
+    return outer, inner
+
+
+class _Product:
+    """One product: its shape, its tiles, and where everything lies in the workspace."""
+
+    def __init__(self, node: Tensor) -> None:
+        w, x = node.srcs[:2]
+        assert w is not None
+        assert x is not None
+        self.node, self.w, self.x = node, w, x
+        self.ids = node.srcs[2] if node.op is ops.mul_mat_id else None
+        self.transposed = node.op is ops.mul_mat_transposed
+        self.split = w.dtype is x.dtype is dtypes.f32
+        self.rows, self.width = node.shape[-1], x.shape[-1]
+        self.padded = -(-self.width // STEP) * STEP
+        self.steps = self.padded * (3 if self.split else 1) // STEP
+        # One matrix for all batches is one product; gemm.cu counts rows of y over all axes.
+        self.merged = self.ids is None and prod(w.shape[:-2]) == 1
+        self.columns = node.size // self.rows if self.merged or self.ids is not None else x.shape[-2]
+        self.batches = 1 if self.ids is not None else node.size // (self.rows * self.columns)
+        x_bytes, w_bytes = (
+            prod(t.shape[:-2]) * n * self.steps * STEP * 2 for t, n in ((x, x.shape[-2]), (w, self.rows))
+        )
+        self.w_at = _aligned(x_bytes)
+        self.partial_at = self.w_at + (0 if self.w_is_direct else _aligned(w_bytes))
+        self.pairs_at = self.partial_at + (_aligned(node.size * 4 * self.parts) if self.parts > 1 else 0)
+        self.tiles_at = self.pairs_at + (0 if self.ids is None else _aligned(4 * self.columns))
+        self.end = self.tiles_at + (0 if self.ids is None else 16 * self.column_tiles)
+        self.end = max(ALIGNMENT, self.end)  # pointers into it are arguments even where nothing lies there
+
+    @cached_property
+    def w_is_direct(self) -> bool:
+        """Whether gemm.cu takes the weights as they lie: rows of whole steps, dense; plain ones aligned."""
+        dtype, strides = self.w.dtype, self.w.strides
+        if dtype.name not in DIRECT or self.transposed or strides[-1] != dtype.nbytes or self.width % STEP:
+            return False
+        return dtype.is_quantized or all(stride % 16 == 0 for stride in (*strides[:-1], self.w.offset))
+
+    @property
+    def w_dtype(self) -> str:
+        """What gemm.cu reads."""
+        return self.w.dtype.name if self.w_is_direct else "bf16"
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        """Wide tiles where they keep all processors busy, and experts have rows enough to fill half of one."""
+        if self.w_dtype not in IN_WIDE_TILES:
+            return NARROW
+        if self.ids is not None:
+            return WIDE if 2 * self.columns >= WIDE.columns * self.w.shape[0] else NARROW
+        return WIDE if self._blocks(WIDE) >= PROCESSORS else NARROW
+
+    def _blocks(self, tiles: Tiles) -> int:
+        return self.batches * -(-self.rows // tiles.rows) * -(-self.columns // tiles.columns)
+
+    @cached_property
+    def column_tiles(self) -> int:
+        """Tiles along rows of x; of experts, the most there can be."""
+        if self.ids is not None:
+            return self.columns // self.tiles.columns + self.w.shape[0]
+        return -(-self.columns // self.tiles.columns)
+
+    @cached_property
+    def parts(self) -> int:
+        """Parts of k, that blocks of their own add up, where tiles alone would leave processors idle."""
+        if self.ids is not None or self.tiles is WIDE:
+            return 1
+        chunks = self.steps * STEP // 256
+        return max(1, min(chunks // LEAST_CHUNKS, PROCESSORS * BLOCKS_PER_PROCESSOR // self._blocks(self.tiles)))
+
+    def launches(self) -> list[Launch]:
+        found = [_to_rows(self.x, 0, self.padded, PARTS_OF_X if self.split else ONE)]
+        if not self.w_is_direct:
+            found.append(_to_rows(self.w, self.w_at, self.padded, PARTS_OF_W if self.split else ONE, self.transposed))
+        if self.ids is not None:
+            experts, places = self.w.shape[0], self.column_tiles
+            arguments = [self.node, self.ids, Workspace(self.pairs_at), Workspace(self.tiles_at), experts]
+            arguments += [self.tiles.columns, places]
+            found.append(Launch(SORT.kernel("moe_sort"), [experts + 1], [256], arguments))
+        found.append(self._gemm())
+        if self.parts > 1:
+            blocks = min(MOST_BLOCKS, -(-self.node.size // ELEMENTWISE_BLOCK))
+            arguments = [self.node, Workspace(self.partial_at), self.parts]
+            found.append(Launch(ROWS.kernel("sum_parts"), [blocks], [ELEMENTWISE_BLOCK], arguments))
+        return [launch for launch in found if all(launch.grid)]  # rows of length 0 leave nothing to convert
+
+    def _gemm(self) -> Launch:
+        w, x, nothing = self.w, self.x, Address(None)
+        row_bytes = self.steps * STEP * 2
+        if self.w_is_direct:
+            w_data, w_row, row_bytes = Address(w), w.strides[-2], w.dtype.row_bytes(self.width)
+            w_strides = (0, 0, *w.strides[:-2])[-2:]
+        else:
+            w_data, w_row, matrix = Workspace(self.w_at), row_bytes, self.rows * row_bytes
+            w_strides = (_batch_of(w)[1] * matrix, matrix)
+        x_strides = (_batch_of(x)[1] * x.shape[-2], x.shape[-2])
+        # Where it is merged, x has as many rows as y, all batches of them.
+        x_outer, x_inner = _batch_strides(_batch_of(x), x_strides)
+        w_outer, w_inner = _batch_strides(_batch_of(w), w_strides)
+        arguments: list[Argument] = [self.node, w_data, Whole(w_row), Whole(w_outer), Whole(w_inner)]
+        arguments += [Workspace(0), Whole(x_outer), Whole(x_inner)]
+        arguments += [Workspace(self.partial_at) if self.parts > 1 else nothing]
+        arguments += [nothing, nothing] if self.ids is None else [Workspace(self.tiles_at), Workspace(self.pairs_at)]
+        arguments += [1 if self.ids is None or x.shape[1] > 1 else self.ids.shape[1], self.rows, self.columns]
+        arguments += [_batch_of(self.node)[1], row_bytes, self.steps, self.column_tiles]
+        tiles = self.tiles
+        grid = [self.batches * -(-self.rows // tiles.rows) * self.column_tiles, self.parts]
+        shared = SLABS * tiles.columns * STEP * 2 + 2 * tiles.rows * _pieces(self.w_dtype) * 16
+        kernel = GEMM.kernel(f"gemm<{self.w_dtype}, {tiles.of_rows}, {tiles.of_columns}>")
+        return Launch(kernel, grid, [THREADS], arguments, shared)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _pieces(name: str) -> int:
+    """Pieces of 16 bytes from row to row of a chunk in shared memory, as Chunk of gemm_weights.cuh has them."""
+    dtype = dtypes.get(name)
+    if not dtype.is_quantized:
+        return 128 * dtype.nbytes // 16
+    length = 128 if dtype.block == 32 and dtype.nbytes > 24 else 256
+    return (dtype.row_bytes(length) + 15 + 15) // 16 | 1
+
+
+def _to_rows(tensor: Tensor, at: int, padded: int, parts: int, transposed: bool = False) -> Launch:
+    """A tensor as rows of bf16 in the workspace."""
+    length = tensor.shape[-1]
+    groups = -(-length // 8) if transposed else padded // 8
+    rows = padded if transposed else prod(tensor.shape[:-1])
+    fast, slow = (rows, groups) if transposed else (groups, rows)
+    across = 32
+    while across < min(fast, 256):
+        across *= 2
+    block = (across, 256 // across)
+    batches = prod(tensor.shape[:-2]) if transposed else 1
+    grid = (-(-slow // block[1]), -(-fast // block[0]), batches)
+    arguments = [tensor, Workspace(at), number_of(tensor.dtype), tensor.dtype.block, padded, parts, int(transposed)]
+    return Launch(ROWS.kernel("rows_to_bf16"), grid, block, arguments)
