@@ -91,7 +91,7 @@ def test_f32_is_exact(shape, threads):
     ],
 )
 def test_precision_follows_the_operands(cache, weights, tolerance):
-    """All operands of more than bfloat16's precision: f32 products; else bfloat16 where the processor has them."""
+    """All operands of more than bfloat16's precision: f32 products; else bfloat16, and int8 by quantized weights."""
     node = ops.mla_attention(*operands((40, 2, 300, 64, 32, 96, 64), cache, weights), scale=0.1)
     assert_agrees(node, tolerance)
 
