@@ -44,7 +44,7 @@ def plan(node: Tensor) -> tuple[list[Launch], int]:
             launch, rows = convert(x, "f32", scratch, cell_pos, turn)
             launches.append(launch)
         sources.append(rows)
-    launches += [attention.mark(), attention.attend_rows(*sources), *attention.combine()]
+    launches += [attention.mark(), attention.attend(*sources), *attention.combine()]
     return launches, scratch.nbytes
 
 

@@ -43,20 +43,16 @@ class Rows:
     Args:
         data: pointer to the first cell's first head.
         cell, head: bytes from one to the next.
-        width: elements of a row that there are.
-        number: of the dtype, in blocks.cuh.
     """
 
     data: Argument
     cell: int
     head: int
-    width: int
-    number: int
 
     @classmethod
     def of(cls, x: Tensor) -> Rows:
         """A tensor [N, Hkv, D] as it lies."""
-        return cls(Address(x), x.strides[0], x.strides[1], x.shape[2], number_of(x.dtype))
+        return cls(Address(x), x.strides[0], x.strides[1])
 
     @property
     def arguments(self) -> list[Argument]:
@@ -160,7 +156,7 @@ class Attention:
         arguments = [self.y, Workspace(self.partial), self.parts, *self.sink_arguments]
         return [Launch(ROWS.kernel("combine_parts"), [tokens * heads], [128], arguments)]
 
-    def attend_rows(self, k: Rows, v: Rows, first_word: int = 0, words: int | None = None) -> Launch:
+    def attend(self, k: Rows, v: Rows, first_word: int = 0, words: int | None = None) -> Launch:
         """Attend in float32."""
         shared = 4 * self.shape.rows * (self.q.shape[2] + self.y.shape[2])
         grid = [self.row_blocks, self.kv_heads, self.parts]
@@ -191,7 +187,7 @@ def convert(
         *numbers,
     ]
     launch = Launch(PREPARE.kernel(f"convert_rows<{dtype}>"), [max(1, min(outer, 4096))], [128], arguments, 16 * pairs)
-    rows = Rows(Workspace(offset), heads * pitch * size, pitch * size, pitch, number_of(x.dtype))
+    rows = Rows(Workspace(offset), heads * pitch * size, pitch * size)
     return launch, rows
 
 
