@@ -57,6 +57,7 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
     sources[i] = (const char*)(x + row * x_row) + threadIdx.x % 4 * 16;
   }
   const int64_t y_step = partial ? (int64_t)sizeof(float) : y.strides[3];
+#pragma unroll 1
   for (int column = threadIdx.x; column < count; column += THREADS) {
     const int64_t row = moe_pairs ? moe_pairs[first + column] : (int64_t)batch * columns + first + column;
     const int64_t all_rows = y.shape[0] * y.shape[1] * y.shape[2];
@@ -69,21 +70,27 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
   const int begin = (int)((int64_t)all_chunks * blockIdx.y / gridDim.y) * CHUNK_STEPS;
   const int end = min(steps, (int)((int64_t)all_chunks * (blockIdx.y + 1) / gridDim.y) * CHUNK_STEPS);
 
+  char* const place = slabs + threadIdx.x * 16;
+  const int place_column = threadIdx.x / 4;
   auto copy_x = [&](int step) {
     if (step >= end) return;
+    char* const to = place + (unsigned)step % SLABS * SLAB_BYTES;
 #pragma unroll
     for (int i = 0; i < COLUMNS / 32; i++)
-      if ((int)threadIdx.x / 4 + 32 * i < count)
-        copy_async(slabs + step % SLABS * SLAB_BYTES + (threadIdx.x + THREADS * i) * 16,
-                   sources[i] + (int64_t)step * STEP * sizeof(bf16));
+      if (place_column + 32 * i < count) copy_async(to + THREADS * 16 * i, sources[i] + step * STEP * (int)sizeof(bf16));
   };
   auto copy_chunk = [&](int step) {
-    if (step < end) weights.template copy<THREADS>(chunks + step / CHUNK_STEPS % 2 * Weights::BYTES, step / CHUNK_STEPS);
+    if (step < end) weights.template copy<THREADS>(chunks + (unsigned)step / CHUNK_STEPS % 2 * Weights::BYTES,
+                                                    (unsigned)step / CHUNK_STEPS);
   };
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * ROW_TILES * 16 + lane / 4;
-  auto expand = [&](int step, int i, uint32_t (&packed)[4]) {
-    const int chunk = step / CHUNK_STEPS;
-    weights.expand(chunks + chunk % 2 * Weights::BYTES, warp_row + 8 * i, chunk, step % CHUNK_STEPS, packed);
+  int shifts[2 * ROW_TILES];
+#pragma unroll
+  for (int i = 0; i < 2 * ROW_TILES; i++) shifts[i] = weights.shift(warp_row + 8 * i);
+  auto expand = [&](unsigned step, int i, uint32_t (&packed)[4]) {
+    const unsigned chunk = step / CHUNK_STEPS;
+    const char* shared = chunks + chunk % 2 * Weights::BYTES;
+    weights.expand(shared, warp_row + 8 * i, shifts[i], chunk, step % CHUNK_STEPS, packed);
   };
 
   float sums[ROW_TILES][COLUMN_TILES][4] = {};
@@ -102,14 +109,14 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
     __syncthreads();  // what this time round reads is there for all, and nobody reads what is copied over now
     if (step >= begin) {
       copy_x(step + SLABS - 1);
-      if (step % CHUNK_STEPS == 0) copy_chunk(step + CHUNK_STEPS);
+      if ((unsigned)step % CHUNK_STEPS == 0) copy_chunk(step + CHUNK_STEPS);
       commit_copies();
     }
     const int used = step < begin ? 0 : count;
-    const char* slab = slabs + (step & SLABS - 1) * SLAB_BYTES + lane / 4 * 64 + lane % 4 * 16;
+    const char* slab = slabs + (unsigned)step % SLABS * SLAB_BYTES + lane / 4 * 64 + lane % 4 * 16;
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
-      if (part < 2 * ROW_TILES && step + 1 < end) expand(step + 1, part, next[part]);
+      if (part < 2 * ROW_TILES) expand(step + 1, part, next[part]);  // past the end: never used
       if (part * TILES_OF_PART * 8 >= used) continue;
 #pragma unroll
       for (int j = part * TILES_OF_PART; j < (part + 1) * TILES_OF_PART; j++) {

@@ -32,10 +32,22 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+// Byte `i` of four as a float; byte 2 of 128.0f is one that counts ones, byte 1 of 32768.0f likewise.
+template <bool SIGNED> __device__ __forceinline__ float code_at(uint32_t codes, int i) {
+  if (!SIGNED) return __uint_as_float(__byte_perm(codes, 0x43000000, 0x7044 | i << 8));  // 128 + code, below 128
+  return __uint_as_float(__byte_perm(codes ^ 0x80808080u, 0x47000000, 0x7404 | i << 4)) - (32768.0f + 128.0f);
+}
+
 // Eight elements from `first` on of a block, or of plain elements at an address that 16 divides.
 template <class W> __device__ __forceinline__ void expand8(const char* block, int first, uint32_t (&packed)[4]) {
+  constexpr bool SIGNED = !Blocks<W>::has_offset;
+  uint32_t codes[2];
+  Blocks<W>::template codes<8>(block, first, codes);
+  const Scales by = Blocks<W>::scales(block, first);
+  const float offset = SIGNED ? by.offset : by.offset - 128 * by.scale;
   float v[8];
-  Blocks<W>::dequantize8(block, first, v);
+#pragma unroll
+  for (int i = 0; i < 8; i++) v[i] = code_at<SIGNED>(codes[i / 4], i % 4) * by.scale + offset;
 #pragma unroll
   for (int i = 0; i < 4; i++) packed[i] = pack(v[2 * i], v[2 * i + 1]);
 }
@@ -63,7 +75,7 @@ template <class W, int ROWS> struct WeightTile {
 
   // Begin to copy a chunk.
   template <int THREADS> __device__ __forceinline__ void copy(char* shared, int chunk) const {
-#pragma unroll 2
+#pragma unroll 1
     for (int i = threadIdx.x; i < ROWS * C::PIECES; i += THREADS) {
       const int row = i / C::PIECES, piece = i % C::PIECES;
       const char* start = data + row * stride + (int64_t)chunk * C::BYTES;
@@ -74,17 +86,20 @@ template <class W, int ROWS> struct WeightTile {
     }
   }
 
+  // How far from a piece's start a row of blocks begins, before the first chunk.
+  __device__ __forceinline__ int shift(int row) const { return (int)(int64_t)data + row * (int)stride & 15; }
+
   // Elements 8t … 8t + 7 of a row's step, t = lane % 4, from the copied chunk.
-  __device__ __forceinline__ void expand(const char* shared, int row, int chunk, int step, uint32_t (&packed)[4]) const {
+  __device__ __forceinline__ void expand(const char* shared, int row, int row_shift, int chunk, int step,
+                                         uint32_t (&packed)[4]) const {
     const int first = threadIdx.x % 4 * 8;
     if constexpr (C::PLAIN) {
       expand8<W>(shared + C::template place<ROWS>(row, 4 * step), first, packed);
     } else {
-      // The low bits of the row's address say how far from a piece's start its chunk begins.
-      const int shift = ((int)(int64_t)data + row * (int)stride + chunk * C::BYTES) & 15;
-      const char* at = shared + C::template place<ROWS>(row, 0) + shift;
       constexpr int LENGTH = Blocks<W>::elements;
-      expand8<W>(at + step * STEP / LENGTH * Blocks<W>::bytes, step * STEP % LENGTH + first, packed);
+      const int in_chunk = step * STEP / LENGTH * Blocks<W>::bytes;
+      expand8<W>(shared + C::template place<ROWS>(row, 0) + (row_shift + chunk * C::BYTES & 15) + in_chunk,
+                 step * STEP % LENGTH + first, packed);
     }
   }
 };
