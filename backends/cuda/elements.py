@@ -28,7 +28,7 @@ def is_flat(node: Tensor, *sources: Tensor) -> bool:
 
 
 def rows_by_eight(*tensors: Tensor) -> bool:
-    """Whether each row of eights begins at a multiple of 16 bytes from the tensor's start, its elements side by side."""
+    """Whether rows are dense and begin at multiples of 16 bytes from the tensor's start."""
     return all(tensor.has_dense_rows and _outer_steps_are_aligned(tensor) for tensor in tensors)
 
 
@@ -48,7 +48,7 @@ def width_of(node: Tensor, *sources: Tensor) -> int:
 
 
 def row_geometry(rows: int, length: int) -> tuple[list[int], list[int]]:
-    """Grid and block where warps share a row: one for 256 elements, and at most 32; four rows a block of one warp each."""
+    """Grid and block where a row has a warp for each 256 elements, at most 32; rows of one warp are four to a block."""
     warps = min(32, -(-max(1, length) // (WARP * WIDTH)))
     rows_of_block = 4 if warps == 1 else 1
     return [blocks(rows, rows_of_block)], [WARP * warps, rows_of_block]

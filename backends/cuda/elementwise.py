@@ -19,7 +19,7 @@ UNIT = Unit("elementwise", ["fill", *(f"elementwise<{function}>" for function in
 def elementwise(
     kernel: Kernel, node: Tensor, a: Tensor, b: Tensor, *, p: float = 0.0, q: float = 0.0, b_offset: int = 0
 ) -> Launch:
-    """The launch of a kernel of elementwise.cuh: node = f(a, b, p, q), b's elements read `b_offset` bytes further on."""
+    """The launch of a kernel of elementwise.cuh: node = f(a, b, p, q), b read `b_offset` bytes further on."""
     width, flat = width_of(node, a, b), is_flat(node, a, b) and not b_offset
     arguments = [node, a, b, kind(a), kind(b), width, flat, Whole(b_offset), float(p), float(q)]
     return Launch(kernel, [blocks(node.size, THREADS * width)], [THREADS], arguments)
@@ -29,7 +29,8 @@ def _binary(op: Op) -> None:
     @lowering(op, takes=floats)
     def _(node: Tensor) -> list[Launch]:
         a, b = node.srcs
-        assert a is not None and b is not None
+        assert a is not None
+        assert b is not None
         return [elementwise(UNIT.kernel(f"elementwise<{FUNCTIONS[op.name]}>"), node, a, b)]
 
 

@@ -22,7 +22,8 @@ def _(node: Tensor) -> list[Launch]:
 def add_rms_norm(add: Tensor, norm: Tensor) -> list[Launch]:
     """The launch of an add of two tensors of one shape and the norm of the sum, as one; both results are written."""
     a, b = add.srcs
-    assert a is not None and b is not None
+    assert a is not None
+    assert b is not None
     return [_launch("rms_norm<true>", norm, add, a, b, norm.srcs[1], norm.params["eps"])]
 
 

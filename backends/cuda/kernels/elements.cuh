@@ -69,14 +69,23 @@ __device__ __forceinline__ void store_eight(int kind, char* at, const float (&v)
 
 __device__ __forceinline__ bool is_aligned(const void* at) { return (reinterpret_cast<uint64_t>(at) & 15) == 0; }
 
-// The quotient of two numbers >= 0 and what is left; in 32 bits, which is many times faster, where both fit.
+// The quotient of two numbers >= 0 and what is left: in 32 bits where both fit, else bit by bit. The compiler's own
+// division of 64 bits is a call, which costs all around it registers, and is hardly ever needed.
 __device__ __forceinline__ int64_t divided(int64_t a, int64_t b, int64_t& left) {
-  if ((static_cast<uint64_t>(a) | static_cast<uint64_t>(b)) >> 32) {
-    left = a % b;
-    return a / b;
+  if (!((static_cast<uint64_t>(a) | static_cast<uint64_t>(b)) >> 32)) {
+    const uint32_t quotient = static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+    left = static_cast<uint32_t>(a) - quotient * static_cast<uint32_t>(b);
+    return quotient;
   }
-  const uint32_t quotient = static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
-  left = static_cast<uint32_t>(a) - quotient * static_cast<uint32_t>(b);
+  int64_t quotient = 0, rest = 0;
+#pragma unroll 1
+  for (int bit = 62; bit >= 0; bit--) {
+    rest = rest << 1 | (a >> bit & 1);
+    const bool fits = rest >= b;
+    if (fits) rest -= b;
+    quotient = quotient << 1 | fits;
+  }
+  left = rest;
   return quotient;
 }
 

@@ -1,0 +1,121 @@
+// Copies: dense, strided, tiled, joined; and conversions between dtypes, into blocks and out of them.
+//
+//   copy_dense   64 bytes a thread, by loads of 16
+//   copy_items   an item a thread: 16 bytes of dense rows, where strides allow that, else an element or a block
+//   convert      plain dtypes; eight elements a thread where both are floats in rows of eights, else one
+//   from_blocks  eight elements of a quantized tensor a thread
+//   to_blocks    a block of 32 elements a warp
+// Every byte moves once; bound by bandwidth.
+#include "blocks.cuh"
+#include "items.cuh"
+#include "write_blocks.cuh"
+
+__device__ __forceinline__ int64_t thread_number() { return blockIdx.x * (int64_t)256 + threadIdx.x; }
+
+__device__ __forceinline__ char* address_in(const Tensor& t, const Indices& n, int64_t step) {
+  return t.data + n.i0 * t.strides[0] + n.i1 * t.strides[1] + n.i2 * t.strides[2] + n.i3 * step;
+}
+
+// A block copies 16 KiB.
+__global__ void __launch_bounds__(256) copy_dense(char* y, const char* x, int64_t nbytes) {
+  const int64_t first = (blockIdx.x * (int64_t)1024 + threadIdx.x) * 16;
+  if (is_aligned(y) && is_aligned(x) && first + 3 * 4096 + 16 <= nbytes) {
+    uint4 items[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) items[i] = *reinterpret_cast<const uint4*>(x + first + i * 4096);
+#pragma unroll
+    for (int i = 0; i < 4; i++) *reinterpret_cast<uint4*>(y + first + i * 4096) = items[i];
+    return;
+  }
+  for (int64_t at = first; at < first + 4 * 4096 && at < nbytes; at += 4096)
+    copy_item(y + at, x + at, (int)min((int64_t)16, nbytes - at));
+}
+
+enum Places { IN_ORDER, SAME, TILED };  // as copy.py names them
+
+// `count` items of `bytes`; rows of y have n_y of them, y_step bytes apart, rows of x n_x. Item number i of y is item
+// number i of x (IN_ORDER), or that of the same indices of x, `offset` bytes further on in y (SAME), or x repeats (TILED).
+template <int PLACES>
+__global__ void __launch_bounds__(256) copy_items(Tensor y, Tensor x, int64_t count, int64_t n_y, int64_t n_x,
+                                                  int64_t y_step, int64_t x_step, int64_t offset, int bytes) {
+  const int64_t i = thread_number();
+  if (i >= count) return;
+  const Indices to = PLACES == SAME ? indices_in(x, n_x, i) : indices_in(y, n_y, i);
+  Indices from = PLACES == IN_ORDER ? indices_in(x, n_x, i) : to;
+  if constexpr (PLACES == TILED) {
+    divided(to.i0, x.shape[0], from.i0);
+    divided(to.i1, x.shape[1], from.i1);
+    divided(to.i2, x.shape[2], from.i2);
+    divided(to.i3, n_x, from.i3);
+  }
+  copy_item(address_in(y, to, y_step) + offset, address_in(x, from, x_step), bytes);
+}
+
+// y's elements, in order, are x's; integers stay exact, everything else goes through float32.
+__global__ void __launch_bounds__(256) convert(Tensor y, Tensor x, int y_kind, int x_kind, int width, int flat) {
+  const int64_t count = elements_of(x), first = thread_number() * width;
+  if (first >= count) return;
+  const int y_bytes = integer_bytes(y_kind), x_bytes = integer_bytes(x_kind);
+  if (width == 8 && first + 8 <= count) {
+    const Indices n = flat ? Indices{0, 0, 0, first} : indices_in(x, x.shape[3], first);
+    const char* from = flat ? x.data + first * float_bytes(x_kind) : address_in(x, n, x.strides[3]);
+    char* to = flat ? y.data + first * float_bytes(y_kind) : address_in(y, n, y.strides[3]);
+    if (is_aligned(from) && is_aligned(to)) {
+      float v[8];
+      unpack(x_kind, load_raw(x_kind, from), v);
+      store_eight(y_kind, to, v);
+      return;
+    }
+  }
+#pragma unroll 1
+  for (int64_t i = first; i < min(first + width, count); i++) {
+    const char* from = address_in(x, indices_in(x, x.shape[3], i), x.strides[3]);
+    char* to = address_in(y, indices_in(y, y.shape[3], i), y.strides[3]);
+    if (y_bytes && x_bytes) store_integer(y_bytes, to, load_integer(x_bytes, from));
+    else store_number(y_kind, to, number_at(x_kind, from));
+  }
+}
+
+// Elements first … first + 7 of a quantized tensor, counted in row-major order.
+__device__ __forceinline__ void eight_of_blocks(const Tensor& x, int number, int64_t first, float (&v)[8]) {
+#define READ(T)                                                                   \
+  {                                                                               \
+    const Indices n = indices_in(x, x.shape[3], first / Blocks<T>::elements);     \
+    Blocks<T>::dequantize8(address_in(x, n, x.strides[3]), (int)(first % Blocks<T>::elements), v); \
+  }
+  FOR_WEIGHT_DTYPE(number, READ)
+#undef READ
+}
+
+// count: elements, of which y's follow x's in order.
+__global__ void __launch_bounds__(256) from_blocks(Tensor y, Tensor x, int64_t count, int y_kind, int number, int y_is_dense) {
+  const int64_t first = thread_number() * 8;
+  if (first >= count) return;
+  float v[8];
+  eight_of_blocks(x, number, first, v);
+  char* dense = y.data + first * float_bytes(y_kind);
+  if (y_is_dense && !integer_bytes(y_kind) && is_aligned(dense)) {
+    store_eight(y_kind, dense, v);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; i++) store_number(y_kind, address_in(y, indices_in(y, y.shape[3], first + i), y.strides[3]), v[i]);
+}
+
+// count: blocks of 32 elements, of which y's follow x's in order. x: plain, of x_kind, or quantized, by its number.
+__global__ void __launch_bounds__(256) to_blocks(Tensor y, Tensor x, int64_t count, int y_kind, int x_kind, int number) {
+  const int64_t block = thread_number() / 32;
+  if (block >= count) return;
+  const int64_t i = block * 32 + threadIdx.x % 32;
+  float value;
+  if (number < 0) {
+    value = number_at(x_kind, address_in(x, indices_in(x, x.shape[3], i), x.strides[3]));
+  } else {
+    float v[8];
+    eight_of_blocks(x, number, i / 8 * 8, v);
+    value = v[0];
+#pragma unroll
+    for (int j = 1; j < 8; j++) value = i % 8 == j ? v[j] : value;
+  }
+  write_block(y_kind, address_in(y, indices_in(y, y.shape[3], block), y.strides[3]), value);
+}
