@@ -6,7 +6,6 @@ bytes    int8 in units of 128: four blocks of 32 with a scale each (for weights 
 sums     int8 in units of 256 with one scale (for weights in blocks of 256)
 
 Both of int8 hold minus the sums of x, which weights whose codes have an offset or a minimum need.
-tiles    float32, the columns of one group taken `tile` at a time, the elements of a tile's columns side by side
 """
 
 from __future__ import annotations
@@ -19,26 +18,16 @@ from graphrt.backends.cpu.dequant import expander
 from graphrt.backends.cpu.dot import dot_unsigned, join, low_bytes, pick, store_bytes
 from graphrt.backends.cpu.grouping import (
     COUNTER,
-    FIRST,
-    FIRST_TILE,
     IDS,
-    LAST,
-    SLICE_FIRST,
-    SLICE_LAST,
-    X_ROW,
     X,
-    column_word,
     group_by_batch,
     group_by_expert,
-    group_of_tile,
-    group_word,
     prepared,
     scratch,
-    tile_count,
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.memory import load_f32, load_one, store_f32, store_one
+from graphrt.backends.cpu.memory import load_f32, store_f32, store_one
 from graphrt.backends.cpu.simd import bits_as_f32, bits_as_i32, fma, lane, select, splat
 
 PIECE = 256  # elements brought to float32 at a time: a whole number of blocks of every dtype
@@ -100,32 +89,6 @@ def prepare_rows(form: str, dtype: str) -> Kernel:
                 for unit in range((count + per_unit - 1) // per_unit):
                     write(source + 4 * per_unit * unit, target + unit_bytes * unit)
             item = claim(word(args, COUNTER), 4)
-
-    return run
-
-
-def prepare_tiles(tile: int, dtype: str) -> Kernel:
-    """Native: write a slice of x as tiles of `tile` columns, nothing past a group's end; the tables must be there."""
-    piece_of = piece_expander(dtype)
-
-    def run(args, ith, nth):
-        first_element, last_element = word(args, SLICE_FIRST), word(args, SLICE_LAST)
-        depth = last_element - first_element
-        buffer = scratch(args, ith)
-        item = claim(word(args, COUNTER), 1)
-        while item < tile_count(args):
-            group = group_of_tile(args, item)
-            first = group_word(args, group, FIRST) + (item - group_word(args, group, FIRST_TILE)) * tile
-            for column in range(first, min(first + tile, group_word(args, group, LAST))):
-                target = prepared(args) + item * depth * tile * 4 + (column - first) * 4
-                row = row_address(args, X, column_word(args, column, X_ROW))
-                for start in range(first_element, last_element, PIECE):
-                    count = min(PIECE, last_element - start)
-                    source = piece_of(row, stride(args, X, 3), start, count, buffer)
-                    for k in range(count):
-                        place = target + (start - first_element + k) * tile * 4
-                        store_one(place, "f32", load_one(source + 4 * k, "f32"))
-            item = claim(word(args, COUNTER), 1)
 
     return run
 
