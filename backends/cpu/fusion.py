@@ -1,4 +1,4 @@
-"""Fusions: which nodes the CPU backend runs as one; the patterns stand in the files fusion_*.py, and are listed here."""
+"""Fusions: which nodes the CPU backend runs as one. The patterns stand in the files fusion_*.py."""
 
 from __future__ import annotations
 
