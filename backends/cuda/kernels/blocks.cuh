@@ -26,9 +26,9 @@ template <class T> struct Blocks;
 
 // COUNT bytes from any address, as words.
 template <int COUNT> __device__ __forceinline__ void read_bytes(const void* source, uint32_t (&words)[COUNT / 4]) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(source);
-  const uint32_t* aligned = reinterpret_cast<const uint32_t*>(address & ~(uintptr_t)3);
-  const unsigned past = address & 3, selector = 0x3210 + 0x1111 * past;
+  const unsigned past = reinterpret_cast<uintptr_t>(source) & 3, selector = 0x3210 + 0x1111 * past;
+  // A pointer all the way: the compiler still knows what it points to where that is shared memory.
+  const uint32_t* aligned = reinterpret_cast<const uint32_t*>(static_cast<const char*>(source) - past);
   uint32_t low = aligned[0];
 #pragma unroll
   for (int i = 0; i < COUNT / 4; i++) {
@@ -38,10 +38,22 @@ template <int COUNT> __device__ __forceinline__ void read_bytes(const void* sour
   }
 }
 
-// The same where the address is known to be a multiple of 4.
+// The same where the address is known to be a multiple of 4, or of 16 (of 8, for 8 bytes).
 template <int COUNT> __device__ __forceinline__ void read_words(const void* source, uint32_t (&words)[COUNT / 4]) {
 #pragma unroll
   for (int i = 0; i < COUNT / 4; i++) words[i] = reinterpret_cast<const uint32_t*>(source)[i];
+}
+template <int COUNT> __device__ __forceinline__ void read_aligned(const void* source, uint32_t (&words)[COUNT / 4]) {
+  if constexpr (COUNT == 8) {
+    const uint2 pair = *reinterpret_cast<const uint2*>(source);
+    words[0] = pair.x, words[1] = pair.y;
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT / 16; i++) {
+      const uint4 four = reinterpret_cast<const uint4*>(source)[i];
+      words[4 * i] = four.x, words[4 * i + 1] = four.y, words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
+    }
+  }
 }
 
 __device__ __forceinline__ float half_at(const char* address) {
@@ -252,7 +264,7 @@ __device__ __forceinline__ Scales k_scales(const char* block, int group) {
 // d f16, dmin f16, scales[12], codes[128].
 template <> struct Blocks<q4_k> : CodeBlocks<q4_k, 256, 144, 32, true> {
   CODES {
-    read_words<COUNT>(block + 16 + first / 64 * 32 + first % 32, c);
+    read_aligned<COUNT>(block + 16 + first / 64 * 32 + first % 32, c);
 #pragma unroll
     for (int i = 0; i < COUNT / 4; i++) c[i] = c[i] >> first % 64 / 32 * 4 & 0x0f0f0f0fu;
   }
@@ -263,8 +275,8 @@ template <> struct Blocks<q4_k> : CodeBlocks<q4_k, 256, 144, 32, true> {
 template <> struct Blocks<q5_k> : CodeBlocks<q5_k, 256, 176, 32, true> {
   CODES {
     uint32_t fifth[COUNT / 4];
-    read_words<COUNT>(block + 48 + first / 64 * 32 + first % 32, c);
-    read_words<COUNT>(block + 16 + first % 32, fifth);
+    read_aligned<COUNT>(block + 48 + first / 64 * 32 + first % 32, c);
+    read_aligned<COUNT>(block + 16 + first % 32, fifth);
 #pragma unroll
     for (int i = 0; i < COUNT / 4; i++)
       c[i] = (c[i] >> first % 64 / 32 * 4 & 0x0f0f0f0fu) | (fifth[i] >> first / 32 & 0x01010101u) << 4;
@@ -306,6 +318,20 @@ template <> struct Blocks<iq4_xs> : CodeBlocks<iq4_xs, 256, 136, 32, false> {
 #undef CODES
 #undef SCALES
 
+// Elements first … first + 7 of a row whose blocks lie `step` bytes apart; zeros from element `width` on. `first` is a
+// multiple of 8.
+template <class T>
+__device__ __forceinline__ void load8(const char* row, int64_t step, int64_t first, int64_t width, float (&v)[8]) {
+  constexpr int ELEMENTS = Blocks<T>::elements;
+  const char* block = row + first / ELEMENTS * step;
+  if (ELEMENTS > 1 || (step == Blocks<T>::bytes && first + 8 <= width)) {
+    Blocks<T>::dequantize8(block, first % ELEMENTS, v);
+  } else if constexpr (ELEMENTS == 1) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = first + i < width ? to_float(*reinterpret_cast<const T*>(block + i * step)) : 0;
+  }
+}
+
 // DO(T) for the dtype of a number, those of WEIGHTS in blocks.py: for kernels whose speed does not matter, so that one
 // of them serves all dtypes.
 #define FOR_WEIGHT_DTYPE(number, DO)                                                                                  \
@@ -327,3 +353,11 @@ template <> struct Blocks<iq4_xs> : CodeBlocks<iq4_xs, 256, 136, 32, false> {
     case 14: { DO(iq4_xs); break; }                                                                                  \
     case 15: { DO(mxfp4); break; }                                                                                   \
   }
+
+// load8 of the dtype of that number.
+__device__ __forceinline__ void load8_any(int dtype, const char* row, int64_t step, int64_t first, int64_t width,
+                                          float (&v)[8]) {
+#define DO(T) load8<T>(row, step, first, width, v)
+  FOR_WEIGHT_DTYPE(dtype, DO)
+#undef DO
+}

@@ -1,72 +1,54 @@
 // x made ready for products: as float32, or as int8 in blocks of 32 (q8.cuh).
 //
-// Reads x once and writes 4 bytes, or 1.25, for each element; x is small beside the weights that it will meet.
+// Reads x once and writes 4 bytes, or 1.25, for each element; x is small beside the weights that it will meet. A thread
+// takes 8 elements at a time, one grid apart.
 #include "blocks.cuh"
 #include "q8.cuh"
 
-// y [rows][K] dense = x [..., K] of any dtype and strides. A thread takes 8 elements at a time, one grid apart.
-template <class T> __device__ void expand_eighths(const Tensor& x, float* y) {
-  constexpr int ELEMENTS = Blocks<T>::elements;
-  const int64_t width = x.shape[3] * ELEMENTS, eighths = (width + 7) / 8;
-  const int64_t count = x.shape[0] * x.shape[1] * x.shape[2] * eighths;
-  for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < count; i += (int64_t)gridDim.x * blockDim.x) {
-    const int64_t row = i / eighths, first = i % eighths * 8;
-    const char* source = row_of(x, row) + first / ELEMENTS * x.strides[3];
-    float v[8] = {};
-    if constexpr (ELEMENTS > 1) {
-      Blocks<T>::dequantize8(source, first % ELEMENTS, v);
-    } else {
-#pragma unroll
-      for (int j = 0; j < 8; j++)
-        if (first + j < width) v[j] = to_float(*reinterpret_cast<const T*>(source + j * x.strides[3]));
-    }
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-      if (first + j < width) y[row * width + first + j] = v[j];
-  }
-}
+__device__ __forceinline__ int64_t rows_of(const Tensor& x) { return x.shape[0] * x.shape[1] * x.shape[2]; }
 
-__global__ void __launch_bounds__(256) expand(Tensor x, float* y, int dtype) {
-#define DO(T) expand_eighths<T>(x, y)
-  FOR_WEIGHT_DTYPE(dtype, DO)
-#undef DO
+// y [rows][pitch] = x [..., K] of any dtype and strides, with zeros from K to `pitch`, a multiple of 8.
+__global__ void __launch_bounds__(256) expand(Tensor x, float* y, int64_t width, int64_t pitch, int dtype) {
+  const int64_t count = rows_of(x) * pitch / 8;
+  for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < count; i += (int64_t)gridDim.x * blockDim.x) {
+    float v[8];
+    load8_any(dtype, row_of(x, i * 8 / pitch), x.strides[3], i * 8 % pitch, width, v);
+    float4* target = reinterpret_cast<float4*>(y + i * 8);
+    target[0] = {v[0], v[1], v[2], v[3]};
+    target[1] = {v[4], v[5], v[6], v[7]};
+  }
 }
 
 // The larger of the two, and NaN if one is.
 __device__ __forceinline__ float larger(float a, float b) { return b > a || b != b ? b : a; }
 
-// Codes and factors of x [..., K] of any strides, K a multiple of 32. A thread takes 4 elements, 8 threads a block of 32.
-template <class X> __global__ void __launch_bounds__(256) quantize(Tensor x, int8_t* codes, Factor* factors) {
-  const int64_t blocks = x.shape[3] / 32, count = x.shape[0] * x.shape[1] * x.shape[2] * blocks;
-  const int part = threadIdx.x % 8;
-  for (int64_t base = blockIdx.x * (int64_t)32; base < count; base += (int64_t)gridDim.x * 32) {
-    const int64_t i = base + threadIdx.x / 8, row = i / blocks, block = i % blocks;
-    float v[4] = {}, largest = 0;
-    if (i < count) {
-      const char* source = row_of(x, row) + (block * 32 + part * 4) * x.strides[3];
+// Codes and factors of x [..., width] of any dtype and strides, its width a multiple of 32.
+__global__ void __launch_bounds__(256) quantize(Tensor x, int8_t* codes, Factor* factors, int64_t width, int dtype) {
+  const int64_t blocks = width / 32, count = rows_of(x) * blocks;
+  const int part = threadIdx.x % 4;
+  for (int64_t base = blockIdx.x * (int64_t)64; base < count; base += (int64_t)gridDim.x * 64) {
+    const int64_t i = base + threadIdx.x / 4, row = i / blocks, block = i % blocks;
+    float v[8] = {}, largest = 0;
+    if (i < count) load8_any(dtype, row_of(x, row), x.strides[3], block * 32 + part * 8, width, v);
 #pragma unroll
-      for (int j = 0; j < 4; j++) v[j] = to_float(*reinterpret_cast<const X*>(source + j * x.strides[3]));
-    }
-#pragma unroll
-    for (int j = 0; j < 4; j++) largest = larger(largest, fabsf(v[j]));
-#pragma unroll
-    for (int distance = 1; distance < 8; distance *= 2)
-      largest = larger(largest, __shfl_xor_sync(ALL_LANES, largest, distance));
-    // Where a code cannot tell an infinity or NaN, d does: anything times d is NaN then.
+    for (int j = 0; j < 8; j++) largest = larger(largest, fabsf(v[j]));
+    largest = larger(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
+    largest = larger(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
+    // Where a code cannot tell an infinity or NaN, d does: nothing times d is finite then.
     const float inverse = largest > 1e-30f && largest < INFINITY ? 127 / largest : 0;
-    uint32_t packed = 0;
+    uint32_t packed[2] = {};
     int sum = 0;
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < 8; j++) {
       const int code = inverse > 0 ? __float2int_rn(v[j] * inverse) : 0;
-      packed |= (uint32_t)(code & 255) << 8 * j;
+      packed[j / 4] |= (uint32_t)(code & 255) << j % 4 * 8;
       sum += code;
     }
     sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-    sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-    const int second = __shfl_down_sync(ALL_LANES, sum, 4);
+    const int second = __shfl_down_sync(ALL_LANES, sum, 2);
     if (i < count) {
-      *reinterpret_cast<uint32_t*>(codes + codes_at(row, blocks, block, part / 4) + part % 4 * 4) = packed;
+      const uint2 both = {packed[0], packed[1]};
+      *reinterpret_cast<uint2*>(codes + codes_at(row, blocks, block, part / 2) + part % 2 * 8) = both;
       if (part == 0) factors[factor_at(row, blocks, block)] = {largest / 127, (sum & 0xffff) | (uint32_t)second << 16};
     }
   }

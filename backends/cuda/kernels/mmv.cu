@@ -1,0 +1,93 @@
+// Products of weights and a few rows of x in float32: y[n, m] = sum over k of x[n, k] · w[m, k].
+//
+// Geometry: products_few.cuh. `mmv` is for floats whose rows begin at multiples of 16 bytes: a lane has 64 bytes of each
+// row of w on their way at a time. Reads w once, and x from the caches once for ROWS rows of w: bound by memory.
+// `mmv_any` is for all else, of any dtype and strides, and slow.
+#include "blocks.cuh"
+#include "products_few.cuh"
+
+template <class W> struct Eight {
+  uint4 words[sizeof(W) / 2];
+  __device__ __forceinline__ void load(const char* source) {
+#pragma unroll
+    for (int i = 0; i < (int)sizeof(W) / 2; i++) words[i] = reinterpret_cast<const uint4*>(source)[i];
+  }
+  __device__ __forceinline__ float dot(const float4& low, const float4& high, float sum) const {
+    const W* v = reinterpret_cast<const W*>(words);
+    sum = to_float(v[0]) * low.x + sum;
+    sum = to_float(v[1]) * low.y + sum;
+    sum = to_float(v[2]) * low.z + sum;
+    sum = to_float(v[3]) * low.w + sum;
+    sum = to_float(v[4]) * high.x + sum;
+    sum = to_float(v[5]) * high.y + sum;
+    sum = to_float(v[6]) * high.z + sum;
+    return to_float(v[7]) * high.w + sum;
+  }
+};
+
+template <class W, int COLUMNS>
+__global__ void __launch_bounds__(WARPS * 32)
+    mmv(Tensor y, Tensor w, Tensor ids, Tensor x, const float* expanded, int64_t pitch, PLACE_PARAMETERS) {
+  constexpr int AT_ONCE = 8 / sizeof(W), STEP = 256 * AT_ONCE;
+  const Place<COLUMNS> place(y, w, ids, PLACE_ARGUMENTS);
+  const int64_t width = place.known ? w.shape[3] : 0, whole = width / 8 * 8;
+  const char *rows[ROWS], *columns[COLUMNS];
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) rows[r] = place.row_of_w(w, r);
+#pragma unroll
+  for (int c = 0; c < COLUMNS; c++)
+    columns[c] = row_of_x(x, expanded, pitch, place.x_row + min(c, place.columns - 1));
+
+  float sum[ROWS][COLUMNS] = {};
+  for (int64_t k0 = place.part * STEP + threadIdx.x % 32 * 8; k0 < whole; k0 += place.split * STEP) {
+    Eight<W> eight[AT_ONCE][ROWS] = {};
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+#pragma unroll
+      for (int r = 0; r < ROWS; r++)
+        if (k0 + i * 256 < whole) eight[i][r].load(rows[r] + (k0 + i * 256) * sizeof(W));
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c++) {
+        float4 low = {}, high = {};
+        if (k0 + i * 256 < whole) {
+          const float4* eight_of_x = reinterpret_cast<const float4*>(columns[c] + (k0 + i * 256) * 4);
+          low = eight_of_x[0];
+          high = eight_of_x[1];
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) sum[r][c] = eight[i][r].dot(low, high, sum[r][c]);
+      }
+    }
+  }
+  const int64_t last = whole + threadIdx.x % 32;
+  if (place.part == 0 && last < width) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c++)
+        sum[r][c] += to_float(reinterpret_cast<const W*>(rows[r])[last]) *
+                     reinterpret_cast<const float*>(columns[c])[last];
+  }
+  place.finish(y, sum);
+}
+
+__global__ void __launch_bounds__(WARPS * 32)
+    mmv_any(Tensor y, Tensor w, Tensor ids, Tensor x, const float* expanded, int64_t pitch, PLACE_PARAMETERS,
+            int64_t width, int dtype) {
+  const Place<1> place(y, w, ids, PLACE_ARGUMENTS);
+  const char* of_x = row_of_x(x, expanded, pitch, place.x_row);
+  float sum[ROWS][1] = {};
+  for (int64_t k = (place.part * 32 + threadIdx.x % 32) * 8; place.known && k < width; k += place.split * 256) {
+    float a[8], b[8];
+    load8<f32>(of_x, 4, k, width, b);
+#pragma unroll 1
+    for (int r = 0; r < ROWS; r++) {
+      load8_any(dtype, place.row_of_w(w, r), w.strides[3], k, width, a);
+#pragma unroll
+      for (int i = 0; i < 8; i++) sum[r][0] += a[i] * b[i];
+    }
+  }
+  place.finish(y, sum);
+}
