@@ -6,14 +6,14 @@ from math import ceil, floor, log2
 
 from graphrt import ops
 from graphrt.backends.cuda.elements import THREADS, WARP, blocks, double, kind
-from graphrt.backends.cuda.launch import Address, Argument, Launch
+from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole
 from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
 from graphrt.ops.rope import Rotation, _pair_with_turns
 from graphrt.tensor import Tensor
 
 MANY_TOKENS = 64  # from here on a thread turns several heads by the angle that it has worked out
-UNIT = Unit("rope", ["rope"], registers=64)
+UNIT = Unit("rope", ["rope<false>", "rope<true>"], registers=64)
 
 
 def rotation_arguments(rotation: Rotation, dims: int) -> list[Argument]:
@@ -28,18 +28,33 @@ def rotation_arguments(rotation: Rotation, dims: int) -> list[Argument]:
 
 @lowering(ops.rope)
 def _(node: Tensor) -> list[Launch]:
-    x, positions, factors = node.srcs
+    x, positions, _ = node.srcs
     assert x is not None
     assert positions is not None
-    rotation, row = Rotation(**node.params), node.shape[-1]
-    heads, dims = node.shape[-2], rotation.width(row)
+    return [_launch("rope<false>", node, node, positions, before=0)]
+
+
+def rope_set_rows(rope: Tensor, store: Tensor) -> list[Launch]:
+    """The launch of a rope and the set_rows of its result into a cache [C, ...] of floats, as one."""
+    ids = store.srcs[2]
+    assert ids is not None
+    return [_launch("rope<true>", rope, store, ids, before=(store.params["first"] or 0) * store.dtype.nbytes)]
+
+
+def _launch(expression: str, rope: Tensor, y: Tensor, ids: Tensor, *, before: int) -> Launch:
+    x, positions, factors = rope.srcs
+    assert x is not None
+    assert positions is not None
+    rotation, row = Rotation(**rope.params), rope.shape[-1]
+    heads, dims = rope.shape[-2], rotation.width(row)
     items = row - dims // 2
-    rows_of_heads = node.size // (heads * row)
+    tokens = rope.size // (heads * row)
     across = min(THREADS, blocks(items, WARP) * WARP)
     down = THREADS // across
-    heads_of_thread = 1 if rows_of_heads < MANY_TOKENS else max(1, min(8, heads // down))
-    scalars = [kind(x), rotation.first, dims, rotation.mode == "normal", *rotation_arguments(rotation, dims)]
+    heads_of_thread = 1 if tokens < MANY_TOKENS else max(1, min(8, heads // down))
+    turns = [kind(x), rotation.first, dims, rotation.mode == "normal", *rotation_arguments(rotation, dims)]
     step = 0 if factors is None else factors.strides[-1]
-    arguments = [node, x, positions, Address(factors), step, *scalars, float(rotation.magnitude), heads_of_thread]
-    grid = [rows_of_heads * blocks(items, across), blocks(heads, down * heads_of_thread)]
-    return [Launch(UNIT.kernel("rope"), grid, [across, down], arguments)]
+    target = [float(rotation.magnitude), heads_of_thread, ids, ids.dtype.nbytes, kind(y), Whole(before)]
+    grid = [tokens * blocks(items, across), blocks(heads, down * heads_of_thread)]
+    arguments = [y, x, positions, Address(factors), step, *turns, *target]
+    return Launch(UNIT.kernel(expression), grid, [across, down], arguments)

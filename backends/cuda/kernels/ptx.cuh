@@ -56,4 +56,8 @@ __device__ __forceinline__ int dp4a_unsigned(unsigned a, int b, int sum) {
   asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(a), "r"(b));
   return sum;
 }
+
+// The greatest and the least of all lanes' numbers.
+__device__ __forceinline__ uint32_t warp_max_unsigned(uint32_t v) { return __reduce_max_sync(0xffffffffu, v); }
+__device__ __forceinline__ uint32_t warp_min_unsigned(uint32_t v) { return __reduce_min_sync(0xffffffffu, v); }
 #endif

@@ -9,14 +9,10 @@
 //               run, by bisection. Only the first k of a run matter.
 // Bound by latency for a router's rows; for long rows by the passes over keys: 1 + log2(runs).
 #include "elements.cuh"
+#include "order.cuh"
 
 __device__ __forceinline__ uint64_t key_of(float x, uint32_t index, int ascending) {
-  uint32_t rank = 0;  // NaN
-  if (x == x) {
-    const uint32_t bits = __float_as_uint(x + 0.0f);  // makes -0 equal to 0
-    rank = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  }
-  if (ascending) rank = ~rank;
+  const uint32_t rank = ascending ? ~rank_of(x) : rank_of(x);
   return (uint64_t)rank << 32 | (0xffffffffu - index);
 }
 

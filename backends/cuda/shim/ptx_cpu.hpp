@@ -102,3 +102,12 @@ template <int LEFT> void wait_for_copies() {
   }
   copies.resize(kept);
 }
+
+inline uint32_t warp_max_unsigned(uint32_t v) {
+  for (int x = 16; x; x >>= 1) v = std::max(v, cuda_cpu::exchange(~0u, v, cuda_cpu::lane() ^ x, "warp_max_unsigned"));
+  return v;
+}
+inline uint32_t warp_min_unsigned(uint32_t v) {
+  for (int x = 16; x; x >>= 1) v = std::min(v, cuda_cpu::exchange(~0u, v, cuda_cpu::lane() ^ x, "warp_min_unsigned"));
+  return v;
+}
