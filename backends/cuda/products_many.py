@@ -6,7 +6,6 @@ whose rows are not dense, transposed ones. Products of two float32 operands are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
@@ -19,41 +18,22 @@ from graphrt.tensor import Tensor
 FEWEST_ROWS = 9  # of x; of fewer, each row of weights is read once by products of few
 STEP = 32  # elements of k, as in gemm_weights.cuh
 ALIGNMENT = 256
-WARPS, THREADS, SLABS = 4, 128, 4  # as in gemm.cu
+THREADS, SLABS = 128, 4  # as in gemm.cu
 PROCESSORS = 132  # of an H200; what grids are sized by
-BLOCKS_PER_PROCESSOR = 2
+BLOCKS_PER_PROCESSOR = 3  # of narrow tiles
 LEAST_CHUNKS = 2  # of k, that a part has
 ONE, PARTS_OF_X, PARTS_OF_W = 1, 2, 3  # as in gemm_rows.cu
+SORTING = 512  # threads, as in moe_sort.cu
 ELEMENTWISE_BLOCK, MOST_BLOCKS = 256, 4096
 
 DIRECT = ("f16", "bf16", *QUANTIZED)  # dtypes of weights that gemm.cu reads as they lie
-IN_WIDE_TILES = ("f16", "bf16", "q4_0", "q8_0", "q4_k", "q5_k", "q6_k")  # each costs a second to compile
+IN_WIDE_TILES = ("f16", "bf16", "q4_0", "q8_0", "q4_k", "q5_k", "q6_k")  # the usual ones: kernels compile long
+WIDE, NARROW = 128, 64  # rows of x that a tile of y takes
+ROWS_OF_TILE = 128  # of w
 
-
-@dataclass(frozen=True)
-class Tiles:
-    """A tile of y: 16s of rows of w that a warp takes, and 8s of rows of x."""
-
-    of_rows: int
-    of_columns: int
-
-    @property
-    def rows(self) -> int:
-        return WARPS * 16 * self.of_rows
-
-    @property
-    def columns(self) -> int:
-        return 8 * self.of_columns
-
-
-WIDE, NARROW = Tiles(2, 16), Tiles(1, 8)
 GEMM = Unit(
     "gemm",
-    [
-        f"gemm<{name}, {tiles.of_rows}, {tiles.of_columns}>"
-        for tiles, names in ((WIDE, IN_WIDE_TILES), (NARROW, DIRECT))
-        for name in names
-    ],
+    [f"gemm<{name}, {columns}>" for columns, names in ((WIDE, IN_WIDE_TILES), (NARROW, DIRECT)) for name in names],
     registers=255,
 )
 ROWS = Unit("gemm_rows", ["rows_to_bf16", "sum_parts"])
@@ -111,12 +91,11 @@ class _Product:
         self.transposed = node.op is ops.mul_mat_transposed
         self.split = w.dtype is x.dtype is dtypes.f32
         self.rows, self.width = node.shape[-1], x.shape[-1]
+        self.row_tiles = -(-self.rows // ROWS_OF_TILE)
         self.padded = -(-self.width // STEP) * STEP
         self.steps = self.padded * (3 if self.split else 1) // STEP
-        # One matrix for all batches is one product; gemm.cu counts rows of y over all axes.
-        self.merged = self.ids is None and prod(w.shape[:-2]) == 1
-        self.columns = node.size // self.rows if self.merged or self.ids is not None else x.shape[-2]
-        self.batches = 1 if self.ids is not None else node.size // (self.rows * self.columns)
+        self.columns = node.size // self.rows if self.ids is not None else _rows_of_x(node)
+        self.batches = node.size // (self.rows * self.columns)
         x_bytes, w_bytes = (
             prod(t.shape[:-2]) * n * self.steps * STEP * 2 for t, n in ((x, x.shape[-2]), (w, self.rows))
         )
@@ -141,31 +120,31 @@ class _Product:
         return self.w.dtype.name if self.w_is_direct else "bf16"
 
     @cached_property
-    def tiles(self) -> Tiles:
-        """Wide tiles where they keep all processors busy, and experts have rows enough to fill half of one."""
+    def tile(self) -> int:
+        """Columns of a tile: wide where that keeps all processors busy, and experts have rows to fill half of one."""
         if self.w_dtype not in IN_WIDE_TILES:
             return NARROW
         if self.ids is not None:
-            return WIDE if 2 * self.columns >= WIDE.columns * self.w.shape[0] else NARROW
+            return WIDE if 2 * self.columns >= WIDE * self.w.shape[0] else NARROW
         return WIDE if self._blocks(WIDE) >= PROCESSORS else NARROW
 
-    def _blocks(self, tiles: Tiles) -> int:
-        return self.batches * -(-self.rows // tiles.rows) * -(-self.columns // tiles.columns)
+    def _blocks(self, tile: int) -> int:
+        return self.batches * self.row_tiles * -(-self.columns // tile)
 
     @cached_property
     def column_tiles(self) -> int:
         """Tiles along rows of x; of experts, the most there can be."""
         if self.ids is not None:
-            return self.columns // self.tiles.columns + self.w.shape[0]
-        return -(-self.columns // self.tiles.columns)
+            return self.columns // self.tile + self.w.shape[0]
+        return -(-self.columns // self.tile)
 
     @cached_property
     def parts(self) -> int:
         """Parts of k, that blocks of their own add up, where tiles alone would leave processors idle."""
-        if self.ids is not None or self.tiles is WIDE:
+        if self.ids is not None or self.tile == WIDE:
             return 1
         chunks = self.steps * STEP // 256
-        return max(1, min(chunks // LEAST_CHUNKS, PROCESSORS * BLOCKS_PER_PROCESSOR // self._blocks(self.tiles)))
+        return max(1, min(chunks // LEAST_CHUNKS, PROCESSORS * BLOCKS_PER_PROCESSOR // self._blocks(self.tile)))
 
     def launches(self) -> list[Launch]:
         found = [_to_rows(self.x, 0, self.padded, PARTS_OF_X if self.split else ONE)]
@@ -174,8 +153,8 @@ class _Product:
         if self.ids is not None:
             experts, places = self.w.shape[0], self.column_tiles
             arguments = [self.node, self.ids, Workspace(self.pairs_at), Workspace(self.tiles_at), experts]
-            arguments += [self.tiles.columns, places]
-            found.append(Launch(SORT.kernel("moe_sort"), [experts + 1], [256], arguments))
+            arguments += [self.tile, places]
+            found.append(Launch(SORT.kernel("moe_sort"), [experts + 1], [SORTING], arguments))
         found.append(self._gemm())
         if self.parts > 1:
             blocks = min(MOST_BLOCKS, -(-self.node.size // ELEMENTWISE_BLOCK))
@@ -202,11 +181,9 @@ class _Product:
         arguments += [nothing, nothing] if self.ids is None else [Workspace(self.tiles_at), Workspace(self.pairs_at)]
         arguments += [1 if self.ids is None or x.shape[1] > 1 else self.ids.shape[1], self.rows, self.columns]
         arguments += [_batch_of(self.node)[1], row_bytes, self.steps, self.column_tiles]
-        tiles = self.tiles
-        grid = [self.batches * -(-self.rows // tiles.rows) * self.column_tiles, self.parts]
-        shared = SLABS * tiles.columns * STEP * 2 + 2 * tiles.rows * _pieces(self.w_dtype) * 16
-        kernel = GEMM.kernel(f"gemm<{self.w_dtype}, {tiles.of_rows}, {tiles.of_columns}>")
-        return Launch(kernel, grid, [THREADS], arguments, shared)
+        grid = [self.batches * self.row_tiles * self.column_tiles, self.parts]
+        shared = SLABS * self.tile * STEP * 2 + 2 * ROWS_OF_TILE * _pieces(self.w_dtype) * 16
+        return Launch(GEMM.kernel(f"gemm<{self.w_dtype}, {self.tile}>"), grid, [THREADS], arguments, shared)
 
 
 def _aligned(nbytes: int) -> int:

@@ -4,29 +4,28 @@
 // dense. Batches: w and x advance by strides that may be 0. Experts (mul_mat_id): a list of tiles from moe_sort.cu says
 // which rows of x go to which matrix, and the grid has room for the longest list.
 //
-// Grid: tiles of y · batches, and parts of k (`gridDim.y`), whose sums land in `partial` for gemm_sum.cu. Neighbouring
-// blocks share rows of w, and a group of GROUP tiles of x stays in L2. Block: four warps, each ROW_TILES · 16 rows of w
-// by all columns of the tile (columns of mma are rows of x). Weights go to shared memory as they are, a chunk ahead, x
-// three steps ahead; a warp expands the weights of the next step while the tensor cores multiply this one's.
-// Bound: mma.sync; a tile of 128 x 128 reads (128 · bytes of w + 256) of L2 for each 32768 products.
+// Grid: (tiles of y · batches, parts of k), whose sums land in `partial` for gemm_rows.cu where there are several.
+// Neighbouring blocks share rows of w, and a group of tiles of x stays in L2. Block: four warps, each 32 rows of w by
+// all columns of the tile (columns of mma are rows of x). Weights go to shared memory as they are, a chunk ahead, x
+// three steps ahead; a warp expands the weights of the next step while the tensor cores multiply those of this one.
+// Bound: mma.sync in wide tiles, 256 instructions of 4096 operations a step beside some 900 others on four schedulers;
+// in narrow ones the expansion of weights.
+#include "gemm_tiles.cuh"
 #include "gemm_weights.cuh"
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
-constexpr int SLABS = 4;    // steps of x in shared memory
-constexpr int PARTS = 4;    // of a tile's columns, passed over where no column is left
-constexpr int GROUP = 16;
+constexpr int ROW_TILES = 2, ROWS = WARPS * ROW_TILES * 16;  // of mma, to a warp; rows of w, to a block
+constexpr int SLABS = 4;              // steps of x in shared memory
+constexpr int PARTS = 2 * ROW_TILES;  // of a tile's columns, passed over where no column is left
+constexpr int GROUP = 16;             // tiles of x that stay in L2 while all of w is read
 
-struct MoeTile {
-  int expert, first, count, unused;
-};
-
-template <class W, int ROW_TILES, int COLUMN_TILES>
-__global__ void __launch_bounds__(THREADS, ROW_TILES == 1 ? 4 : 2)
+template <class W, int COLUMNS>
+__global__ void __launch_bounds__(THREADS, COLUMNS > 64 ? 2 : 3)
 gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, const bf16* x, int64_t x_outer,
      int64_t x_inner, float* partial, const MoeTile* moe_tiles, const int* moe_pairs, int pairs_of_row, int rows,
      int columns, int inner, int row_bytes, int steps, int column_tiles) {
-  constexpr int ROWS = WARPS * ROW_TILES * 16, COLUMNS = COLUMN_TILES * 8;
-  constexpr int CHUNK_STEPS = Chunk<W>::STEPS, SLAB_BYTES = COLUMNS * 2 * STEP, TILES_OF_PART = COLUMN_TILES / PARTS;
+  constexpr int COLUMN_TILES = COLUMNS / 8, TILES_OF_PART = COLUMN_TILES / PARTS;
+  constexpr int CHUNK_STEPS = Chunk<W>::STEPS, SLAB_BYTES = COLUMNS * 2 * STEP;
   using Weights = WeightTile<W, ROWS>;
   DYNAMIC_SHARED(char, slabs);
   char* const chunks = slabs + SLABS * SLAB_BYTES;
@@ -116,7 +115,7 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
     const char* slab = slabs + (unsigned)step % SLABS * SLAB_BYTES + lane / 4 * 64 + lane % 4 * 16;
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
-      if (part < 2 * ROW_TILES) expand(step + 1, part, next[part]);  // past the end: never used
+      expand(step + 1, part, next[part]);  // past the end, of what lies there: nobody uses it
       if (part * TILES_OF_PART * 8 >= used) continue;
 #pragma unroll
       for (int j = part * TILES_OF_PART; j < (part + 1) * TILES_OF_PART; j++) {

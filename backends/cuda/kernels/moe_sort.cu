@@ -5,72 +5,82 @@
 // before, wherever their last tiles are short; places that stay over get a count of 0. Ids outside 0 … E - 1 belong to
 // nobody, and their rows of y become NaN.
 //
-// Grid: a block an expert, and one for the NaN rows. Each counts all ids, then lists its own: no atomics, and the same
-// order in every run. Reads 8 · T · U bytes of ids from L2 a block.
-#include "common.cuh"
+// Grid: a block an expert, and one for the NaN rows. A warp has a stretch of pairs: it counts them, and when the warps
+// before it have counted theirs, lists its own. No atomics, so the order is the same in every run. A block reads 8 · T ·
+// U bytes from L2; what counts is the latency of some ten loads, one after the other.
+#include "gemm_tiles.cuh"
 
-constexpr int THREADS = 256, WARPS = THREADS / 32;
+constexpr int THREADS = 512, WARPS = THREADS / 32, AT_ONCE = 4;
 
-struct MoeTile {
-  int expert, first, count, unused;
+struct Counts {
+  int below, equal, nobodys;
 };
 
-__device__ __forceinline__ int id_of(const Tensor& ids, int pair) {
-  const int used = (int)ids.shape[3];
-  return at<i32>(ids, 0, 0, pair / used, pair % used);
-}
+struct Stretch {
+  const Tensor& ids;
+  int begin, end;
 
-__device__ int block_count(int v, int* shared) {
+  // Calls f(pair, id) for the pairs of all lanes, whether they exist or not: id is -1 for those that do not.
+  template <class F> __device__ __forceinline__ void each(F f) const {
+    const int used = (int)ids.shape[3];
+    for (int start = begin; start < end; start += 32 * AT_ONCE) {
+      int found[AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) {
+        const int pair = start + 32 * i + threadIdx.x % 32;
+        found[i] = pair < end ? at<i32>(ids, 0, 0, pair / used, pair % used) : -1;
+      }
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) f(start + 32 * i + (int)threadIdx.x % 32, found[i]);
+    }
+  }
+};
+
+__device__ __forceinline__ int warp_count(int v) {
 #pragma unroll
   for (int distance = 16; distance; distance >>= 1) v += __shfl_xor_sync(ALL_LANES, v, distance);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
-  __syncthreads();
-  v = 0;
-#pragma unroll
-  for (int warp = 0; warp < WARPS; warp++) v += shared[warp];
   return v;
-}
-
-__device__ void fill_with_nan(const Tensor& y, const Tensor& ids, int pairs, int experts) {
-  for (int pair = 0; pair < pairs; pair++) {
-    const int id = id_of(ids, pair);
-    if (id >= 0 && id < experts) continue;
-    for (int64_t i = threadIdx.x; i < y.shape[3]; i += THREADS) *(float*)(row_of(y, pair) + i * y.strides[3]) = NAN;
-  }
 }
 
 __global__ void __launch_bounds__(THREADS)
 moe_sort(Tensor y, Tensor ids, int* sorted, MoeTile* tiles, int experts, int tile, int places) {
+  __shared__ Counts counts[WARPS];
   const int expert = blockIdx.x, pairs = (int)(ids.shape[2] * ids.shape[3]);
-  if (expert == experts) return fill_with_nan(y, ids, pairs, experts);
-  __shared__ int shared[WARPS];
+  const int warp = threadIdx.x / 32, length = (pairs + WARPS - 1) / WARPS;
+  const Stretch mine{ids, warp * length, min(pairs, (warp + 1) * length)};
 
-  int below = 0, equal = 0;
-  for (int pair = threadIdx.x; pair < pairs; pair += THREADS) {
-    const int id = id_of(ids, pair);
-    below += id >= 0 && id < expert;
-    equal += id == expert;
-  }
-  const int first = block_count(below, shared), count = block_count(equal, shared);
+  Counts own = {};
+  mine.each([&](int pair, int id) {
+    own.below += id >= 0 && id < expert;
+    own.equal += id == expert;
+    own.nobodys += pair < mine.end && (id < 0 || id >= experts);
+  });
+  own = {warp_count(own.below), warp_count(own.equal), warp_count(own.nobodys)};
+  if (threadIdx.x % 32 == 0) counts[warp] = own;
+  __syncthreads();
 
-  int written = first;
-  for (int start = 0; start < pairs; start += THREADS) {
-    const int pair = start + threadIdx.x;
-    const bool mine = pair < pairs && id_of(ids, pair) == expert;
-    const unsigned votes = __ballot_sync(ALL_LANES, mine);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = __popc(votes);
-    __syncthreads();
-    int before = 0, all = 0;
-#pragma unroll
-    for (int warp = 0; warp < WARPS; warp++) {
-      before += warp < (int)threadIdx.x / 32 ? shared[warp] : 0;
-      all += shared[warp];
+  if (expert == experts) {
+    if (own.nobodys == 0) return;
+    for (int pair = mine.begin; pair < mine.end; pair++) {
+      const int id = at<i32>(ids, 0, 0, pair / (int)ids.shape[3], pair % (int)ids.shape[3]);
+      if (id >= 0 && id < experts) continue;
+      for (int64_t i = threadIdx.x % 32; i < y.shape[3]; i += 32) *(float*)(row_of(y, pair) + i * y.strides[3]) = NAN;
     }
-    if (mine) sorted[written + before + __popc(votes & ((1u << threadIdx.x % 32) - 1))] = pair;
-    written += all;
+    return;
   }
+
+  int first = 0, before = 0, count = 0;
+  for (int i = 0; i < WARPS; i++) {
+    first += counts[i].below;
+    before += i < warp ? counts[i].equal : 0;
+    count += counts[i].equal;
+  }
+  int next = first + before;
+  mine.each([&](int pair, int id) {
+    const unsigned votes = __ballot_sync(ALL_LANES, id == expert);
+    if (id == expert) sorted[next + __popc(votes & ((1u << threadIdx.x % 32) - 1))] = pair;
+    next += __popc(votes);
+  });
 
   const int begin = first / tile + expert;
   const int end = expert == experts - 1 ? places : (first + count) / tile + expert + 1;
