@@ -16,6 +16,7 @@ from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
 
 FEWEST_ROWS = 9  # of x; of fewer, each row of weights is read once by products of few
+FEWEST_ROWS_OF_EXPERT = 2  # on average: products of few read an expert's matrix once for each of its rows
 STEP = 32  # elements of k, as in gemm_weights.cuh
 ALIGNMENT = 256
 THREADS, SLABS = 128, 4  # as in gemm.cu
@@ -23,6 +24,7 @@ PROCESSORS = 132  # of an H200; what grids are sized by
 BLOCKS_PER_PROCESSOR = 3  # of narrow tiles
 LEAST_CHUNKS = 2  # of k, that a part has
 ONE, PARTS_OF_X, PARTS_OF_W = 1, 2, 3  # as in gemm_rows.cu
+ALONG_ROWS, ACROSS_ROWS, TRANSPOSED = 0, 1, 2  # likewise
 SORTING = 512  # threads, as in moe_sort.cu
 ELEMENTWISE_BLOCK, MOST_BLOCKS = 256, 4096
 
@@ -42,11 +44,12 @@ SORT = Unit("moe_sort", ["moe_sort"])
 
 def takes(node: Tensor) -> bool:
     """Whether a mul_mat, mul_mat_transposed or mul_mat_id has rows enough for tensor cores."""
-    _, x = node.srcs[:2]
-    assert x is not None
-    if node.op is ops.mul_mat_id:
-        return x.shape[0] >= FEWEST_ROWS
-    return _rows_of_x(node) >= FEWEST_ROWS
+    if node.op is not ops.mul_mat_id:
+        return _rows_of_x(node) >= FEWEST_ROWS
+    w, _, ids = node.srcs
+    assert w is not None
+    assert ids is not None
+    return ids.shape[0] >= FEWEST_ROWS and ids.size >= FEWEST_ROWS_OF_EXPERT * w.shape[0]
 
 
 def workspace(node: Tensor) -> int:
@@ -201,15 +204,17 @@ def _pieces(name: str) -> int:
 
 def _to_rows(tensor: Tensor, at: int, padded: int, parts: int, transposed: bool = False) -> Launch:
     """A tensor as rows of bf16 in the workspace."""
-    length = tensor.shape[-1]
-    groups = -(-length // 8) if transposed else padded // 8
+    layout = ALONG_ROWS
+    if transposed:
+        layout = TRANSPOSED
+    elif not tensor.dtype.is_quantized and tensor.strides[-1] > tensor.strides[-2]:
+        layout = ACROSS_ROWS
+    groups = -(-tensor.shape[-1] // 8) if transposed else padded // 8
     rows = padded if transposed else prod(tensor.shape[:-1])
-    fast, slow = (rows, groups) if transposed else (groups, rows)
-    across = 32
-    while across < min(fast, 256):
-        across *= 2
-    block = (across, 256 // across)
-    batches = prod(tensor.shape[:-2]) if transposed else 1
-    grid = (-(-slow // block[1]), -(-fast // block[0]), batches)
-    arguments = [tensor, Workspace(at), number_of(tensor.dtype), tensor.dtype.block, padded, parts, int(transposed)]
-    return Launch(ROWS.kernel("rows_to_bf16"), grid, block, arguments)
+    x, y = (groups, rows) if layout == ALONG_ROWS else (rows, groups)
+    width = 32
+    while width < min(x, 256):
+        width *= 2
+    grid = (-(-y // (256 // width)), -(-x // width), prod(tensor.shape[:-2]) if transposed else 1)
+    arguments = [tensor, Workspace(at), number_of(tensor.dtype), tensor.dtype.block, padded, parts, layout]
+    return Launch(ROWS.kernel("rows_to_bf16"), grid, (width, 256 // width), arguments)

@@ -6,8 +6,8 @@
 //
 // Grid: (tiles of y · batches, parts of k), whose sums land in `partial` for gemm_rows.cu where there are several.
 // Neighbouring blocks share rows of w, and a group of tiles of x stays in L2. Block: four warps, each 32 rows of w by
-// all columns of the tile (columns of mma are rows of x). Weights go to shared memory as they are, a chunk ahead, x
-// three steps ahead; a warp expands the weights of the next step while the tensor cores multiply those of this one.
+// all columns of the tile (columns of mma are rows of x). Weights go to shared memory as they are, a chunk ahead, x two
+// steps ahead; a warp expands the weights of the next step while the tensor cores multiply those of this one.
 // Bound: mma.sync in wide tiles, 256 instructions of 4096 operations a step beside some 900 others on four schedulers;
 // in narrow ones the expansion of weights.
 #include "gemm_tiles.cuh"
@@ -15,7 +15,7 @@
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int ROW_TILES = 2, ROWS = WARPS * ROW_TILES * 16;  // of mma, to a warp; rows of w, to a block
-constexpr int SLABS = 4;              // steps of x in shared memory
+constexpr int SLABS = 4;              // steps of x in shared memory: two that are read, two that come
 constexpr int PARTS = 2 * ROW_TILES;  // of a tile's columns, passed over where no column is left
 constexpr int GROUP = 16;             // tiles of x that stay in L2 while all of w is read
 
@@ -71,12 +71,14 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
 
   char* const place = slabs + threadIdx.x * 16;
   const int place_column = threadIdx.x / 4;
-  auto copy_x = [&](int step) {
-    if (step >= end) return;
-    char* const to = place + (unsigned)step % SLABS * SLAB_BYTES;
+  auto copy_x = [&](int step) {  // and the step after it
 #pragma unroll
-    for (int i = 0; i < COLUMNS / 32; i++)
-      if (place_column + 32 * i < count) copy_async(to + THREADS * 16 * i, sources[i] + step * STEP * (int)sizeof(bf16));
+    for (int i = 0; i < COLUMNS / 32; i++) {
+      const char* from = sources[i] + step * STEP * (int)sizeof(bf16);
+      char* const to = place + (unsigned)step % SLABS * SLAB_BYTES + THREADS * 16 * i;
+      if (step < end && place_column + 32 * i < count) copy_async(to, from);
+      if (step + 1 < end && place_column + 32 * i < count) copy_async(to + SLAB_BYTES, from + STEP * sizeof(bf16));
+    }
   };
   auto copy_chunk = [&](int step) {
     if (step < end) weights.template copy<THREADS>(chunks + (unsigned)step / CHUNK_STEPS % 2 * Weights::BYTES,
@@ -94,20 +96,24 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
 
   float sums[ROW_TILES][COLUMN_TILES][4] = {};
   uint32_t expanded[2 * ROW_TILES][4] = {}, next[2 * ROW_TILES][4] = {};
+  // Copies end in the order in which they began. A chunk may take four steps, where it has eight.
+  constexpr int LATEST = CHUNK_STEPS > 4 ? 1 : 0;
   copy_chunk(begin);
-#pragma unroll
-  for (int i = 0; i < SLABS - 1; i++) {
-    copy_x(begin + i);
-    commit_copies();
-  }
+  copy_x(begin);
+  commit_copies();
+  commit_copies();
 
   // Once more than there are steps: the first time round, there is nothing to multiply yet.
 #pragma unroll 1
   for (int step = begin - 1; step < end; step++) {
-    wait_for_copies<SLABS - 2>();
-    __syncthreads();  // what this time round reads is there for all, and nobody reads what is copied over now
-    if (step >= begin) {
-      copy_x(step + SLABS - 1);
+    const bool even = step % 2 == 0;
+    if (even || step < begin) {
+      wait_for_copies<LATEST>();
+      __syncthreads();  // what two steps read is there for all, and nobody reads what is copied over now
+    }
+    if (even) {
+      copy_x(step + 2);
+      commit_copies();
       if ((unsigned)step % CHUNK_STEPS == 0) copy_chunk(step + CHUNK_STEPS);
       commit_copies();
     }

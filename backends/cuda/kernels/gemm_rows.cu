@@ -3,14 +3,16 @@
 // rows_to_bf16: x, and weights that gemm.cu cannot take as they lie (float32, rows that are not dense), become rows
 // [row, k] of bf16, k padded with zeros to whole steps. Reads each element once, writes two bytes for each (six in
 // three parts), bound by memory. A thread converts eight neighbours of axis 3.
-//   Block (x, y), grid (blocks along y, blocks along x): x along k and y along rows of all batches; where it is
-//   transposed, x along rows and y along k, and grid z along batches.
+//   Block (x, y), grid (blocks along y, blocks along x): x along k, y along rows of all batches; the other way round
+//   where neighbours lie in neighbouring rows. Transposed, x is along rows, y along k, and grid z along batches.
 //
 // Where both operands are float32, two parts of 8 bits each stand for a number: high + low. Products of three parts
 // add up in one row three times as long: w = [high, high, low] by x = [high, low, high].
 #include "blocks.cuh"
 
-enum Parts { ONE = 1, OF_X = 2, OF_W = 3 };  // as products_many.py numbers them
+// As products_many.py numbers them.
+enum Parts { ONE = 1, OF_X = 2, OF_W = 3 };
+enum Layout { ALONG_ROWS = 0, ACROSS_ROWS = 1, TRANSPOSED = 2 };
 
 // Elements k … k + 7 of a row, zeros past its end.
 template <class T> __device__ __forceinline__ void load8(const Tensor& t, const char* row, int64_t k, float (&v)[8]) {
@@ -45,14 +47,14 @@ __device__ __forceinline__ void load8_of(int dtype, const Tensor& t, const char*
 #undef LOAD
 }
 
-// Args: `padded`, the elements of a part of an output row; `transposed`, whether axis 2 of t runs along output rows.
+// Args: `padded`, the elements of a part of an output row; in layout TRANSPOSED axis 2 of t runs along output rows.
 __global__ void __launch_bounds__(256) rows_to_bf16(Tensor t, bf16* out, int dtype, int block_length, int padded,
-                                                    int parts, int transposed) {
+                                                    int parts, int layout) {
+  const bool transposed = layout == TRANSPOSED;
   const int64_t along = t.shape[3] * block_length, width = (int64_t)padded * (parts == ONE ? 1 : 3);
   const int64_t rows = transposed ? t.shape[2] : t.shape[0] * t.shape[1] * t.shape[2];
-  const int64_t fast = blockIdx.y * (int64_t)blockDim.x + threadIdx.x;
-  const int64_t slow = blockIdx.x * (int64_t)blockDim.y + threadIdx.y;
-  const int64_t row = transposed ? fast : slow, k = (transposed ? slow : fast) * 8;
+  const int64_t x = blockIdx.y * (int64_t)blockDim.x + threadIdx.x, y = blockIdx.x * (int64_t)blockDim.y + threadIdx.y;
+  const int64_t row = layout == ALONG_ROWS ? y : x, k = (layout == ALONG_ROWS ? x : y) * 8;
   if (row >= (transposed ? padded : rows) || k >= (transposed ? along : padded)) return;
   float v[8] = {};
   if (row < rows) load8_of(dtype, t, row_of(t, blockIdx.z * t.shape[2] + row), k, v);

@@ -6,7 +6,7 @@
 #pragma once
 #include "blocks.cuh"
 
-constexpr int STEP = 32;  // elements of k between two barriers
+constexpr int STEP = 32;  // elements of k that a warp expands and multiplies at once
 
 // The stretch of a row that is copied at once.
 template <class W> struct Chunk {
@@ -18,7 +18,7 @@ template <class W> struct Chunk {
   // Rows of blocks begin at any address: pieces of 16 bytes are copied from the one below on. An odd number of pieces
   // from row to row spreads eight rows over all banks.
   static constexpr int PIECES = PLAIN ? BYTES / 16 : (BYTES + 15 + 15) / 16 | 1;
-  static_assert(STEPS >= 4, "a chunk arrives while the one before is multiplied, four steps ahead at least");
+  static_assert(STEPS >= 4, "copies begin at one barrier, a chunk is read from the step before it on: two barriers later");
 
   // Where a piece of a row lies among those of ROWS rows. Rows of plain elements lie in slabs of one step, 64 bytes a
   // row: two rows fill the banks.
@@ -65,6 +65,25 @@ template <> __device__ __forceinline__ void expand8<f16>(const char* block, int 
   }
 }
 
+// Two elements of q4_0 of two bytes of codes, in bf16 throughout: 128 + code from a byte permute, less 136 exact.
+__device__ __forceinline__ uint32_t q4_0_pair(uint32_t codes, int selector, __nv_bfloat162 scale) {
+  const uint32_t raised = __byte_perm(codes, 0x43434343, selector), zero = 0x43084308;
+  const __nv_bfloat162 pair = __hmul2(
+      __hsub2(reinterpret_cast<const __nv_bfloat162&>(raised), reinterpret_cast<const __nv_bfloat162&>(zero)), scale);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+// The most common weights: half of the instructions of the above. The scale is rounded to bf16 besides the product.
+template <> __device__ __forceinline__ void expand8<q4_0>(const char* block, int first, uint32_t (&packed)[4]) {
+  const uint16_t* halves = reinterpret_cast<const uint16_t*>(block + 2 + first % 16);
+  const __nv_bfloat162 scale = __float2bfloat162_rn(half_at(block));
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const uint32_t codes = (halves[2 * i] | (uint32_t)halves[2 * i + 1] << 16) >> first / 16 * 4 & 0x0f0f0f0fu;
+    packed[2 * i] = q4_0_pair(codes, 0x4140, scale);
+    packed[2 * i + 1] = q4_0_pair(codes, 0x4342, scale);
+  }
+}
+
 // ROWS rows of a weight, from `data` on; those from `rows` on do not exist.
 template <class W, int ROWS> struct WeightTile {
   using C = Chunk<W>;
@@ -97,9 +116,9 @@ template <class W, int ROWS> struct WeightTile {
       expand8<W>(shared + C::template place<ROWS>(row, 4 * step), first, packed);
     } else {
       constexpr int LENGTH = Blocks<W>::elements;
-      const int in_chunk = step * STEP / LENGTH * Blocks<W>::bytes;
-      expand8<W>(shared + C::template place<ROWS>(row, 0) + (row_shift + chunk * C::BYTES & 15) + in_chunk,
-                 step * STEP % LENGTH + first, packed);
+      const int shift = C::BYTES % 16 ? row_shift + chunk * C::BYTES & 15 : row_shift;
+      const char* row_start = shared + C::template place<ROWS>(row, 0) + shift;
+      expand8<W>(row_start + step * STEP / LENGTH * Blocks<W>::bytes, step * STEP % LENGTH + first, packed);
     }
   }
 };
