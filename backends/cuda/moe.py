@@ -9,7 +9,7 @@ from graphrt.backends.cuda.registry import FLOATS, floats, lowering
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
 
-THREADS, MOST_BLOCKS = 256, 4096
+THREADS = 256
 
 UNIT = Unit("weighted_sum", [f"weighted_sum<{x}, {w}>" for x in FLOATS for w in FLOATS])
 
@@ -26,5 +26,5 @@ def _(node: Tensor) -> list[Launch]:
     assert weights is not None
     kernel = UNIT.kernel(f"weighted_sum<{x.dtype}, {weights.dtype}>")
     steps = [Whole(step) for step in weights.strides[:2]]  # [T, U] or [T, U, 1]
-    blocks = min(MOST_BLOCKS, -(-node.size // THREADS))
-    return [Launch(kernel, [blocks], [THREADS], [node, x, weights, *steps])]
+    tokens, width = node.shape
+    return [Launch(kernel, [tokens, -(-width // THREADS)], [THREADS], [node, x, weights, *steps])]

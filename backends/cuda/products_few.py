@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 
 from graphrt import ops
+from graphrt.backends.cuda import products_many
 from graphrt.backends.cuda.blocks import QUANTIZED, number_of
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
 from graphrt.backends.cuda.registry import FLOATS
 from graphrt.backends.cuda.units import Unit
+from graphrt.dtypes import DType
 from graphrt.tensor import Tensor
 
 COLUMNS = (1, 4)
 WARPS, ROWS, STAGES = 4, 2, 2  # as in mmvq.cu
-STEP, STEP_BLOCKS = 2048, 64  # as in q8.cuh
+STEP = 2048  # as in q8.cuh
 PROCESSORS = 132  # of an H200; what grids are sized by
 WARPS_PER_PROCESSOR = 16
-THREADS, MOST_BLOCKS = 256, 4096
+THREADS, PIECE = 256, 2048  # as in quantize.cu
+MOST_AT_ONCE = 3  # matrices that mmvq.cu multiplies by one x
+LONGEST = 8192  # elements of x that a block makes int8 for itself
+MOST_READ = 4 << 20  # bytes of x that all blocks may read for that, which take less time than a launch before
 ALIGNMENT = 256
 
 QUANTIZE = Unit("quantize", ["expand", "quantize"])
@@ -38,6 +45,14 @@ def columns_for(unit: Unit, dtype: str, count: int) -> int:
     return most if count > 1 and f"{unit.name}<{dtype}, {most}>" in unit.instances else 1
 
 
+def split_of(groups: int, steps: int) -> int:
+    """How many warps share a group of rows, out of so many: enough to keep the device busy, and a step for each."""
+    split = 1
+    while split < WARPS and 2 * split <= steps and groups * split < PROCESSORS * WARPS_PER_PROCESSOR:
+        split *= 2
+    return split
+
+
 def few(node: Tensor) -> Few:
     """How a mul_mat or mul_mat_id is made with few rows of x."""
     w, x = node.srcs[:2]
@@ -46,6 +61,14 @@ def few(node: Tensor) -> Few:
     if w.dtype.is_quantized and w.strides[-1] == w.dtype.nbytes:
         return Codes(node, w, x)
     return Values(node, w, x)
+
+
+def codes_of(node: Tensor | None) -> Codes | None:
+    """A product of quantized weights with few rows of x; None for any other node."""
+    if node is None or node.op not in (ops.mul_mat, ops.mul_mat_id) or not node.size or products_many.takes(node):
+        return None
+    found = few(node)
+    return found if isinstance(found, Codes) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +110,9 @@ class Few:
         """Groups of columns, groups of rows, and batches."""
         return [-(-self.columns // columns), -(-self.node.shape[-1] // rows), self.batches]
 
-    def split(self, columns: int, rows: int, steps: int, most: int) -> int:
-        """How many warps share the k of their rows: enough warps to keep the device busy, and a step for each."""
-        groups, split = prod(self.grid(columns, rows)), 1
-        while split < most and 2 * split <= steps and groups * split < PROCESSORS * WARPS_PER_PROCESSOR:
-            split *= 2
-        return split
+    def split(self, columns: int, steps: int) -> int:
+        """How many warps share the k of their rows."""
+        return split_of(prod(self.grid(columns, ROWS)), steps)
 
     @property
     def workspace(self) -> int:
@@ -103,33 +123,102 @@ class Few:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Rows of int8 in the workspace, from `base` on, as q8.cuh lays them out."""
+
+    rows: int
+    width: int
+    base: int = 0
+
+    @property
+    def _codes_bytes(self) -> int:
+        return self.rows * -(-self.width // STEP) * STEP
+
+    @property
+    def arguments(self) -> list[Argument]:
+        """Codes and factors."""
+        return [Workspace(self.base), Workspace(self.base + aligned(self._codes_bytes))]
+
+    @property
+    def end(self) -> int:
+        return self.base + aligned(self._codes_bytes) + aligned(max(1, self._codes_bytes // 32 * 8))
+
+    def fill(self, x: Tensor) -> Launch:
+        """Puts x there."""
+        arguments = [x, *self.arguments, self.width, number_of(x.dtype)]
+        return Launch(QUANTIZE.kernel("quantize"), _pieces(x), [THREADS], arguments)
+
+
 class Codes(Few):
     """Of quantized weights in dense rows, by x in int8."""
 
     @property
-    def codes_bytes(self) -> int:
-        return self.rows_of_x * -(-self.x.shape[-1] // STEP) * STEP
+    def prepared(self) -> Prepared:
+        return Prepared(self.rows_of_x, self.x.shape[-1])
 
     @property
     def workspace(self) -> int:
-        return aligned(self.codes_bytes) + max(8, self.codes_bytes // 32 * 8)
+        return self.prepared.end
 
     def launches(self) -> list[Launch]:
-        x, dtype = self.x, self.w.dtype
-        codes, factors = Workspace(), Workspace(aligned(self.codes_bytes))
-        arguments = [x, codes, factors, Whole(x.shape[-1]), number_of(x.dtype)]
-        made = Launch(QUANTIZE.kernel("quantize"), [_blocks(x)], [THREADS], arguments)
-        columns = 1 if self.ids is not None else columns_for(MMVQ, dtype.name, self.columns)
-        split = self.split(columns, ROWS, -(-x.shape[-1] // STEP), WARPS)
-        room = (STEP // dtype.block * dtype.nbytes + 30) // 16 * 16
-        product = Launch(
-            MMVQ.kernel(f"mmvq<{dtype}, {columns}>"),
-            self.grid(columns, WARPS // split * ROWS),
-            [WARPS * 32],
-            [self.node, self.w, self.ids or self.node, codes, factors, *self.indexing(), split],
-            WARPS * STAGES * ROWS * room,
-        )
-        return [made, product]
+        alone = [multiply([self], self.x)]
+        if make_their_own([self], alone):
+            return alone
+        return [self.prepared.fill(self.x), multiply([self], self.prepared)]
+
+
+def make_their_own(products: Sequence[Codes], launches: Sequence[Launch]) -> bool:
+    """Whether all blocks of these launches, which are of these products of one x, may make x int8 for themselves."""
+    x = products[0].x
+    nbytes = x.shape[-1] * 4 * sum(prod(launch.grid) for launch in launches)
+    one_row = all(product.ids is not None or product.columns == 1 for product in products)
+    return one_row and x.dtype.name == "f32" and is_aligned(x) and x.shape[-1] <= LONGEST and nbytes <= MOST_READ
+
+
+def can_be_at_once(a: Codes, b: Codes) -> bool:
+    """Whether products of one x can be parts of one launch."""
+    return a.w.dtype is b.w.dtype and a.ids is b.ids is None and a.columns == b.columns and a.batches == b.batches == 1
+
+
+def x_arguments(x: Prepared | Tensor, other: Tensor) -> list[Argument]:
+    """codes, factors, values and own of the kernels; `other` is any tensor."""
+    return [Address(None), Address(None), x, 1] if isinstance(x, Tensor) else [*x.arguments, other, 0]
+
+
+def shared_bytes(warps: int, dtype: DType, x: Prepared | Tensor) -> int:
+    """Shared memory of so many warps for rows of the dtype, and for x where blocks make it int8 for themselves."""
+    of_x = steps_of(x.shape[-1]) * (STEP + STEP // 32 * 8) if isinstance(x, Tensor) else 0
+    return warps * STAGES * ROWS * ((STEP // dtype.block * dtype.nbytes + 30) // 16 * 16) + of_x
+
+
+def multiply(products: Sequence[Codes], x: Prepared | Tensor) -> Launch:
+    """Products by x as one launch: by int8 in the workspace, or by float32 of which blocks make int8 themselves."""
+    first = products[0]
+    dtype, steps = first.w.dtype, steps_of(first.x.shape[-1])
+    columns = 1 if first.ids is not None else columns_for(MMVQ, dtype.name, first.columns)
+    split = split_of(sum(prod(each.grid(columns, ROWS)) for each in products), steps)
+    grids = [each.grid(columns, WARPS // split * ROWS) for each in products]
+    ends = list(accumulate(grid[1] for grid in grids))
+    pairs = [tensor for each in products for tensor in (each.node, each.w)]
+    missing = MOST_AT_ONCE - len(products)
+    ids = first.node if first.ids is None else first.ids
+    return Launch(
+        MMVQ.kernel(f"mmvq<{dtype}, {columns}>"),
+        [grids[0][0], ends[-1], grids[0][2]],
+        [WARPS * 32],
+        [
+            *[*pairs, *pairs[:2] * missing],
+            *[*ends, *ends[-1:] * missing][: MOST_AT_ONCE - 1],
+            *[ids, *x_arguments(x, first.node), *first.indexing(), split],
+        ],
+        shared_bytes(WARPS, dtype, x),
+    )
+
+
+def steps_of(width: int) -> int:
+    """Steps that a warp goes along a row of so many elements."""
+    return -(-width // STEP)
 
 
 class Values(Few):
@@ -151,7 +240,7 @@ class Values(Few):
             kernel = MMV.kernel(f"mmv<{dtype}, {columns}>")
         else:
             columns, kernel = 1, MMV.kernel("mmv_any")
-        split = self.split(columns, ROWS, -(-self.x.shape[-1] // 1024), WARPS)
+        split = self.split(columns, -(-self.x.shape[-1] // 1024))
         x_rows: Argument = Address(None) if self.x_is_direct else Workspace()
         arguments = [
             self.node,
@@ -179,14 +268,13 @@ def pitch_of(x: Tensor) -> int:
 
 def expanded(x: Tensor) -> Launch:
     """Puts x into the workspace as rows of float32."""
-    blocks, pitch = _blocks(x), pitch_of(x)
-    arguments = [x, Workspace(), Whole(x.shape[-1]), Whole(pitch), number_of(x.dtype)]
-    return Launch(QUANTIZE.kernel("expand"), [blocks], [THREADS], arguments)
+    arguments = [x, Workspace(), x.shape[-1], pitch_of(x), number_of(x.dtype)]
+    return Launch(QUANTIZE.kernel("expand"), _pieces(x), [THREADS], arguments)
 
 
-def _blocks(x: Tensor) -> int:
-    """Blocks of threads that take 8 elements of x each."""
-    return max(1, min(MOST_BLOCKS, -(-prod(x.shape[:-1]) * pitch_of(x) // (8 * THREADS))))
+def _pieces(x: Tensor) -> list[int]:
+    """A grid over rows of x and pieces of a row."""
+    return [prod(x.shape[:-1]), max(1, -(-x.shape[-1] // PIECE))]
 
 
 def is_aligned(x: Tensor) -> bool:

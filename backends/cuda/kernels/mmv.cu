@@ -29,7 +29,7 @@ template <class W, int COLUMNS>
 __global__ void __launch_bounds__(WARPS * 32)
     mmv(Tensor y, Tensor w, Tensor ids, Tensor x, const float* expanded, int64_t pitch, PLACE_PARAMETERS) {
   constexpr int AT_ONCE = 8 / sizeof(W), STEP = 256 * AT_ONCE;
-  const Place<COLUMNS> place(y, w, ids, PLACE_ARGUMENTS);
+  const Place<COLUMNS> place(y, w, ids, blockIdx.y, PLACE_ARGUMENTS);
   const int64_t width = place.known ? w.shape[3] : 0, whole = width / 8 * 8;
   const char *rows[ROWS], *columns[COLUMNS];
 #pragma unroll
@@ -70,13 +70,13 @@ __global__ void __launch_bounds__(WARPS * 32)
         sum[r][c] += to_float(reinterpret_cast<const W*>(rows[r])[last]) *
                      reinterpret_cast<const float*>(columns[c])[last];
   }
-  place.finish(y, sum);
+  write_rows(y, sum, blockIdx.y, place.y_row, place.columns, place.split, place.known);
 }
 
 __global__ void __launch_bounds__(WARPS * 32)
     mmv_any(Tensor y, Tensor w, Tensor ids, Tensor x, const float* expanded, int64_t pitch, PLACE_PARAMETERS,
             int64_t width, int dtype) {
-  const Place<1> place(y, w, ids, PLACE_ARGUMENTS);
+  const Place<1> place(y, w, ids, blockIdx.y, PLACE_ARGUMENTS);
   const char* of_x = row_of_x(x, expanded, pitch, place.x_row);
   float sum[ROWS][1] = {};
   for (int64_t k = (place.part * 32 + threadIdx.x % 32) * 8; place.known && k < width; k += place.split * 256) {
@@ -89,5 +89,5 @@ __global__ void __launch_bounds__(WARPS * 32)
       for (int i = 0; i < 8; i++) sum[r][0] += a[i] * b[i];
     }
   }
-  place.finish(y, sum);
+  write_rows(y, sum, blockIdx.y, place.y_row, place.columns, place.split, place.known);
 }

@@ -4,7 +4,7 @@
 // share the k of theirs. mul_mat: grid (groups of COLUMNS columns, groups of rows, batch). mul_mat_id: grid (slots,
 // groups of rows), a slot for each expert of a token, whose number is read here.
 #pragma once
-#include "common.cuh"
+#include "elements.cuh"
 
 constexpr int WARPS = 4, ROWS = 2;
 
@@ -15,7 +15,12 @@ constexpr int WARPS = 4, ROWS = 2;
 
 // A row of x in float32: of `expanded`, where that is given, which has rows of `pitch` elements; else of x itself.
 __device__ __forceinline__ const char* row_of_x(const Tensor& x, const float* expanded, int64_t pitch, int64_t row) {
-  return expanded ? reinterpret_cast<const char*>(expanded + row * pitch) : row_of(x, row);
+  return expanded ? reinterpret_cast<const char*>(expanded + row * pitch) : row_address(x, row);
+}
+
+// The first of the ROWS rows that a warp takes, in the group of rows number `group`.
+__device__ __forceinline__ int64_t first_row(int64_t group, int warp, int split) {
+  return (group * (WARPS / split) + warp / split) * ROWS;
 }
 
 template <int COLUMNS> struct Place {
@@ -27,11 +32,11 @@ template <int COLUMNS> struct Place {
   int64_t row;             // the warp's first one of w
   int part, split;
 
-  __device__ __forceinline__ Place(const Tensor& y, const Tensor& w, const Tensor& ids, PLACE_PARAMETERS)
+  __device__ __forceinline__ Place(const Tensor& y, const Tensor& w, const Tensor& ids, int64_t group, PLACE_PARAMETERS)
       : known(true), matrix(w.data), part(threadIdx.x / 32 % split), split(split) {
     const int first = blockIdx.x * COLUMNS;
     columns = min(COLUMNS, count - first);
-    row = first_row(threadIdx.x / 32);
+    row = first_row(group, threadIdx.x / 32, split);
     x_row = first;
     y_row = blockIdx.z * (int64_t)count + first;
     if (used) {
@@ -40,38 +45,37 @@ template <int COLUMNS> struct Place {
       matrix += id * w.strides[1];
       if (x_used == 1) x_row = first / used;
     } else {
-      const int64_t outer = blockIdx.z / y.shape[1], inner = blockIdx.z % y.shape[1];
+      const unsigned outer = blockIdx.z / (unsigned)y.shape[1], inner = blockIdx.z % (unsigned)y.shape[1];
       matrix += (w.shape[0] > 1 ? outer : 0) * w.strides[0] + (w.shape[1] > 1 ? inner : 0) * w.strides[1];
-      x_row += ((x_outer > 1 ? outer : 0) * x_inner + (x_inner > 1 ? inner : 0)) * count;
+      x_row += (int64_t)((x_outer > 1 ? outer : 0) * x_inner + (x_inner > 1 ? inner : 0)) * count;
     }
-  }
-
-  __device__ __forceinline__ int64_t first_row(int warp) const {
-    return (blockIdx.y * (int64_t)(WARPS / split) + warp / split) * ROWS;
   }
 
   // Row r of the warp's, or the last one there is.
   __device__ __forceinline__ const char* row_of_w(const Tensor& w, int r) const {
     return matrix + min(row + r, w.shape[2] - 1) * w.strides[2];
   }
-
-  // Adds up what lanes, and warps of the same rows, have summed, and writes it; NaN for an expert that is not there.
-  __device__ __forceinline__ void finish(const Tensor& y, float (&sum)[ROWS][COLUMNS]) const {
-    __shared__ float sums[WARPS][ROWS * COLUMNS];
-#pragma unroll
-    for (int r = 0; r < ROWS; r++)
-#pragma unroll
-      for (int c = 0; c < COLUMNS; c++) {
-        const float total = warp_sum(sum[r][c]);
-        if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][r * COLUMNS + c] = total;
-      }
-    __syncthreads();
-    for (int i = threadIdx.x; i < WARPS / split * ROWS * COLUMNS; i += WARPS * 32) {
-      const int warp = i / (ROWS * COLUMNS) * split, r = i / COLUMNS % ROWS, c = i % COLUMNS;
-      float total = known ? 0 : NAN;
-      for (int other = 0; other < split; other++) total += sums[warp + other][r * COLUMNS + c];
-      if (first_row(warp) + r < y.shape[3] && c < columns)
-        *reinterpret_cast<float*>(row_of(y, y_row + c) + (first_row(warp) + r) * y.strides[3]) = total;
-    }
-  }
 };
+
+// Adds up what lanes, and warps of the same rows, have summed for a group of rows of w, and writes it to rows y_row … of
+// y, which is dense; NaN if not `known`.
+template <int COLUMNS>
+__device__ __forceinline__ void write_rows(const Tensor& y, float (&sum)[ROWS][COLUMNS], int64_t group, int64_t y_row,
+                                           int columns, int split, bool known) {
+  __shared__ float sums[WARPS][ROWS * COLUMNS];
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+      const float total = warp_sum(sum[r][c]);
+      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][r * COLUMNS + c] = total;
+    }
+  __syncthreads();
+  for (int i = threadIdx.x; i < WARPS / split * ROWS * COLUMNS; i += WARPS * 32) {
+    const int warp = i / (ROWS * COLUMNS) * split, r = i / COLUMNS % ROWS, c = i % COLUMNS;
+    const int64_t row = first_row(group, warp, split) + r;
+    float total = known ? 0 : NAN;
+    for (int other = 0; other < split; other++) total += sums[warp + other][r * COLUMNS + c];
+    if (row < y.shape[3] && c < columns) reinterpret_cast<float*>(y.data)[(y_row + c) * y.shape[3] + row] = total;
+  }
+}

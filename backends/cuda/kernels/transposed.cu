@@ -21,10 +21,10 @@ __global__ void __launch_bounds__(256)
   __shared__ float sums[8][COLUMNS][WIDTH];
   const int64_t width = y.shape[3], height = w.shape[2];
   const int64_t k = blockIdx.x * (int64_t)WIDTH + threadIdx.x % 8 * 8;
-  const int64_t outer = blockIdx.z / y.shape[1], inner = blockIdx.z % y.shape[1];
+  const unsigned outer = blockIdx.z / (unsigned)y.shape[1], inner = blockIdx.z % (unsigned)y.shape[1];
   const int first = blockIdx.y * COLUMNS, columns = min(COLUMNS, count - first);
   const char* matrix = w.data + (w.shape[0] > 1 ? outer : 0) * w.strides[0] + (w.shape[1] > 1 ? inner : 0) * w.strides[1];
-  const int64_t x_row = ((x_outer > 1 ? outer : 0) * x_inner + (x_inner > 1 ? inner : 0)) * count + first;
+  const int64_t x_row = (int64_t)((x_outer > 1 ? outer : 0) * x_inner + (x_inner > 1 ? inner : 0)) * count + first;
   const float* of_x[COLUMNS];
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++)
@@ -75,6 +75,6 @@ __global__ void __launch_bounds__(256)
     float total = 0;
 #pragma unroll
     for (int warp = 0; warp < 8; warp++) total += sums[warp][c][j];
-    *reinterpret_cast<float*>(row_of(y, blockIdx.z * (int64_t)count + first + c) + column * y.strides[3]) = total;
+    reinterpret_cast<float*>(y.data)[(blockIdx.z * (int64_t)count + first + c) * width + column] = total;
   }
 }

@@ -40,12 +40,17 @@ def _agrees(node: Tensor, **device) -> None:
     assert error <= node.op.tolerance_of(node), error
 
 
-@pytest.mark.parametrize("columns", [1, 3, 6])
+@pytest.mark.parametrize(("columns", "of_x"), [(1, "f32"), (1, "bf16"), (3, "f32"), (6, "f16")])
 @pytest.mark.parametrize("dtype", NAMES)
-def test_quantized_rows_of_several_steps(dtype: str, columns: int):
-    """A last step with some lanes idle, a number of rows that fills no block, groups of columns that are not full."""
-    w, x = _weight(dtype, (19, 4096 + 768)), graphrt.constant("x", _values((columns, 4096 + 768)))
-    _agrees(ops.mul_mat(w, x), checked=columns == 3)
+def test_quantized_rows_of_several_steps(dtype: str, columns: int, of_x: str):
+    """A last step with some lanes idle, a number of rows that fills no block, groups of columns that are not full.
+
+    One column in float32 is made int8 by each block, others by a kernel before.
+    """
+    w, x = _weight(dtype, (19, 4096 + 768)), _values((columns, 4096 + 768)).astype(dtypes.get(of_x).numpy)
+    node = ops.mul_mat(w, graphrt.constant("x", x))
+    assert len(products_few.few(node).launches()) == (1 if (columns, of_x) == (1, "f32") else 2)
+    _agrees(node, checked=columns < 6)
 
 
 @pytest.mark.parametrize("dtype", ["q4_0", "mxfp4", "q6_k", "f16"])

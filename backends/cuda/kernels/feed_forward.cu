@@ -1,0 +1,89 @@
+// Quantized feed-forward layers of one row of x, and those of few tokens' experts, in two kernels:
+//
+// gated   h[s, f] = activation(gate[f, :] · x) · (up[f, :] · x), for each slot s: a token's expert, or the one row; h is
+//         written as int8 (q8.cuh), which is how the next product wants it. Grid (slots, hidden / 32), 8 warps of which
+//         each takes 4 rows of gate and of up, so that a block makes one block of h.
+// summed  y[t, d] = sum over u of shares[t, u] · (down[ids[t, u]][d, :] · h[t, u, :]). Grid (tokens, groups of rows);
+//         rows and warps as in products_few.cuh, each over all experts of the token.
+//
+// What a warp does: mmvq.cuh. Reads the experts' weights once: bound by memory. An expert that is not there makes NaN.
+#include "activations.cuh"
+#include "mmvq.cuh"
+
+constexpr int GATED_WARPS = 8, TURNS = 4, MOST_USED = 32;
+
+__device__ __forceinline__ float activate(int kind, float x) {
+  return kind == 0 ? silu_of(x) : kind == 1 ? gelu_of(x) : relu_of(x);
+}
+
+// `used` is 0 where there are no ids; up's rows begin at row `up_first` of its matrix; `values` and `own` as in mmvq.cu.
+template <class T>
+__global__ void __launch_bounds__(GATED_WARPS * 32)
+    gated(Tensor gate, Tensor up, Tensor ids, const int8_t* codes, const Factor* factors, Tensor values, int own,
+          int8_t* h_codes, Factor* h_factors, int64_t up_first, int used, int x_used, int activation) {
+  DYNAMIC_SHARED(char, shared);
+  __shared__ float h[GATED_WARPS * TURNS];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, slot = blockIdx.x;
+  const int64_t row0 = blockIdx.y * (int64_t)(GATED_WARPS * TURNS) + warp * TURNS;
+  const char *gate_row = gate.data + row0 * gate.strides[2], *up_row = up.data + (up_first + row0) * up.strides[2];
+  int64_t x_row = slot;
+  bool known = true;
+  if (used) {
+    const int id = at<int32_t>(ids, 0, 0, slot / used, slot % used);
+    known = 0 <= id && id < gate.shape[1];
+    gate_row += id * gate.strides[1];
+    up_row += id * up.strides[1];
+    if (x_used == 1) x_row = slot / used;
+  }
+  Codes x = {codes, factors, (unsigned)gate.shape[3] * (Blocks<T>::elements / 32)};
+  if (own) x = own_codes(shared + GATED_WARPS * Step<T>::room_of_warp, x.blocks);
+  float sum[TURNS][ROWS] = {};
+  static_assert(ROWS == 2, "a row of gate and one of up");
+  multiply_rows<T, 1>(
+      shared + warp * Step<T>::room_of_warp, x, known ? TURNS : 0, 0, 1, 1,
+      [&]() {
+        if (own) fill_own_codes(x, row_address(values, x_row));
+      },
+      [&](int turn, int r) { return r == 0 ? gate_row + turn * gate.strides[2] : up_row + turn * up.strides[2]; },
+      [&](int turn) { return own ? 0 : x_row; },
+      [&](int turn, int r, int c, float product) {
+#pragma unroll
+        for (int t = 0; t < TURNS; t++) sum[t][r] += t == turn ? product : 0;
+      });
+#pragma unroll
+  for (int t = 0; t < TURNS; t++) {
+    const float of_gate = warp_sum(sum[t][0]), of_up = warp_sum(sum[t][1]);
+    if (lane == 0) h[warp * TURNS + t] = known ? activate(activation, of_gate) * of_up : NAN;
+  }
+  __syncthreads();
+  if (warp == 0) write_block(h[lane], h_codes, h_factors, slot, gridDim.y, blockIdx.y);
+}
+
+template <class T>
+__global__ void __launch_bounds__(WARPS * 32)
+    summed(Tensor y, Tensor down, Tensor ids, const char* shares, int64_t token_step, int64_t rank_step,
+           const int8_t* codes, const Factor* factors, int used, int split) {
+  DYNAMIC_SHARED(char, shared);
+  __shared__ const char* matrices[MOST_USED];
+  __shared__ float share[MOST_USED];
+  const int warp = threadIdx.x / 32;
+  const int64_t token = blockIdx.x;
+  if (threadIdx.x < used) {
+    const int rank = threadIdx.x, id = at<int32_t>(ids, 0, 0, token, rank);
+    const bool known = 0 <= id && id < down.shape[1];
+    matrices[rank] = down.data + (known ? id : 0) * down.strides[1];
+    share[rank] = known ? *reinterpret_cast<const float*>(shares + token * token_step + rank * rank_step) : NAN;
+  }
+  __syncthreads();
+  int64_t offset[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+    offset[r] = min(first_row(blockIdx.y, warp, split) + r, down.shape[2] - 1) * down.strides[2];
+  float sum[ROWS][1] = {};
+  multiply_rows<T, 1>(
+      shared + warp * Step<T>::room_of_warp, Codes{codes, factors, (unsigned)down.shape[3] * (Blocks<T>::elements / 32)}, used,
+      warp % split, split, 1, []() {}, [&](int turn, int r) { return matrices[turn] + offset[r]; },
+      [&](int turn) { return token * used + turn; },
+      [&](int turn, int r, int c, float product) { sum[r][0] += share[turn] * product; });
+  write_rows(y, sum, blockIdx.y, token, 1, split, true);
+}
