@@ -102,7 +102,7 @@ class _Product:
         x_bytes, w_bytes = (
             prod(t.shape[:-2]) * n * self.steps * STEP * 2 for t, n in ((x, x.shape[-2]), (w, self.rows))
         )
-        self.w_at = _aligned(x_bytes)
+        self.w_at = _aligned(x_bytes + STEP * 2)  # gemm.cu may read a step past the last row
         self.partial_at = self.w_at + (0 if self.w_is_direct else _aligned(w_bytes))
         self.pairs_at = self.partial_at + (_aligned(node.size * 4 * self.parts) if self.parts > 1 else 0)
         self.tiles_at = self.pairs_at + (0 if self.ids is None else _aligned(4 * self.columns))

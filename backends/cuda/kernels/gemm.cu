@@ -71,13 +71,16 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
 
   char* const place = slabs + threadIdx.x * 16;
   const int place_column = threadIdx.x / 4;
-  auto copy_x = [&](int step) {  // and the step after it
+  // Also the step after it, though it be the first of the next row, or lie past the last: nobody uses it then.
+  auto copy_x = [&](int step) {
+    if (step >= end) return;
+    char* const to = place + (unsigned)step % SLABS * SLAB_BYTES;
 #pragma unroll
     for (int i = 0; i < COLUMNS / 32; i++) {
+      if (COLUMNS <= 64 && place_column + 32 * i >= count) break;  // wide tiles copy their last row again
       const char* from = sources[i] + step * STEP * (int)sizeof(bf16);
-      char* const to = place + (unsigned)step % SLABS * SLAB_BYTES + THREADS * 16 * i;
-      if (step < end && place_column + 32 * i < count) copy_async(to, from);
-      if (step + 1 < end && place_column + 32 * i < count) copy_async(to + SLAB_BYTES, from + STEP * sizeof(bf16));
+      copy_async(to + THREADS * 16 * i, from);
+      copy_async(to + THREADS * 16 * i + SLAB_BYTES, from + STEP * sizeof(bf16));
     }
   };
   auto copy_chunk = [&](int step) {
