@@ -7,18 +7,16 @@ from math import gcd
 from graphrt import ops
 from graphrt.backends.cuda.blocks import number_of
 from graphrt.backends.cuda.elements import THREADS, WARP, WIDTH, blocks, kind, width_of
-from graphrt.backends.cuda.launch import Address, Launch, Whole
+from graphrt.backends.cuda.launch import MAX_RANK, MOST_BLOCKS, Address, Launch, Whole
 from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
 
 PLACES = IN_ORDER, SAME, TILED = "IN_ORDER", "SAME", "TILED"  # of copy.cu
 BYTES_OF_BLOCK = 64 * THREADS
-UNIT = Unit(
-    "copy",
-    ["copy_dense", *(f"copy_items<{places}>" for places in PLACES), "convert", "from_blocks", "to_blocks"],
-    registers=64,
-)
+WORDS = {2: "uint16_t", 4: "uint32_t"}
+INSTANCES = [*(f"transpose<{word}>" for word in WORDS.values()), *(f"copy_items<{places}>" for places in PLACES)]
+UNIT = Unit("copy", ["copy_dense", "join", *INSTANCES, "convert", "from_blocks", "to_blocks"], registers=64)
 
 
 def copy(node: Tensor, x: Tensor) -> list[Launch]:
@@ -27,7 +25,7 @@ def copy(node: Tensor, x: Tensor) -> list[Launch]:
         if node.is_dense and x.is_dense:
             arguments = [Address(node), Address(x), Whole(x.nbytes)]
             return [Launch(UNIT.kernel("copy_dense"), [blocks(x.nbytes, BYTES_OF_BLOCK)], [THREADS], arguments)]
-        return [_items(node, x, SAME if node.shape == x.shape else IN_ORDER)]
+        return _transposed(node, x) or [_items(node, x, SAME if node.shape == x.shape else IN_ORDER)]
     if node.dtype.is_quantized:
         number = number_of(x.dtype) if x.dtype.is_quantized else -1
         arguments = [node, x, Whole(x.size // WARP), kind(node), kind(x), number]
@@ -43,20 +41,43 @@ def copy(node: Tensor, x: Tensor) -> list[Launch]:
     return [Launch(UNIT.kernel("convert"), [blocks(x.size, width * THREADS)], [THREADS], arguments)]
 
 
-def _items(node: Tensor, x: Tensor, places: str, *, offset: int = 0) -> Launch:
-    """Items as they are: in the largest units, 16 bytes at most, that make up rows and strides of both tensors."""
-    bytes_of_item = node.dtype.nbytes
-    n_y, n_x = _items_of_row(node), _items_of_row(x)
-    y_step, x_step = (tensor.strides[-1] if tensor.shape else bytes_of_item for tensor in (node, x))
-    if places != IN_ORDER and node.has_dense_rows and x.has_dense_rows:
-        steps = [step for tensor in (node, x) for step in tensor.strides[:-1]]
-        unit = gcd(16, n_y * bytes_of_item, n_x * bytes_of_item, offset, *steps)
-        n_y, n_x = n_y * bytes_of_item // unit, n_x * bytes_of_item // unit
-        bytes_of_item = y_step = x_step = unit
-    over, items_of_row = (x, n_x) if places == SAME else (node, n_y)
-    count = over.size // max(1, over.shape[-1] if over.shape else 1) * items_of_row
-    sizes = [Whole(value) for value in (count, n_y, n_x, y_step, x_step, offset)]
+def _transposed(node: Tensor, x: Tensor) -> list[Launch]:
+    """The launch of a copy by tiles, if x's elements lie side by side along an axis that is not the last."""
+    word = WORDS.get(node.dtype.nbytes)
+    if word is None or node.shape != x.shape or not node.is_dense or x.has_dense_rows:
+        return []
+    for axis in range(node.rank - 1):
+        length, others = node.shape[axis], node.size // (node.shape[axis] * node.shape[-1])
+        grid = [blocks(node.shape[-1], WARP), blocks(length, WARP), others]
+        if x.strides[axis] == x.dtype.nbytes and length >= WARP and max(grid[1:]) <= MOST_BLOCKS[1]:
+            arguments = [node, x, axis + MAX_RANK - node.rank]
+            return [Launch(UNIT.kernel(f"transpose<{word}>"), grid, [WARP, 8], arguments)]
+    return []
+
+
+def _items(node: Tensor, x: Tensor, places: str) -> Launch:
+    """Items as they are."""
+    bytes_of_item = _bytes_of_item(node, x) if places != IN_ORDER else node.dtype.nbytes
+    (n_y, y_step), (n_x, x_step) = _row(node, bytes_of_item), _row(x, bytes_of_item)
+    count = node.nbytes // bytes_of_item
+    sizes = [Whole(value) for value in (count, n_y, n_x, y_step, x_step)]
     return Launch(UNIT.kernel(f"copy_items<{places}>"), [blocks(count)], [THREADS], [node, x, *sizes, bytes_of_item])
+
+
+def _bytes_of_item(*tensors: Tensor, offset: int = 0) -> int:
+    """The largest unit, 16 bytes at most, that rows and strides are made of; a block where rows are not dense."""
+    if not all(tensor.has_dense_rows for tensor in tensors):
+        return tensors[0].dtype.nbytes
+    steps = [step for tensor in tensors for step in tensor.strides[:-1]]
+    return gcd(16, *(_items_of_row(tensor) * tensor.dtype.nbytes for tensor in tensors), offset, *steps)
+
+
+def _row(tensor: Tensor, bytes_of_item: int) -> tuple[int, int]:
+    """Items of a row, and the bytes from one to the next."""
+    length, nbytes = _items_of_row(tensor), tensor.dtype.nbytes
+    if bytes_of_item != nbytes:
+        return length * nbytes // bytes_of_item, bytes_of_item
+    return length, tensor.strides[-1] if tensor.shape else nbytes
 
 
 def _items_of_row(tensor: Tensor) -> int:
@@ -93,5 +114,10 @@ def _(node: Tensor) -> list[Launch]:
     assert a is not None
     assert b is not None
     axis = node.params["axis"] % node.rank
-    start = a.blocks_shape[axis] * node.strides[axis]
-    return [_items(node, part, SAME, offset=at) for part, at in ((a, 0), (b, start)) if part.size]
+    offset = a.blocks_shape[axis] * node.strides[axis]
+    parts = [part for part in (a, b) if part.size]
+    unit = _bytes_of_item(node, *parts, offset=offset)
+    (n_a, a_step), (n_b, b_step), (_, y_step) = _row(a, unit), _row(b, unit), _row(node, unit)
+    counts = [a.nbytes // unit, (a.nbytes + b.nbytes) // unit]
+    sizes = [Whole(value) for value in (*counts, n_a, n_b, y_step, a_step, b_step, offset)]
+    return [Launch(UNIT.kernel("join"), [blocks(counts[1])], [THREADS], [node, a, b, *sizes, unit])]

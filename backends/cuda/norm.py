@@ -1,39 +1,41 @@
-"""Launches of norms."""
+"""Launches of norms, alone or of sums that are kept too."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from graphrt import ops
 from graphrt.backends.cuda.elements import WIDTH, kind, row_geometry, rows_by_eight
 from graphrt.backends.cuda.launch import Address, Launch
 from graphrt.backends.cuda.registry import floats, lowering
 from graphrt.backends.cuda.units import Unit
+from graphrt.dtypes import DType
 from graphrt.tensor import Tensor
 
-UNIT = Unit("norm", ["rms_norm<false>", "rms_norm<true>"], registers=64)
+MOST_TERMS = 3
+UNIT = Unit("norm", [f"rms_norm<{terms}>" for terms in range(1, MOST_TERMS + 1)], registers=64)
 
 
 @lowering(ops.rms_norm, takes=floats)
 def _(node: Tensor) -> list[Launch]:
-    x, weight = node.srcs
+    x = node.srcs[0]
     assert x is not None
-    return [_launch("rms_norm<false>", node, x, x, x, weight, node.params["eps"])]
+    return norm_of_sum(node, node, [x], x.dtype)
 
 
-def add_rms_norm(add: Tensor, norm: Tensor) -> list[Launch]:
-    """The launch of an add of two tensors of one shape and the norm of the sum, as one; both results are written."""
-    a, b = add.srcs
-    assert a is not None
-    assert b is not None
-    return [_launch("rms_norm<true>", norm, add, a, b, norm.srcs[1], norm.params["eps"])]
+def norm_of_sum(norm: Tensor, total: Tensor, terms: Sequence[Tensor], inner: DType) -> list[Launch]:
+    """The launch of a norm of a sum of tensors of one shape, which is kept in `total`.
 
-
-def _launch(
-    expression: str, node: Tensor, total: Tensor, a: Tensor, b: Tensor, weight: Tensor | None, eps: float
-) -> Launch:
-    length = node.shape[-1]
-    given = [a, b] if weight is None else [a, b, weight]
+    Args:
+        terms: [a], [a, b] or [a, b, c], which is a + (b + c).
+        inner: the dtype that b + c is rounded to.
+    """
+    length, weight = norm.shape[-1], norm.srcs[1]
+    given = [*terms] if weight is None else [*terms, weight]
     by_eight = length % WIDTH == 0 and rows_by_eight(*given)
-    grid, block = row_geometry(node.size // length, length)
-    step = 0 if weight is None else weight.strides[-1]
-    scalars = [kind(a), kind(b), kind(weight), step, by_eight, float(eps)]
-    return Launch(UNIT.kernel(expression), grid, block, [node, total, a, b, Address(weight), *scalars])
+    grid, block = row_geometry(norm.size // length, length)
+    a, b, c = (*terms, *[terms[0]] * (MOST_TERMS - len(terms)))
+    kinds = [kind(norm), kind(a), kind(b), kind(c), inner.gguf, kind(weight)]
+    scalars = [*kinds, 0 if weight is None else weight.strides[-1], by_eight, float(norm.params["eps"])]
+    kernel = UNIT.kernel(f"rms_norm<{len(terms)}>")
+    return [Launch(kernel, grid, block, [norm, total, a, b, c, Address(weight), *scalars])]

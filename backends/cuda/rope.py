@@ -1,7 +1,9 @@
-"""Launches of rope."""
+"""Launches of rope, alone or together with what else brings a layer's rows into the cache."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, floor, log2
 
 from graphrt import ops
@@ -12,49 +14,105 @@ from graphrt.backends.cuda.units import Unit
 from graphrt.ops.rope import Rotation, _pair_with_turns
 from graphrt.tensor import Tensor
 
+TURNS, NORMS, STORES = 1, 2, 4  # What of rope.cu
+MOST_JOBS = 3
 MANY_TOKENS = 64  # from here on a thread turns several heads by the angle that it has worked out
-UNIT = Unit("rope", ["rope<false>", "rope<true>"], registers=64)
+UNIT = Unit("rope", ["rope"], registers=80)
 
 
-def rotation_arguments(rotation: Rotation, dims: int) -> list[Argument]:
-    """What rotation.cuh's Rotation is made of, after dims."""
+@dataclass(frozen=True)
+class Job:
+    """One of the jobs of a launch: what is done to rows, and where they go.
+
+    Args:
+        work: the rope or rms_norm; None where rows are stored as they are.
+        store: the set_rows of its result, or of other rows, into a cache [C, ...] of floats; None: the result goes to
+            the node's own memory.
+    """
+
+    work: Tensor | None
+    store: Tensor | None = None
+
+    @property
+    def nodes(self) -> list[Tensor]:
+        return [node for node in (self.work, self.store) if node is not None]
+
+    @property
+    def turns(self) -> bool:
+        return self.work is not None and self.work.op is ops.rope
+
+    @property
+    def norms(self) -> bool:
+        return self.work is not None and not self.turns
+
+    @property
+    def source(self) -> Tensor:
+        """The rows."""
+        x = self.store.srcs[1] if self.work is None and self.store is not None else self.nodes[0].srcs[0]
+        assert x is not None
+        return x
+
+    @property
+    def heads(self) -> int:
+        return self.source.shape[-2] if self.turns else 1
+
+    @property
+    def tokens(self) -> int:
+        return self.source.size // (self.heads * self.source.shape[-1])
+
+    def arguments(self) -> list[Argument]:
+        y, x, before = self.nodes[-1], self.source, 0
+        if self.store is not None:
+            before = (self.store.params["first"] or 0) * y.dtype.nbytes
+        what = TURNS * self.turns + NORMS * self.norms + STORES * (self.store is not None)
+        first = self.nodes[0].params["first"] if self.turns else 0
+        return [y, x, what, kind(y), kind(x), first, Whole(before)]
+
+    def blocks_of_token(self, dims: int, heads_of_thread: int) -> int:
+        """Blocks that a token's rows take: parts of a row, times groups of heads."""
+        if self.norms:
+            return 1
+        items = self.source.shape[-1] - (dims // 2 if self.turns else 0)
+        across = min(THREADS, blocks(items, WARP) * WARP)
+        return blocks(items, across) * blocks(self.heads, THREADS // across * heads_of_thread)
+
+
+@lowering(ops.rope)
+def _(node: Tensor) -> list[Launch]:
+    return run_jobs([Job(node)])
+
+
+def run_jobs(jobs: Sequence[Job]) -> list[Launch]:
+    """The launch of up to MOST_JOBS jobs over the same tokens; ropes turn alike, stores go to the same cells."""
+    rope = next((job.work for job in jobs if job.turns), None)
+    norm = next((job.work for job in jobs if job.norms), None)
+    ids = next((job.store.srcs[2] for job in jobs if job.store is not None), None)
+    anything = jobs[0].source  # in the place of tensors that no job reads
+    tokens = jobs[0].tokens
+    positions, factors = (rope.srcs[1], rope.srcs[2]) if rope is not None else (None, None)
+    weight = norm.srcs[1] if norm is not None else None
+    turning, dims = _turning(rope)
+    heads_of_thread = 1 if tokens < MANY_TOKENS else 8
+    arguments: list[Argument] = [
+        *(positions or anything, Address(factors), 0 if factors is None else factors.strides[-1], *turning),
+        *(heads_of_thread, ids or anything, 0 if ids is None else ids.dtype.nbytes),
+        *(Address(weight), kind(weight), 0 if weight is None else weight.strides[-1]),
+        float(norm.params["eps"]) if norm is not None else 0.0,
+    ]
+    for number in range(MOST_JOBS):
+        arguments += jobs[min(number, len(jobs) - 1)].arguments()
+    grid = [tokens, max(job.blocks_of_token(dims, heads_of_thread) for job in jobs), len(jobs)]
+    return [Launch(UNIT.kernel("rope"), grid, [THREADS], arguments)]
+
+
+def _turning(rope: Tensor | None) -> tuple[list[Argument], int]:
+    """What a launch is told of how pairs turn, dims first; and dims."""
+    rotation = Rotation() if rope is None else Rotation(**rope.params)
+    dims = 0 if rope is None else rotation.width(rope.shape[-1])
     by, low, width = rotation, 0, 1.0
     if by.ext_factor != 0.0 and dims:
         low = max(0, floor(_pair_with_turns(by.beta_fast, dims, by.base, by.original_context)))
         high = min(dims - 1, ceil(_pair_with_turns(by.beta_slow, dims, by.base, by.original_context)))
         width = max(0.001, high - low)
-    return [double(log2(by.base)), double(by.freq_scale), double(by.ext_factor), low, float(width)]
-
-
-@lowering(ops.rope)
-def _(node: Tensor) -> list[Launch]:
-    x, positions, _ = node.srcs
-    assert x is not None
-    assert positions is not None
-    return [_launch("rope<false>", node, node, positions, before=0)]
-
-
-def rope_set_rows(rope: Tensor, store: Tensor) -> list[Launch]:
-    """The launch of a rope and the set_rows of its result into a cache [C, ...] of floats, as one."""
-    ids = store.srcs[2]
-    assert ids is not None
-    return [_launch("rope<true>", rope, store, ids, before=(store.params["first"] or 0) * store.dtype.nbytes)]
-
-
-def _launch(expression: str, rope: Tensor, y: Tensor, ids: Tensor, *, before: int) -> Launch:
-    x, positions, factors = rope.srcs
-    assert x is not None
-    assert positions is not None
-    rotation, row = Rotation(**rope.params), rope.shape[-1]
-    heads, dims = rope.shape[-2], rotation.width(row)
-    items = row - dims // 2
-    tokens = rope.size // (heads * row)
-    across = min(THREADS, blocks(items, WARP) * WARP)
-    down = THREADS // across
-    heads_of_thread = 1 if tokens < MANY_TOKENS else max(1, min(8, heads // down))
-    turns = [kind(x), rotation.first, dims, rotation.mode == "normal", *rotation_arguments(rotation, dims)]
-    step = 0 if factors is None else factors.strides[-1]
-    target = [float(rotation.magnitude), heads_of_thread, ids, ids.dtype.nbytes, kind(y), Whole(before)]
-    grid = [tokens * blocks(items, across), blocks(heads, down * heads_of_thread)]
-    arguments = [y, x, positions, Address(factors), step, *turns, *target]
-    return Launch(UNIT.kernel(expression), grid, [across, down], arguments)
+    spectrum = [double(log2(by.base)), double(by.freq_scale), double(by.ext_factor), low, float(width)]
+    return [dims, by.mode == "normal", *spectrum, float(by.magnitude)], dims

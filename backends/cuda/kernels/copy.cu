@@ -1,7 +1,8 @@
 // Copies: dense, strided, tiled, joined; and conversions between dtypes, into blocks and out of them.
 //
 //   copy_dense   64 bytes a thread, by loads of 16
-//   copy_items   an item a thread: 16 bytes of dense rows, where strides allow that, else an element or a block
+//   transpose    32 x 32 elements a block, through shared memory, where x is dense along another axis than y
+//   copy_items   and join: an item a thread: 16 bytes of dense rows, where strides allow that, else an element or a block
 //   convert      plain dtypes; eight elements a thread where both are floats in rows of eights, else one
 //   from_blocks  eight elements of a quantized tensor a thread
 //   to_blocks    a block of 32 elements a warp
@@ -31,16 +32,38 @@ __global__ void __launch_bounds__(256) copy_dense(char* y, const char* x, int64_
     copy_item(y + at, x + at, (int)min((int64_t)16, nbytes - at));
 }
 
+// y: dense; x: of its shape, elements side by side along `axis`, 0 to 2. Block: 32 x 8; grid: tiles of axis 3, tiles of
+// `axis`, indices of the two others.
+template <class T> __global__ void __launch_bounds__(256) transpose(Tensor y, Tensor x, int axis) {
+  __shared__ T tile[32][33];
+  const int a = axis == 0 ? 1 : 0, b = axis == 2 ? 1 : 2;  // the others
+  const int64_t ia = blockIdx.z / y.shape[b], ib = blockIdx.z % y.shape[b];
+  const int64_t first = blockIdx.x * (int64_t)32, first_of_axis = blockIdx.y * (int64_t)32;
+  const char* source = x.data + ia * x.strides[a] + ib * x.strides[b];
+  char* target = y.data + ia * y.strides[a] + ib * y.strides[b];
+  for (int i = threadIdx.y; i < 32; i += 8) {
+    const int64_t column = first + i, row = first_of_axis + threadIdx.x;
+    if (column < y.shape[3] && row < y.shape[axis])
+      tile[i][threadIdx.x] = *reinterpret_cast<const T*>(source + row * x.strides[axis] + column * x.strides[3]);
+  }
+  __syncthreads();
+  for (int i = threadIdx.y; i < 32; i += 8) {
+    const int64_t column = first + threadIdx.x, row = first_of_axis + i;
+    if (column < y.shape[3] && row < y.shape[axis])
+      *reinterpret_cast<T*>(target + row * y.strides[axis] + column * y.strides[3]) = tile[threadIdx.x][i];
+  }
+}
+
 enum Places { IN_ORDER, SAME, TILED };  // as copy.py names them
 
 // `count` items of `bytes`; rows of y have n_y of them, y_step bytes apart, rows of x n_x. Item number i of y is item
-// number i of x (IN_ORDER), or that of the same indices of x, `offset` bytes further on in y (SAME), or x repeats (TILED).
+// number i of x (IN_ORDER), or that of the same indices (SAME), or of the same where x repeats (TILED).
 template <int PLACES>
 __global__ void __launch_bounds__(256) copy_items(Tensor y, Tensor x, int64_t count, int64_t n_y, int64_t n_x,
-                                                  int64_t y_step, int64_t x_step, int64_t offset, int bytes) {
+                                                  int64_t y_step, int64_t x_step, int bytes) {
   const int64_t i = thread_number();
   if (i >= count) return;
-  const Indices to = PLACES == SAME ? indices_in(x, n_x, i) : indices_in(y, n_y, i);
+  const Indices to = indices_in(y, n_y, i);
   Indices from = PLACES == IN_ORDER ? indices_in(x, n_x, i) : to;
   if constexpr (PLACES == TILED) {
     divided(to.i0, x.shape[0], from.i0);
@@ -48,7 +71,18 @@ __global__ void __launch_bounds__(256) copy_items(Tensor y, Tensor x, int64_t co
     divided(to.i2, x.shape[2], from.i2);
     divided(to.i3, n_x, from.i3);
   }
-  copy_item(address_in(y, to, y_step) + offset, address_in(x, from, x_step), bytes);
+  copy_item(address_in(y, to, y_step), address_in(x, from, x_step), bytes);
+}
+
+// The items of a, count_a of them, and those of b, `offset` bytes further on in y; `count` in all.
+__global__ void __launch_bounds__(256) join(Tensor y, Tensor a, Tensor b, int64_t count_a, int64_t count, int64_t n_a,
+                                            int64_t n_b, int64_t y_step, int64_t a_step, int64_t b_step, int64_t offset,
+                                            int bytes) {
+  const int64_t i = thread_number();
+  if (i >= count) return;
+  const bool is_b = i >= count_a;
+  const Indices n = is_b ? indices_in(b, n_b, i - count_a) : indices_in(a, n_a, i);
+  copy_item(address_in(y, n, y_step) + (is_b ? offset : 0), is_b ? address_in(b, n, b_step) : address_in(a, n, a_step), bytes);
 }
 
 // y's elements, in order, are x's; integers stay exact, everything else goes through float32.

@@ -1,61 +1,128 @@
-// Rotary position embedding: pairs of elements turn by an angle that grows with the position.
+// Rotary position embedding: pairs of elements turn by an angle that grows with the position; and with it what else
+// a layer does to rows on their way into the cache, so that a decode step needs one kernel for all of it.
 //
+// A launch has up to three jobs, blockIdx.z. Each takes rows [tokens, heads, row] of x and
+//   TURNS    turns pairs of them, or
+//   NORMS    scales a token's one row to unit root mean square, or takes them as they are; and
+//   STORES   writes a token's rows into row ids[token] of a cache y, `before` bytes into it, or else to y, which is dense.
 // A thread has one pair of a row (or one element that does not turn) for several heads of one token: the angle is worked
 // out once, in float64, so that it is exact at any position, and its whole quarter turns are taken off before the rest
-// becomes float32. Block: (pairs and elements) x heads; grid: (token · parts of a row, groups of heads). Reads and
-// writes every element once; bound by bandwidth, where a thread has heads enough to pay for the angle.
+// becomes float32. Block: 256 threads, pairs and elements x heads; grid: (tokens, parts of a row x groups of heads, jobs).
+// Reads and writes every element once; bound by bandwidth, where a thread has heads enough to pay for the angle, for few
+// tokens by latency.
 #include "items.cuh"
 #include "rotation.cuh"
 
-// Where results go. Of `rope<false>`: y [B, T, H, D], dense, in x's dtype; it may be x. Of `rope<true>`: rows of a cache
-// [C, ...], y, a token's heads one after the other in row ids[t], `before` bytes into it, in y's dtype; a row that does
-// not exist is not written. x: [B, T, H, D]; positions: [T] i32; factors: [dims / 2] f32, or null.
-template <bool STORES>
-__global__ void __launch_bounds__(256) rope(Tensor y, Tensor x, Tensor positions, const char* factors, int factor_step,
-                                            int kind, int first, int dims, int neighbours, int64_t log2_base,
-                                            int64_t freq_scale, int64_t ext_factor, int ramp_low, float ramp_width,
-                                            float magnitude, int heads_of_thread, Tensor ids, int id_bytes, int y_kind,
-                                            int64_t before) {
-  const Rotation by = {dims, double_of(log2_base), double_of(freq_scale), double_of(ext_factor), ramp_low, ramp_width};
-  const int row = (int)x.shape[3], heads = (int)x.shape[2], pairs = dims / 2, items = row - pairs;
-  const int parts = (items + blockDim.x - 1) / blockDim.x;
-  const int item = blockIdx.x % parts * blockDim.x + threadIdx.x;
-  int64_t token;
-  const int64_t batch = divided(blockIdx.x / parts, x.shape[1], token);
-  if (item >= items) return;
+enum What { TURNS = 1, NORMS = 2, STORES = 4 };  // as in rope.py
 
+struct Job {
+  Tensor y, x;
+  int what, y_kind, kind, first;
+  int64_t before;
+};
+
+struct Turning {
+  Rotation by;
+  int neighbours;
+  float magnitude;
+  const char* factors;
+  int factor_step;
+};
+
+struct Norming {
+  const char* weight;
+  int kind, step;
+  float eps;
+};
+
+// Where a job's results for a token go; null where the cache has no such row.
+__device__ __forceinline__ char* target_of(const Job& job, const Tensor& ids, int id_bytes, int64_t token, int64_t row_bytes) {
+  if (!(job.what & STORES)) return job.y.data + token * row_bytes;
+  const int64_t id = load_integer(id_bytes, ids.data + token * ids.strides[3]);
+  return id >= 0 && id < job.y.shape[2] ? job.y.data + job.before + id * job.y.strides[2] : nullptr;
+}
+
+// By the whole block, one row.
+__device__ __forceinline__ void norm_row(const Job& job, const Norming& norm, const char* source, char* target, int row) {
+  __shared__ float shared[8];
+  float squares = 0;
+  for (int i = threadIdx.x; i < row; i += 256) {
+    const float v = load_as_float(job.kind, source + i * job.x.strides[3]);
+    squares += v * v;
+  }
+  const float factor = rsqrtf(block_sum<256>(squares, shared) / row + norm.eps);
+  if (!target) return;
+  for (int i = threadIdx.x; i < row; i += 256) {
+    float v = load_as_float(job.kind, source + i * job.x.strides[3]) * factor;
+    if (norm.weight) v *= load_as_float(norm.kind, norm.weight + (int64_t)i * norm.step);
+    store_float(job.y_kind, target + (int64_t)i * float_bytes(job.y_kind), rounded_to(job.kind, v));
+  }
+}
+
+// One item of a row for the heads of this thread: a pair, or an element that does not turn.
+__device__ __forceinline__ void turn_item(const Job& job, const Turning& turning, const char* source, char* target, int row,
+                                          int dims, int item, int position, int head, int heads, int pace, int count) {
+  const int pairs = dims / 2, bytes = float_bytes(job.y_kind);
   float cosine = 1, sine = 0;
   int a = item - pairs, b = -1;  // the elements of the pair; b < 0: one that does not turn
-  if (a >= first) a += dims;
+  if (a >= job.first) a += dims;
   if (item < pairs) {
-    a = first + (neighbours ? 2 * item : item);
-    b = neighbours ? a + 1 : a + pairs;
-    double speed = speed_of(by, item);
-    if (factors) speed /= *reinterpret_cast<const float*>(factors + (int64_t)item * factor_step);
-    const int position = *reinterpret_cast<const int*>(positions.data + token * positions.strides[3]);
+    a = job.first + (turning.neighbours ? 2 * item : item);
+    b = turning.neighbours ? a + 1 : a + pairs;
+    double speed = speed_of(turning.by, item);
+    if (turning.factors) speed /= *reinterpret_cast<const float*>(turning.factors + (int64_t)item * turning.factor_step);
     cosine_and_sine(position * speed, cosine, sine);
-    cosine *= magnitude;
-    sine *= magnitude;
+    cosine *= turning.magnitude;
+    sine *= turning.magnitude;
   }
-  const int bytes = float_bytes(y_kind);
-  const char* source = x.data + batch * x.strides[0] + token * x.strides[1];
-  char* target = y.data + (batch * x.shape[1] + token) * heads * row * bytes;
-  if constexpr (STORES) {
-    const int64_t id = load_integer(id_bytes, ids.data + token * ids.strides[3]);
-    if (id < 0 || id >= y.shape[2]) return;
-    target = y.data + before + id * y.strides[2];
-  }
-  int head = blockIdx.y * blockDim.y * heads_of_thread + threadIdx.y;
-  for (int i = 0; i < heads_of_thread && head < heads; i++, head += blockDim.y) {
-    const char* from = source + head * x.strides[2];
+  for (int i = 0; i < count && head < heads; i++, head += pace) {
+    const char* from = source + head * job.x.strides[2];
     char* to = target + (int64_t)head * row * bytes;
-    const float u = load_as_float(kind, from + a * x.strides[3]);
+    const float u = load_as_float(job.kind, from + a * job.x.strides[3]);
     if (b < 0) {
-      store_float(y_kind, to + a * bytes, u);
+      store_float(job.y_kind, to + a * bytes, u);
       continue;
     }
-    const float v = load_as_float(kind, from + b * x.strides[3]);
-    store_float(y_kind, to + a * bytes, rounded_to(kind, u * cosine - v * sine));
-    store_float(y_kind, to + b * bytes, rounded_to(kind, u * sine + v * cosine));
+    const float v = load_as_float(job.kind, from + b * job.x.strides[3]);
+    store_float(job.y_kind, to + a * bytes, rounded_to(job.kind, u * cosine - v * sine));
+    store_float(job.y_kind, to + b * bytes, rounded_to(job.kind, u * sine + v * cosine));
   }
+}
+
+__device__ __forceinline__ void do_job(const Job& job, const Turning& turning, const Norming& norm, const Tensor& positions,
+                                       const Tensor& ids, int id_bytes, int heads_of_thread) {
+  const int64_t token = blockIdx.x;
+  const bool turns = job.what & TURNS;
+  const int row = (int)job.x.shape[3], heads = turns ? (int)job.x.shape[2] : 1, dims = turns ? turning.by.dims : 0;
+  const char* source = row_address(job.x, token * heads);
+  char* target = target_of(job, ids, id_bytes, token, (int64_t)heads * row * float_bytes(job.y_kind));
+  if (job.what & NORMS) {
+    if (blockIdx.y == 0) norm_row(job, norm, source, target, row);
+    return;
+  }
+  const int items = row - dims / 2, across = min(256, (items + 31) / 32 * 32), down = 256 / across;
+  const int parts = (items + across - 1) / across, group = blockIdx.y / parts;
+  const int item = blockIdx.y % parts * across + threadIdx.x % across, place = threadIdx.x / across;
+  const int head = group * down * heads_of_thread + place;
+  if (!target || item >= items || place >= down || head >= heads) return;
+  int64_t at;
+  divided(token, positions.shape[3], at);
+  const int position = turns ? *reinterpret_cast<const int*>(positions.data + at * positions.strides[3]) : 0;
+  turn_item(job, turning, source, target, row, dims, item, position, head, heads, down, heads_of_thread);
+}
+
+// positions: [T] i32, for all batches of tokens; factors: [dims / 2] f32, or null; ids: [T]; weight: of a norm, or null.
+__global__ void __launch_bounds__(256) rope(
+    Tensor positions, const char* factors, int factor_step, int dims, int neighbours, int64_t log2_base, int64_t freq_scale,
+    int64_t ext_factor, int ramp_low, float ramp_width, float magnitude, int heads_of_thread, Tensor ids, int id_bytes,
+    const char* weight, int weight_kind, int weight_step, float eps, Tensor y0, Tensor x0, int what0, int y_kind0, int kind0,
+    int first0, int64_t before0, Tensor y1, Tensor x1, int what1, int y_kind1, int kind1, int first1, int64_t before1,
+    Tensor y2, Tensor x2, int what2, int y_kind2, int kind2, int first2, int64_t before2) {
+  const Turning turning = {{dims, double_of(log2_base), double_of(freq_scale), double_of(ext_factor), ramp_low, ramp_width},
+                           neighbours, magnitude, factors, factor_step};
+  const Norming norm = {weight, weight_kind, weight_step, eps};
+  const Job job = blockIdx.z == 0   ? Job{y0, x0, what0, y_kind0, kind0, first0, before0}
+                  : blockIdx.z == 1 ? Job{y1, x1, what1, y_kind1, kind1, first1, before1}
+                                    : Job{y2, x2, what2, y_kind2, kind2, first2, before2};
+  do_job(job, turning, norm, positions, ids, id_bytes, heads_of_thread);
 }

@@ -1,20 +1,25 @@
-// Functions of one element. The geometry is in elementwise.cuh.
+// Functions of one element, by number: one instance for all, as bandwidth bounds each. The geometry is in
+// elementwise.cuh.
 #include "activations.cuh"
 #include "elementwise.cuh"
 
-#define UNARY(name, expression)                                                \
-  struct name {                                                                \
-    static constexpr bool two = false;                                         \
-    __device__ static float of(float x, float, float, float) { return expression; } \
-  }
+// As unary.py numbers them.
+enum Function { SILU, SIGMOID, GELU, RELU, TANH, SOFTPLUS, SQRT, SQR, EXP, NEG };
 
-UNARY(silu, silu_of(x));
-UNARY(sigmoid, sigmoid_of(x));
-UNARY(gelu, gelu_of(x));
-UNARY(relu, relu_of(x));
-UNARY(tanh_, tanhf(x));
-UNARY(softplus, softplus_of(x));
-UNARY(sqrt_, sqrtf(x));
-UNARY(sqr, x * x);
-UNARY(exp_, expf(x));
-UNARY(neg, -x);
+struct unary {
+  static constexpr bool two = false;
+  __device__ static float of(float x, float, float function, float) {
+    switch ((int)function) {
+      case SILU: return silu_of(x);
+      case SIGMOID: return sigmoid_of(x);
+      case GELU: return gelu_of(x);
+      case RELU: return relu_of(x);
+      case TANH: return tanhf(x);
+      case SOFTPLUS: return softplus_of(x);
+      case SQRT: return sqrtf(x);
+      case SQR: return x * x;
+      case EXP: return expf(x);
+      default: return -x;
+    }
+  }
+};
