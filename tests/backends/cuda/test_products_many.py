@@ -22,8 +22,8 @@ def drawn(shape, dtype, seed=0):
     return graphrt.weight(f"drawn_{seed}", leaf.data)
 
 
-def compute(node, order=0):
-    device = ShimDevice(order=order, guarded=True, poisoned=True)
+def compute(node, order=0, poisoned=True):
+    device = ShimDevice(order=order, guarded=True, poisoned=poisoned)
     (y,) = Scheduler([CudaBackend(device), "cpu"], overrides=[".=cuda"], threads=1).plan(node).run()
     return y
 
@@ -75,6 +75,17 @@ def test_plain_weights_at_any_address(offset):
     assert agrees(node)
 
 
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+def test_weights_and_rows_that_lie_across(dtype):
+    w, x = drawn((2, 96, 40), dtype), drawn((2, 96, 33), "f32", seed=1)
+    assert agrees(ops.mul_mat(w.permute(0, 2, 1), x.permute(0, 2, 1)))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f32", "q4_k"])
+def test_transposed_weights(dtype):
+    assert agrees(ops.mul_mat_transposed(drawn((3, 50, 256), dtype), drawn((3, 17, 50), "f32", seed=1)))
+
+
 def product_of_experts(ids, experts, dtype="q4_0", rows=70, used=None):
     ids = np.asarray(ids, np.int32)
     x = drawn((ids.shape[0], used or ids.shape[1], 64), "f32", seed=1)
@@ -100,7 +111,7 @@ def test_an_expert_that_is_not_there_gives_nan():
     expected = compute(product_of_experts(ids, 3))
     wrong = np.zeros_like(ids, bool)
     wrong[[0, 7, 7, 29], [1, 0, 1, 0]] = True
-    got = compute(product_of_experts(np.where(wrong, [[-1, 3]], ids), 3))
+    got = compute(product_of_experts(np.where(wrong, [[-1, 3]], ids), 3), poisoned=False)
     assert np.isnan(got[wrong]).all()
     np.testing.assert_array_equal(got[~wrong], expected[~wrong])
 
