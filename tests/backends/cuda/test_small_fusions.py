@@ -1,0 +1,168 @@
+"""Fusions of small ops: which nodes they find, and that their results are those of the nodes one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+import graphrt
+from graphrt import Tensor, ops
+from graphrt.backend import Group, Program, Split
+from graphrt.backends.cuda import CudaBackend, registry
+from graphrt.backends.cuda.fusion_cells import queries_and_cells
+from graphrt.backends.cuda.fusion_norm import add_and_norm
+from graphrt.backends.cuda.fusion_router import router
+from graphrt.backends.cuda.launch import bind
+from graphrt.backends.cuda.program import CudaProgram
+from graphrt.backends.cuda.shim_device import ShimDevice
+from graphrt.fusion import Readers
+from graphrt.models.routing import Routing
+from graphrt.patterns import Fused, in_groups
+from tests.backends.cuda.on_shim import drawn, leaf, on_reference, results
+
+
+class Fusing(CudaBackend):
+    """The backend with these fusions alone; `found` are the groups that it made last."""
+
+    found: list[str]
+
+    def fuse(self, nodes: Sequence[Tensor], readers: Readers) -> Sequence[Group]:
+        groups = in_groups(nodes, readers, (add_and_norm, queries_and_cells, router), self.alone)
+        self.found = [group.fusion or group.nodes[0].op.name for group in groups]
+        return groups
+
+    def compile(self, split: Split) -> Program:
+        launches = []
+        for group in split.groups:
+            alone = [
+                launch for node in group.nodes if node.op for launch in registry._KERNELS[node.op.name].lower(node)
+            ]
+            launches += group.lower() if isinstance(group, Fused) else alone
+        workspace = next(iter(split.workspace.values()), None)
+        return CudaProgram(self.device, [bind(launch, split.location, workspace) for launch in launches])
+
+
+def fused(*nodes: Tensor) -> tuple[list[str], list[np.ndarray]]:
+    """The groups that were made, and the nodes' results."""
+    backend = Fusing(ShimDevice(order=7, guarded=True, poisoned=True))
+    found = results(backend, nodes)
+    return backend.found, found
+
+
+@pytest.mark.parametrize(("length", "dtype"), [(136, "f32"), (8201, "f32"), (4096, "bf16"), (8704, "f16")])
+def test_add_and_norm(length: int, dtype: str):
+    total = ops.add(drawn(3, length, dtype=dtype), drawn(3, length, dtype="f32", seed=1))
+    norm = ops.rms_norm(total, drawn(length, seed=2))
+    groups, got = fused(total, norm)
+    assert groups == ["add and norm"]
+    close(got, total, norm)
+
+
+STEPS = {"f32": 1e-6, "f16": 2**-10, "bf16": 2**-7}
+POSITIONS, CELLS = [5, 6, 900], [6, 0, 3]
+TOKENS = len(POSITIONS)
+
+
+def close(got: Sequence[np.ndarray], *nodes: Tensor) -> None:
+    """The results are those of the reference, within a step of each dtype."""
+    for result, node, expected in zip(got, nodes, on_reference(*nodes), strict=True):
+        pair = (result.astype(np.float64), expected.astype(np.float64))
+        np.testing.assert_allclose(*pair, rtol=STEPS[node.dtype.name], atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "dtype"), [(136, "f32"), (8704, "bf16"), (37, "f16")])
+def test_two_adds_and_norm(length: int, dtype: str):
+    inner = ops.add(drawn(3, length, dtype=dtype), drawn(3, length, dtype="f16", seed=1))
+    total = ops.add(drawn(3, length, seed=2), inner)
+    norm = ops.rms_norm(total, drawn(length, seed=3))
+    groups, got = fused(total, norm)
+    assert groups == ["adds and norm"]
+    close(got, total, norm)
+
+
+def test_an_add_of_a_sum_to_itself_is_left_alone():
+    inner = ops.add(drawn(2, 64), drawn(2, 64, seed=1))
+    total = ops.add(inner, inner)
+    norm = ops.rms_norm(total)
+    groups, got = fused(total, norm)
+    assert groups == ["add", "add and norm"]
+    close(got, total, norm)
+
+
+@pytest.mark.parametrize("cache", ["f32", "f16", "bf16"])
+def test_queries_keys_and_values(cache: str):
+    positions, cells, turns = leaf(POSITIONS, "i32"), leaf(CELLS, "i64"), {"mode": "neox", "dims": 48, "first": 8}
+    q = ops.rope(drawn(TOKENS, 5, 64), positions, **turns)
+    k = ops.rope(drawn(TOKENS, 2, 64, seed=1), positions, **turns)
+    keys = ops.set_rows(graphrt.state("k", (7, 128), cache), k.reshape(TOKENS, 128), cells)
+    v = drawn(TOKENS, 2, 64, seed=2)
+    values = ops.set_rows(graphrt.state("v", (7, 128), cache), v.reshape(TOKENS, 128), cells)
+    groups, got = fused(q, keys, values)
+    assert groups == ["queries and cells"]
+    close(got, q, keys, values)
+
+
+def test_queries_latents_and_their_keys():
+    positions, cells, both = leaf(POSITIONS, "i32"), leaf(CELLS, "i64"), drawn(TOKENS, 1, 576 + 64, seed=1)
+    q = ops.rope(drawn(TOKENS, 4, 192), positions, first=128)
+    latent = ops.rms_norm(both[..., :576], drawn(576, seed=2))
+    k_pe = ops.rope(both[..., 576:], positions)
+    table = graphrt.state("latent", (7, 640), "f16")
+    after = ops.set_rows(table, latent.reshape(TOKENS, 576), cells, first=0)
+    written = ops.set_rows(after, k_pe.reshape(TOKENS, 64), cells, first=576)
+    groups, got = fused(q, written)
+    assert groups == ["queries and cells"]
+    close(got, q, written)
+
+
+def test_cells_that_do_not_exist_are_not_written():
+    k = ops.rope(drawn(TOKENS, 2, 64), leaf(POSITIONS, "i32"))
+    cache = graphrt.state("cache", (7, 128))
+    stored = ops.set_rows(cache[1:6], k.reshape(TOKENS, 128), leaf([5, -1, 4], "i64"))
+    groups, (got,) = fused(stored)
+    assert groups == ["queries and cells"]
+    np.testing.assert_array_equal(got.any(axis=-1), [False, False, False, False, True])
+
+
+def test_keys_that_others_read_are_kept():
+    k = ops.rope(drawn(TOKENS, 2, 64), leaf(POSITIONS, "i32"))
+    stored = ops.set_rows(graphrt.state("cache", (7, 128)), k.reshape(TOKENS, 128), leaf(CELLS, "i64"))
+    groups, got = fused(stored, k)
+    assert groups == ["rope", "set_rows"]
+    close(got, stored, k)
+
+
+RULES = {
+    "mixtral": Routing(8, 2, normalise=True),
+    "v2_lite": Routing(64, 6),
+    "v2": Routing(160, 6, groups=8, groups_used=3, group_score="max", scale=16.0),
+    "v3": Routing(256, 8, gate="sigmoid", normalise=True, scale=2.5, groups=8, groups_used=4),
+    "softmax of the chosen": Routing(32, 4, gate="softmax_weight"),
+    "softplus": Routing(384, 6, gate="sqrt_softplus", normalise=True),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_router(name: str):
+    rule, tokens = RULES[name], 5
+    values = np.random.default_rng(1).standard_normal((tokens, rule.experts)).astype(np.float32)
+    values[1] = 0.5  # ties throughout
+    values[2, 3] = np.nan
+    bias = drawn(rule.experts, seed=2) if name in ("v3", "softplus") else None
+    ids, weights = rule(leaf(values), bias, 0)
+    groups, (got_ids, got_weights) = fused(ids, weights)
+    assert groups == ["router"]
+    expected_ids, expected_weights = on_reference(ids, weights)
+    np.testing.assert_array_equal(got_ids, expected_ids)
+    np.testing.assert_allclose(got_weights, expected_weights, rtol=2e-6)
+
+
+def test_scores_that_others_read_are_kept():
+    ids, weights = RULES["v2_lite"](drawn(2, 64), None, 0)
+    scores = weights.srcs[0].srcs[0].srcs[0]
+    groups, got = fused(ids, weights, scores)
+    assert groups == ["soft_max", "router"], "the choice alone is fused"
+    for result, expected in zip(got, on_reference(ids, weights, scores), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-6)
