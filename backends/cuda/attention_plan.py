@@ -6,21 +6,23 @@ blocks are few, each takes a part of the cells, and a last kernel brings parts t
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
-from math import ceil, floor
+from math import ceil, floor, log2
 
-from graphrt.backends.cuda.blocks import number_of
+from graphrt import dtypes
+from graphrt.backends.cuda.attention_shapes import ROWS, TILES, Shape
+from graphrt.backends.cuda.blocks import WEIGHTS, number_of
+from graphrt.backends.cuda.elements import double
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
 from graphrt.backends.cuda.units import Unit
 from graphrt.ops.rope import Rotation, _pair_with_turns
 from graphrt.tensor import Tensor
 
-BLOCKS = 264  # that a large GPU runs at a time
 WORD = 32  # chunks in a word of marks
+PART_CELLS = 128  # of a part, at least: what parts leave behind has to be read again
+THREADS, MOST_BLOCKS = 128, 4096  # of convert_rows
 
-PREPARE = Unit("attention_prepare", ["mark_chunks", *(f"convert_rows<{each}>" for each in ("f32", "f16", "bf16"))])
-ROWS = Unit("attention_rows", ["attend_rows", "combine_parts"])
+PREPARE = Unit("attention_prepare", ["mark_chunks", "convert_rows"])
 
 
 @dataclass
@@ -43,33 +45,22 @@ class Rows:
     Args:
         data: pointer to the first cell's first head.
         cell, head: bytes from one to the next.
+        number: of the dtype, in blocks.cuh.
     """
 
     data: Argument
     cell: int
     head: int
+    number: int
 
     @classmethod
     def of(cls, x: Tensor) -> Rows:
         """A tensor [N, Hkv, D] as it lies."""
-        return cls(Address(x), x.strides[0], x.strides[1])
+        return cls(Address(x), x.strides[0], x.strides[1], number_of(x.dtype))
 
     @property
     def arguments(self) -> list[Argument]:
         return [self.data, Whole(self.cell), Whole(self.head)]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How a kernel cuts the work.
-
-    Args:
-        rows: of a block.
-        cells: of a chunk.
-    """
-
-    rows: int
-    cells: int
 
 
 @dataclass
@@ -118,9 +109,9 @@ class Attention:
 
     @property
     def parts(self) -> int:
-        """Into which the cells of each block of rows are cut: of four chunks at least."""
-        chunks = -(-self.where[2].shape[0] // self.shape.cells)
-        return max(1, min(BLOCKS // (self.row_blocks * self.kv_heads), -(-chunks // 4)))
+        """Into which the cells of each block of rows are cut."""
+        most = -(-self.where[2].shape[0] // PART_CELLS)
+        return max(1, min(self.shape.at_once // (self.row_blocks * self.kv_heads), most))
 
     @property
     def has_parts(self) -> bool:
@@ -131,18 +122,26 @@ class Attention:
         sinks = self.sinks
         return [self.y, -1] if sinks is None else [sinks, sinks.dtype.gguf]
 
-    def mark(self) -> Launch:
+    @property
+    def has_marks(self) -> bool:
+        """Whether it pays to look for chunks: one token, or one block of rows, is likely to see them all."""
+        return self.ranged or self.window > 0 or (self.row_blocks > 1 and self.q.shape[0] > 1)
+
+    def mark(self) -> list[Launch]:
         """Find out which chunks are worth a look."""
+        if not self.has_marks:
+            return []
         grid = [self.words, min(self.row_blocks, 16)]
         sizes = [self.row_blocks, self.shape.rows, self.group, self.shape.cells, self.window]
-        return Launch(PREPARE.kernel("mark_chunks"), grid, [1024], [Workspace(self.marks), *self.where, *sizes])
+        return [Launch(PREPARE.kernel("mark_chunks"), grid, [1024], [Workspace(self.marks), *self.where, *sizes])]
 
-    def arguments(self, k: Rows, v: Rows, first_word: int = 0, words: int | None = None) -> list[Argument]:
-        """What kernels that attend to some cells are called with, k and v beginning at the first of these."""
+    def _arguments(self, k: Rows, v: Rows, first_word: int, words: int | None) -> list[Argument]:
+        """What both kernels are called with."""
         count = self.words if words is None else words
         return [
             *[self.y, self.q, self.q.dtype.gguf, *k.arguments, *v.arguments, *self.where, *self.sink_arguments],
-            *[Workspace(self.marks), self.words, first_word, count],
+            Workspace(self.marks) if self.has_marks else Address(None),
+            *[self.words, first_word, count],
             Workspace(self.partial) if self.has_parts else Address(None),
             int(first_word > 0),
             *[float(self.scale), float(self.softcap), self.window],
@@ -154,13 +153,17 @@ class Attention:
             return []
         tokens, heads, _ = self.y.shape
         arguments = [self.y, Workspace(self.partial), self.parts, *self.sink_arguments]
-        return [Launch(ROWS.kernel("combine_parts"), [tokens * heads], [128], arguments)]
+        grid = [tokens * heads, -(-self.y.shape[2] // 64)]
+        return [Launch(ROWS.kernel("combine_parts"), grid, [128], arguments, 4 * self.parts)]
 
     def attend(self, k: Rows, v: Rows, first_word: int = 0, words: int | None = None) -> Launch:
-        """Attend in float32."""
-        shared = 4 * self.shape.rows * (self.q.shape[2] + self.y.shape[2])
+        """Attend to the cells of some words of marks, whose first k and v begin with."""
+        shape, arguments = self.shape, self._arguments(k, v, first_word, words)
         grid = [self.row_blocks, self.kv_heads, self.parts]
-        return Launch(ROWS.kernel("attend_rows"), grid, [128], self.arguments(k, v, first_word, words), shared)
+        if shape.dtype == "f32":
+            return Launch(ROWS.kernel(shape.expression), grid, [shape.threads], arguments, shape.shared)
+        arguments += [k.number, v.number]
+        return Launch(TILES.kernel(shape.expression), grid, [shape.threads], arguments, shape.shared)
 
 
 def convert(
@@ -175,30 +178,47 @@ def convert(
     pitch = -(-width // 8) * 8
     size = 4 if dtype == "f32" else 2
     offset = scratch.take(outer * heads * pitch * size)
-    rotation, cells, factors = turns or (None, None, None)
-    pairs, numbers = 0, [0, 0, 0, Whole(0), Whole(0), Whole(0), 0, 0, 1.0]
-    if rotation is not None:
-        pairs = rotation.width(width) // 2
-        numbers = _turning(rotation, pairs)
+    rotation, cells, factors = turns or (Rotation(), x, None)
+    pairs = rotation.width(width) // 2 if turns else 0
     arguments: list[Argument] = [
-        *[Workspace(offset), x, number_of(x.dtype), width, pitch],
+        *[Workspace(offset), dtypes.get(dtype).gguf, x, number_of(x.dtype), pitch],
         *[x if cell_pos is None else cell_pos, int(cell_pos is not None)],
-        *[x if cells is None else cells, x if factors is None else factors, int(factors is not None)],
-        *numbers,
+        *[cells, x if factors is None else factors, int(factors is not None)],
+        *[float(rotation.magnitude), rotation.first, pairs, rotation.mode == "normal"],
+        *_spectrum(rotation, 2 * pairs),
     ]
-    launch = Launch(PREPARE.kernel(f"convert_rows<{dtype}>"), [max(1, min(outer, 4096))], [128], arguments, 16 * pairs)
-    rows = Rows(Workspace(offset), heads * pitch * size, pitch * size)
-    return launch, rows
+    parts = 1 if pairs else max(1, min(16, heads * pitch // 8 // THREADS // 4))
+    grid = [max(1, min(outer, MOST_BLOCKS)), parts]
+    launch = Launch(PREPARE.kernel("convert_rows"), grid, [THREADS], arguments, 16 * pairs)
+    return launch, Rows(Workspace(offset), heads * pitch * size, pitch * size, WEIGHTS.index(dtype))
 
 
-def _turning(rotation: Rotation, pairs: int) -> list[Argument]:
-    """A rotation's numbers, as convert_rows takes them."""
-    low = high = 0
-    if rotation.ext_factor and pairs:
-        dims, context = 2 * pairs, rotation.original_context
-        low = max(0, floor(_pair_with_turns(rotation.beta_fast, dims, rotation.base, context)))
-        high = min(dims - 1, ceil(_pair_with_turns(rotation.beta_slow, dims, rotation.base, context)))
-    exact = (rotation.base, rotation.freq_scale, rotation.ext_factor)
-    bits = [Whole(struct.unpack("q", struct.pack("d", number))[0]) for number in exact]
-    neox = int(rotation.mode == "neox")
-    return [pairs, rotation.first, neox, *bits, low, high, float(rotation.magnitude)]
+def _spectrum(by: Rotation, dims: int) -> list[Argument]:
+    """What rotation.cuh's Rotation is made of, after dims."""
+    low, width = 0, 1.0
+    if by.ext_factor != 0.0 and dims:
+        low = max(0, floor(_pair_with_turns(by.beta_fast, dims, by.base, by.original_context)))
+        high = min(dims - 1, ceil(_pair_with_turns(by.beta_slow, dims, by.base, by.original_context)))
+        width = max(0.001, high - low)
+    return [double(log2(by.base)), double(by.freq_scale), double(by.ext_factor), low, float(width)]
+
+
+def prepared(
+    x: Tensor,
+    dtype: str,
+    native: tuple[str, ...],
+    scratch: Scratch,
+    cell_pos: Tensor | None = None,
+    turns: tuple[Rotation, Tensor, Tensor | None] | None = None,
+) -> tuple[list[Launch], Rows]:
+    """Rows of x [A, B, D] for kernels of a dtype: as they lie, or else converted.
+
+    Args:
+        native: dtypes that kernels of 16-bit dtypes read besides their own.
+    """
+    if turns is None and dtype == x.dtype.name == "f32":
+        return [], Rows.of(x)
+    if turns is None and dtype != "f32" and x.dtype.name in (dtype, *native) and x.shape[2] % 8 == 0:
+        return [], Rows.of(x)
+    launch, rows = convert(x, dtype, scratch, cell_pos, turns)
+    return [launch], rows

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from graphrt import ops
 from graphrt.backend import YES, Support
 from graphrt.backends.cuda.attention import WIDEST
-from graphrt.backends.cuda.attention_plan import WORD, Attention, Rows, Scratch, Shape, convert
+from graphrt.backends.cuda.attention_plan import WORD, Attention, Rows, Scratch, prepared
+from graphrt.backends.cuda.attention_shapes import shape_for
+from graphrt.backends.cuda.blocks import WEIGHTS
 from graphrt.backends.cuda.launch import Launch, Whole, Workspace
 from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
 
 EXPANDED_BYTES = 64 << 20  # of keys and values in the workspace, but for the least range there is
-TILE, TILES = 64, {"f32": 64, "f16": 128, "bf16": 128}  # cells and outputs of a block of threads
+SIZES = {"f32": (64, 0), "f16": (128, 73728), "bf16": (128, 73728)}  # cells and outputs of a block; shared memory
 
-EXPAND = Unit("mla_expand", ["expand_rows"])
+EXPAND = Unit("mla_expand", ["expand_rows", "expand_tiles<f16>", "expand_tiles<bf16>"])
 
 
 def takes(node: Tensor) -> Support:
@@ -60,7 +62,7 @@ class Expansion:
     def launches(self) -> list[Launch]:
         found = []
         k, v = (
-            Rows(Workspace(place), self.heads * pitch * self.size, pitch * self.size)
+            Rows(Workspace(place), self.heads * pitch * self.size, pitch * self.size, WEIGHTS.index(self.dtype))
             for place, pitch in zip(self.places, self.pitches, strict=True)
         )
         for first in range(0, self.attention.words, self.words):
@@ -71,8 +73,8 @@ class Expansion:
     def _expand(self, first_word: int, words: int) -> Launch:
         attention, first_cell = self.attention, first_word * self.cells_of_word
         cells = max(1, min(words * self.cells_of_word, self.node.srcs[1].shape[0] - first_cell))
-        outputs = TILES[self.dtype]
-        grid = [-(-cells // TILE), -(-self.nope // outputs) + -(-self.value // outputs) + 1, self.heads]
+        tile, shared = SIZES[self.dtype]
+        grid = [-(-cells // tile), -(-self.nope // tile) + -(-self.value // tile) + 1, self.heads]
         arguments = [
             *map(Workspace, self.places),
             *[
@@ -86,7 +88,7 @@ class Expansion:
             *[self.rank, self.nope, self.rope, self.value, *self.pitches],
         ]
         kernel = "expand_rows" if self.dtype == "f32" else f"expand_tiles<{self.dtype}>"
-        return Launch(EXPAND.kernel(kernel), grid, [256], arguments)
+        return Launch(EXPAND.kernel(kernel), grid, [256], arguments, shared)
 
 
 def _up(width: int) -> int:
@@ -98,25 +100,18 @@ def plan(node: Tensor) -> tuple[list[Launch], int]:
     q, latent, keys, values, q_pos, q_seq, cell_pos, cell_seq, rotation, factors = node.srcs
     params, scratch = node.params, Scratch()
     turns = None if params["rope"] is None else (params["rope"], rotation, factors)
-    attention = Attention(
-        node,
-        q,
-        [q_pos, q_seq, cell_pos, cell_seq],
-        q.shape[1],
-        Shape(8, 64),
-        scratch,
-        scale=params["scale"],
-        ranged=True,
-    )
-    launches = [attention.mark()]
-    sources = []
+    dtypes = {each.dtype.name for each in (latent, keys, values)}
+    if values.shape[2] % 8:
+        dtypes.add("f32")  # a piece of eight elements would hold some of both parts of a latent
+    shape = shape_for(q.shape[0], 1, q.shape[2], values.shape[1], dtypes, joined=False)
+    where = [q_pos, q_seq, cell_pos, cell_seq]
+    attention = Attention(node, q, where, q.shape[1], shape, scratch, scale=params["scale"], ranged=True)
+    launches, sources = attention.mark(), []
     for x, cells, turn in ((latent, cell_pos, turns), (keys, None, None), (values, None, None)):
-        rows = Rows.of(x)
-        if x.dtype.name != "f32" or turn:
-            launch, rows = convert(x, "f32", scratch, cells, turn)
-            launches.append(launch)
+        more, rows = prepared(x, shape.dtype, (), scratch, cells, turn)
+        launches += more
         sources.append(rows)
-    launches += Expansion(node, attention, *sources, "f32").launches()
+    launches += Expansion(node, attention, *sources, shape.dtype).launches()
     return [*launches, *attention.combine()], scratch.nbytes
 
 

@@ -25,17 +25,25 @@ __device__ __forceinline__ bool sees(Viewer viewer, int position, int64_t sequen
          (window == 0 || viewer.position - position < window);
 }
 
-// This block's share of the visible chunks, one after the other. All warps of a block go through it alike.
+// This block's share of the visible chunks, one after the other; of all chunks where `visible` is null. All warps of a
+// block go through it alike.
 struct Chunks {
   const uint32_t *any, *all;
-  int words, window, left;
-  uint32_t word;  // of this lane: bit i is chunk (window + lane) · 32 + i
+  int words, window, left;  // `window` is the next chunk itself where all are taken
+  uint32_t word;            // of this lane: bit i is chunk (window + lane) · 32 + i
 
-  // Part `part` of `parts` of the chunks in words first_word … first_word + words - 1.
+  // Part blockIdx.z of gridDim.z of the chunks in words first_word … first_word + words - 1.
   __device__ __forceinline__ Chunks(const uint32_t* visible, int words_in_all, int row_block, int first_word, int words,
-                                    int part, int parts)
-      : any(visible + (int64_t)row_block * 2 * words_in_all + first_word), all(any + words_in_all), words(words) {
-    const int lane = threadIdx.x % 32;
+                                    int chunks)
+      : any(visible), all(visible), words(words) {
+    const int lane = threadIdx.x % 32, part = blockIdx.z, parts = gridDim.z;
+    if (!visible) {
+      window = (int)((int64_t)chunks * part / parts);
+      left = (int)((int64_t)chunks * (part + 1) / parts) - window;
+      return;
+    }
+    any += (int64_t)row_block * 2 * words_in_all + first_word;
+    all = any + words_in_all;
     int count = 0;
     for (int w = lane; w < words; w += 32) count += __popc(any[w]);
 #pragma unroll
@@ -63,6 +71,7 @@ struct Chunks {
   __device__ __forceinline__ int next() {
     if (left <= 0) return -1;
     left--;
+    if (!any) return window++;
     unsigned lanes = __ballot_sync(ALL_LANES, word != 0);
     while (!lanes) {
       window += 32;
@@ -75,13 +84,13 @@ struct Chunks {
   }
 
   // Whether all rows see all cells of a chunk.
-  __device__ __forceinline__ bool is_whole(int chunk) const { return all[chunk / 32] >> chunk % 32 & 1; }
+  __device__ __forceinline__ bool is_whole(int chunk) const { return all && (all[chunk / 32] >> chunk % 32 & 1); }
 };
 
-// A logit in units of log 2.
+// A logit in units of log 2; tanh(x) = 1 - 2 / (exp(2x) + 1), to 1e-7 of 1.
 __device__ __forceinline__ float logit_of(float product, float scale, float softcap) {
-  const float logit = product * scale;
-  return (softcap > 0 ? softcap * tanhf(logit / softcap) : logit) * LOG2_OF_E;
+  const float logit = product * scale * LOG2_OF_E;
+  return softcap > 0 ? softcap * LOG2_OF_E * (1 - __fdividef(2, exp2f(2 / softcap * logit) + 1)) : logit;
 }
 
 // Highest logits start at -inf; a power is taken of the distance to it, or to 0 while nothing was seen.

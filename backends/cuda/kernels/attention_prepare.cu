@@ -1,6 +1,7 @@
 // Before attention: which chunks of cells each block of rows can see, and keys or values as rows of one float dtype.
 #include "attention.cuh"
 #include "blocks.cuh"
+#include "rotation.cuh"
 
 // visible[b, 0, w] bit i: some row of block b may see some cell of chunk 32 w + i; visible[b, 1, w]: all rows see all.
 //
@@ -58,6 +59,14 @@ __global__ void __launch_bounds__(1024)
   }
 }
 
+__device__ __forceinline__ int elements_of_block(int dtype) {
+  int elements = 1;
+#define COUNT(T) elements = Blocks<T>::elements
+  FOR_WEIGHT_DTYPE(dtype, COUNT)
+#undef COUNT
+  return elements;
+}
+
 // Eight elements from `first` on of a row of `width`; past its end there are zeros.
 __device__ __forceinline__ void read8(int dtype, const char* row, int first, int width, float (&v)[8]) {
   if (first + 8 > width) {  // of plain elements, as blocks are longer
@@ -77,78 +86,73 @@ __device__ __forceinline__ void read8(int dtype, const char* row, int first, int
 #undef READ
 }
 
-// How keys turn: pairs of elements from `first` on, "neox": halves of them, else neighbours. The ramp is YaRN's.
-struct Turning {
-  int pairs, first, neox;
-  double base, freq_scale, ext_factor;
-  int ramp_low, ramp_high;
-  float magnitude;
-
-  // The angle of a pair at position 1: see `frequencies` in ops/rope.py.
-  __device__ __forceinline__ double speed(int pair) const {
-    const double theta = pow(base, -2.0 * pair / (2 * pairs));
-    if (ext_factor == 0) return freq_scale * theta;
-    const double width = ramp_high > ramp_low ? ramp_high - ramp_low : 0.001;
-    const double ramp = ext_factor * (1 - fmin(fmax((pair - ramp_low) / width, 0.0), 1.0));
-    return theta * (freq_scale * (1 - ramp) + ramp);
+// The elements that those from `first` on turn with, of a row that turns from element `begin` on: each pair is two
+// neighbours, or one element of each half.
+__device__ __forceinline__ void read_others(int dtype, const char* row, int first, int width, const float (&v)[8],
+                                            int begin, int pairs, bool neighbours, float (&others)[8]) {
+  if (neighbours && begin % 2 == 0) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) others[j] = v[j ^ 1];
+  } else if (!neighbours && begin % 8 == 0 && pairs % 8 == 0) {
+    const bool is_inside = first >= begin && first < begin + 2 * pairs;
+    const int shift = first - begin < pairs ? pairs : -pairs;
+    if (is_inside) read8(dtype, row, first + shift, width, others);
+  } else {
+#pragma unroll 1
+    for (int j = 0; j < 8; j++) {
+      const int element = first + j - begin;
+      if (element < 0 || element >= 2 * pairs) continue;
+      const int other = begin + (neighbours ? element ^ 1 : element < pairs ? element + pairs : element - pairs);
+      float around[8];
+      read8(dtype, row, other / 8 * 8, width, around);
+      others[j] = around[other % 8];
+    }
   }
-};
-
-__device__ __forceinline__ double double_of(int64_t bits) {
-  double value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
 }
 
-// x [A, B, width] of any dtype -> rows of T, `pitch` elements each, with zeros behind the width; where there are cells,
-// A counts them, empty ones are left out, and keys turn by cell_rotation if pairs > 0.
+// x [A, B, width] of any dtype -> rows of the float dtype `kind`, `pitch` elements each, with zeros behind the width.
+// Where there are cells, A counts them, and empty ones are left out; where pairs > 0, rows turn from element `first` on
+// by rotation[a].
 //
-// A block takes a cell at a time, a thread eight elements of it. Reads x once, and writes it once.
-template <class T>
+// A block takes a cell at a time, or a part of it, a thread eight elements. Reads x once (twice what turns by halves),
+// and writes it once.
 __global__ void __launch_bounds__(128)
-    convert_rows(T* y, Tensor x, int dtype, int width, int pitch, Tensor cell_pos, int has_cells, Tensor rotation,
-                 Tensor factors, int has_factors, int pairs, int first, int neox, int64_t base, int64_t freq_scale,
-                 int64_t ext_factor, int ramp_low, int ramp_high, float magnitude) {
+    convert_rows(char* y, int kind, Tensor x, int dtype, int pitch, Tensor cell_pos, int has_cells, Tensor rotation,
+                 Tensor factors, int has_factors, float magnitude, int first, int pairs, int neighbours,
+                 int64_t log2_base, int64_t freq_scale, int64_t ext_factor, int ramp_low, float ramp_width) {
   DYNAMIC_SHARED(double, speeds);  // [pairs], then cosines and sines
   float2* turns = reinterpret_cast<float2*>(speeds + pairs);
-  const Turning turning = {pairs,    first,     neox,     double_of(base), double_of(freq_scale), double_of(ext_factor),
-                           ramp_low, ramp_high, magnitude};
+  const Rotation by = {2 * pairs, double_of(log2_base), double_of(freq_scale), double_of(ext_factor), ramp_low, ramp_width};
   for (int pair = threadIdx.x; pair < pairs; pair += blockDim.x)
-    speeds[pair] = turning.speed(pair) / (has_factors ? (double)at<f32>(factors, 0, 0, 0, pair) : 1.0);
-  const int heads = (int)x.shape[2], pieces = pitch / 8;
+    speeds[pair] = speed_of(by, pair) / (has_factors ? (double)at<f32>(factors, 0, 0, 0, pair) : 1.0);
+  const int heads = (int)x.shape[2], pieces = pitch / 8, width = (int)x.shape[3] * elements_of_block(dtype);
   for (int64_t cell = blockIdx.x; cell < x.shape[1]; cell += gridDim.x) {
     if (has_cells && at<i32>(cell_pos, 0, 0, 0, cell) < 0) continue;
     __syncthreads();
     for (int pair = threadIdx.x; pair < pairs; pair += blockDim.x) {
-      const double angle = speeds[pair] * at<i32>(rotation, 0, 0, 0, cell), turn = 6.283185307179586;
-      const float rest = (float)(angle - turn * rint(angle / turn));
-      turns[pair] = {magnitude * cosf(rest), magnitude * sinf(rest)};
+      float cosine, sine;
+      cosine_and_sine(speeds[pair] * at<i32>(rotation, 0, 0, 0, cell), cosine, sine);
+      turns[pair] = {magnitude * cosine, magnitude * sine};
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < heads * pieces; i += blockDim.x) {
+    for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < heads * pieces; i += gridDim.y * blockDim.x) {
       const int head = i / pieces, piece = i % pieces * 8;
       const char* row = x.data + cell * x.strides[1] + head * x.strides[2];
       float v[8];
       read8(dtype, row, piece, width, v);
-#pragma unroll 1
-      for (int j = 0; j < 8; j++) {
-        const int element = piece + j - first;
-        if (element < 0 || element >= 2 * pairs) continue;
-        const int pair = neox ? element % pairs : element / 2;
-        const bool second = neox ? element >= pairs : element % 2;
-        const int other = first + (neox ? pair + (second ? 0 : pairs) : 2 * pair + !second);
-        float around[8];
-        read8(dtype, row, other / 8 * 8, width, around);
-        const float mine = v[j], its = around[other % 8];
-        const float2 turn = turns[pair];
-        T& target = y[(cell * heads + head) * pitch + piece + j];
-        target = from_float<T>(second ? its * turn.y + mine * turn.x : mine * turn.x - its * turn.y);
+      if (piece + 8 > first && piece < first + 2 * pairs) {
+        float others[8];
+        read_others(dtype, row, piece, width, v, first, pairs, neighbours, others);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          const int element = piece + j - first;
+          if (element < 0 || element >= 2 * pairs) continue;
+          const float2 turn = turns[neighbours ? element / 2 : element % pairs];
+          const bool is_second = neighbours ? element % 2 : element >= pairs;
+          v[j] = v[j] * turn.x + (is_second ? others[j] * turn.y : -others[j] * turn.y);
+        }
       }
-      for (int j = 0; j < 8; j++) {
-        const int element = piece + j - first;
-        if (element < 0 || element >= 2 * pairs)
-          y[(cell * heads + head) * pitch + piece + j] = from_float<T>(v[j]);
-      }
+      store_eight(kind, y + ((cell * heads + head) * pitch + piece) * float_bytes(kind), v);
     }
   }
 }

@@ -23,7 +23,7 @@ __device__ __forceinline__ float sum_of_own(float (&values)[32]) {
   return values[0];
 }
 
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 3)
     attend_rows(Tensor y, Tensor q, int q_kind, const char* k, int64_t k_cell, int64_t k_head, const char* v,
                 int64_t v_cell, int64_t v_head, Tensor q_pos, Tensor q_seq, Tensor cell_pos, Tensor cell_seq,
                 Tensor sinks, int sink_kind, const uint32_t* visible, int words_in_all, int first_word, int words,
@@ -61,7 +61,8 @@ __global__ void __launch_bounds__(128)
     sums[thread] = resumed && row < rows ? partial.scales(number_of(row))[1] : 0.0f;
   }
 
-  Chunks chunks(visible, words_in_all, blockIdx.x, first_word, words, blockIdx.z, gridDim.z);
+  Chunks chunks(visible, words_in_all, blockIdx.x, first_word, words,
+                (int)((cells - first_cell + CELLS - 1) / CELLS));
   for (int chunk = chunks.next(); chunk >= 0; chunk = chunks.next()) {
     __syncthreads();
     const int64_t begin = (int64_t)chunk * CELLS;  // counted from first_cell, as k and v are
@@ -135,24 +136,40 @@ __global__ void __launch_bounds__(128)
   }
 }
 
-// The results of all parts of the cells as one. A block takes a row of y: parts · (dv + 2) floats are read.
+// The results of all parts of the cells as one: parts · (dv + 2) floats are read for each row of y.
+//
+// Grid (rows of y, 64 columns), 4 warps: each adds up a quarter of the parts, a lane two columns.
 __global__ void __launch_bounds__(128) combine_parts(Tensor y, float* data, int parts, Tensor sinks, int sink_kind) {
+  DYNAMIC_SHARED(float, powers);  // [parts]
+  __shared__ float shared[4], totals[4][64];
   const int64_t row = blockIdx.x, rows = y.shape[1] * y.shape[2];
-  const int dv = (int)y.shape[3], head = (int)(row % y.shape[2]);
+  const int dv = (int)y.shape[3], head = (int)(row % y.shape[2]), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Partial partial = {data, rows * parts, dv};
   float highest = -INFINITY, sum = 0;
-  for (int part = 0; part < parts; part++) highest = fmaxf(highest, partial.scales(part * rows + row)[0]);
+  for (int part = threadIdx.x; part < parts; part += 128)
+    highest = fmaxf(highest, partial.scales(part * rows + row)[0]);
+  highest = block_max<128>(highest, shared);
   const float base = base_of(highest);
-  for (int part = 0; part < parts; part++) {
+  for (int part = threadIdx.x; part < parts; part += 128) {
     const float* scales = partial.scales(part * rows + row);
-    sum += scales[1] * exp2f(scales[0] - base);
+    powers[part] = exp2f(scales[0] - base);
+    sum += scales[1] * powers[part];
   }
-  const float factor = final_factor(highest, sum, sinks, sink_kind, head);
-  for (int column = threadIdx.x; column < dv; column += 128) {
-    float total = 0;
-#pragma unroll 4
-    for (int part = 0; part < parts; part++)
-      total += partial.mix(part * rows + row)[column] * exp2f(partial.scales(part * rows + row)[0] - base);
-    at<f32>(y, 0, row / y.shape[2], head, column) = total * factor;
+  sum = block_sum<128>(sum, shared);
+  __syncthreads();
+  const int column = blockIdx.y * 64 + lane;
+  float low = 0, high = 0;
+#pragma unroll 8
+  for (int part = warp; part < parts; part += 4) {
+    const float* mix = partial.mix(part * rows + row);
+    if (column < dv) low += mix[column] * powers[part];
+    if (column + 32 < dv) high += mix[column + 32] * powers[part];
   }
+  totals[warp][lane] = low, totals[warp][lane + 32] = high;
+  __syncthreads();
+  const int mine = blockIdx.y * 64 + threadIdx.x;
+  if (threadIdx.x >= 64 || mine >= dv) return;
+  float total = 0;
+  for (int w = 0; w < 4; w++) total += totals[w][threadIdx.x];
+  at<f32>(y, 0, row / y.shape[2], head, mine) = total * final_factor(highest, sum, sinks, sink_kind, head);
 }

@@ -1,0 +1,99 @@
+"""How kernels of attention cut the work: which one serves which widths of keys and values, and what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphrt.backends.cuda.units import Unit
+
+PROCESSORS, SHARED_BYTES = 132, 227 << 10  # of a large GPU
+PROMPT = 128  # tokens from which on blocks take many rows, as these are likely to see the same cells
+NATIVE = ("q4_0", "q8_0")  # dtypes that tiles are made of as they lie, besides their own
+
+ROWS = Unit("attention_rows", ["attend_rows", "combine_parts"], registers=168)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What blocks take.
+
+    Args:
+        expression: of the kernel.
+        dtype: of keys and values as the kernel wants them.
+        rows, cells: of a block, and of a chunk of its cells.
+        threads: of a block.
+        shared: bytes of dynamic shared memory of a block.
+        joined: whether values are the first elements of keys.
+    """
+
+    expression: str
+    dtype: str
+    rows: int
+    cells: int
+    threads: int
+    shared: int
+    joined: bool = False
+
+    @property
+    def at_once(self) -> int:
+        """Blocks that a large GPU runs at a time."""
+        return PROCESSORS * max(1, min(4, SHARED_BYTES // (self.shared + 4096)))
+
+
+@dataclass(frozen=True)
+class Width:
+    """Template arguments of attend_tiles for keys and values up to so many elements.
+
+    Args:
+        cells: of a tile; two tiles, the queries and the powers fit into 99 KiB where there are 16 rows.
+        warps: of blocks of 64 rows.
+        rows: that blocks may have.
+        dtypes: that there are instances for; narrow keys in another dtype take those for wider ones.
+    """
+
+    keys: int
+    values: int
+    joined: bool
+    cells: int
+    warps: int
+    rows: tuple[int, ...] = (16, 64)
+    dtypes: tuple[str, ...] = ("f16", "bf16")
+
+    def shape(self, dtype: str, rows: int) -> Shape:
+        warps = self.warps if rows > 16 else 4
+        arguments = [dtype, self.keys, self.values, str(self.joined).lower(), rows // 16, warps, self.cells]
+        key, value, power = self.keys + 8, 0 if self.joined else self.values + 8, self.cells + 8
+        shared = 2 * (rows * key + 2 * self.cells * (key + value) + rows * power)
+        expression = f"attend_tiles<{', '.join(map(str, arguments))}>"
+        return Shape(expression, dtype, rows, self.cells, 32 * warps, shared, self.joined)
+
+
+WIDTHS = (
+    Width(64, 64, False, 64, 4, dtypes=("f16",)),
+    Width(128, 128, False, 64, 4),
+    Width(192, 128, False, 32, 4, rows=(64,)),
+    Width(576, 512, True, 32, 8),
+)
+TILES = Unit(
+    "attention_tiles",
+    [width.shape(dtype, rows).expression for width in WIDTHS for dtype in width.dtypes for rows in width.rows],
+    registers=255,
+)
+
+
+def shape_for(tokens: int, group: int, keys: int, values: int, dtypes: set[str], joined: bool) -> Shape:
+    """The shape for an attention.
+
+    Args:
+        group: query heads of each kv head.
+        keys, values: elements of their rows.
+        dtypes: of keys and values.
+        joined: whether values are the first elements of keys.
+    """
+    dtype = "bf16" if dtypes & {"bf16", "mxfp4"} else "f16"  # f16 cannot hold all of these two
+    rows = 16 if tokens * group <= 16 or (group <= 16 and tokens < PROMPT) else 64
+    for width in WIDTHS if "f32" not in dtypes else ():
+        fits = keys <= width.keys and values <= width.values and (joined or not width.joined)
+        if fits and dtype in width.dtypes:
+            return width.shape(dtype, max(rows, min(width.rows)))
+    return Shape("attend_rows", "f32", 8, 64, 128, 4 * 8 * (keys + values))
