@@ -18,9 +18,12 @@ template <class T> struct Step {
 };
 
 // Begin to copy `bytes` bytes of a row; the first one comes to the same place in its 16 bytes.
-__device__ __forceinline__ void copy_row(char* stage, const char* source, int bytes) {
-  const int past = reinterpret_cast<uintptr_t>(source) % 16;
-  for (int at = threadIdx.x % 32 * 16; at < past + bytes; at += 512) copy_async(stage + at, source - past + at);
+template <class T> __device__ __forceinline__ void copy_row(char* stage, const char* source, int bytes) {
+  const int past = reinterpret_cast<uintptr_t>(source) % 16, at = threadIdx.x % 32 * 16, left = past + bytes - at;
+  const char* from = source - past + at;
+#pragma unroll
+  for (int i = 0; i < Step<T>::room; i += 512)
+    if (i < left) copy_async(stage + at + i, from + i);
 }
 
 // x in int8: all rows of it, of so many blocks of 32.
@@ -105,17 +108,17 @@ __device__ __forceinline__ void multiply_rows(char* stages, const Codes& x, int 
                                               Begun begun, Row row, XRow x_row, Add add) {
   typedef Blocks<T> B;
   const int lane = threadIdx.x % 32, steps = (x.blocks + STEP_BLOCKS - 1) / STEP_BLOCKS;
-  const int64_t row_bytes = (int64_t)(x.blocks * 32 / B::elements) * B::bytes;
+  const int row_bytes = x.blocks * 32 / B::elements * B::bytes;
   if (steps == 0) return;
   auto stage_of = [&](int stage, int r) { return stages + (stage * ROWS + r) * Step<T>::room; };
   auto go_on = [&](Cursor& at) {
     for (at.step += split; at.step >= steps; at.step -= steps) at.turn++;
   };
   auto copy = [&](const Cursor& at, int stage) {
-    const int64_t from = (int64_t)at.step * Step<T>::bytes, bytes = min(row_bytes - from, (int64_t)Step<T>::bytes);
+    const int from = at.step * Step<T>::bytes, bytes = min(row_bytes - from, Step<T>::bytes);
     if (at.turn < turns)
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) copy_row(stage_of(stage, r), row(at.turn, r) + from, bytes);
+      for (int r = 0; r < ROWS; r++) copy_row<T>(stage_of(stage, r), row(at.turn, r) + from, bytes);
     commit_copies();
   };
 
@@ -139,7 +142,7 @@ __device__ __forceinline__ void multiply_rows(char* stages, const Codes& x, int 
       WBlock<T> block[ROWS];
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
-        const int past = reinterpret_cast<uintptr_t>(row(now.turn, r) + (int64_t)now.step * Step<T>::bytes) % 16;
+        const int past = reinterpret_cast<uintptr_t>(row(now.turn, r) + now.step * Step<T>::bytes) % 16;
         block[r].load(stage_of(stage, r) + past + first / B::elements * B::bytes, first % B::elements);
       }
       if (block0 + half < x.blocks) {
