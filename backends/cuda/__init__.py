@@ -24,6 +24,7 @@ from graphrt.tensor import Tensor
 
 if TYPE_CHECKING:
     from graphrt.backends.cuda.offload import BreakEven
+    from graphrt.fusion import Readers
 
 __all__ = ["CudaBackend", "create", "dtypes_in", "floats", "lowering"]
 
@@ -99,10 +100,15 @@ class CudaBackend(Backend):
     def synchronize(self) -> None:
         self.device.synchronize()
 
+    def fuse(self, nodes: Sequence[Tensor], readers: Readers) -> list[Group]:
+        from graphrt.backends.cuda.fusion import fuse
+
+        return fuse(nodes, readers, self.alone)
+
     def warm_up(self, groups: Sequence[Group], progress: Progress | None = None) -> int:
-        nodes = (node for group in groups for node in group.nodes if node.size and node.op is not None)
-        records = ((node, registry.find(node.op)) for node in nodes if node.op is not None)
-        kernels = [launch.kernel for node, record in records if record is not None for launch in record.lower(node)]
+        from graphrt.backends.cuda.program import launches_of
+
+        kernels = [launch.kernel for group in groups for launch in launches_of(group)]
         return self.device.load(list(dict.fromkeys(kernels)), progress)
 
     def compile(self, split: Split) -> Program:

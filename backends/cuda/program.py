@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from graphrt.backend import Program, Split
+from graphrt.backend import Group, Program, Split
 from graphrt.backends.cuda import registry
 from graphrt.backends.cuda.device import Device
-from graphrt.backends.cuda.launch import Bound, bind
+from graphrt.backends.cuda.launch import Bound, Launch, bind
 from graphrt.errors import KernelError
+from graphrt.patterns import Fused
 
 
 class CudaProgram(Program):
@@ -29,11 +30,19 @@ def compile_split(split: Split, device: Device) -> CudaProgram:
     launches: list[Bound] = []
     for group in split.groups:
         workspace = split.workspace.get(group.nodes[0])
-        for node in group.nodes:
-            record = None if node.op is None else registry.find(node.op)
-            if record is None:
-                raise KernelError(f"[{split.backend.name}] there is no kernel for {node!r}")
-            if node.size == 0:
-                continue
-            launches += [bind(launch, split.location, workspace) for launch in record.lower(node)]
+        launches += [bind(launch, split.location, workspace) for launch in launches_of(group)]
     return CudaProgram(device, launches)
+
+
+def launches_of(group: Group) -> list[Launch]:
+    """What a group, or a node alone, becomes.
+
+    Raises: KernelError if there are no kernels for a node.
+    """
+    if isinstance(group, Fused):
+        return group.lower()
+    (node,) = group.nodes
+    record = None if node.op is None else registry.find(node.op)
+    if record is None:
+        raise KernelError(f"[cuda] there is no kernel for {node!r}")
+    return record.lower(node) if node.size else []
