@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from math import gcd
 
-from graphrt import ops
+from graphrt import dtypes, ops
 from graphrt.backends.cuda.blocks import number_of
 from graphrt.backends.cuda.elements import THREADS, WARP, WIDTH, blocks, kind, width_of
-from graphrt.backends.cuda.launch import MAX_RANK, MOST_BLOCKS, Address, Launch, Whole
+from graphrt.backends.cuda.launch import MAX_RANK, MOST_BLOCKS, Address, Launch, Whole, Workspace
 from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
+from graphrt.dtypes import DType
 from graphrt.tensor import Tensor
 
 PLACES = IN_ORDER, SAME, TILED = "IN_ORDER", "SAME", "TILED"  # of copy.cu
@@ -26,19 +27,40 @@ def copy(node: Tensor, x: Tensor) -> list[Launch]:
             arguments = [Address(node), Address(x), Whole(x.nbytes)]
             return [Launch(UNIT.kernel("copy_dense"), [blocks(x.nbytes, BYTES_OF_BLOCK)], [THREADS], arguments)]
         return _transposed(node, x) or [_items(node, x, SAME if node.shape == x.shape else IN_ORDER)]
-    if node.dtype.is_quantized:
-        number = number_of(x.dtype) if x.dtype.is_quantized else -1
-        arguments = [node, x, Whole(x.size // WARP), kind(node), kind(x), number]
-        return [Launch(UNIT.kernel("to_blocks"), [blocks(x.size)], [THREADS], arguments)]
+    if x.dtype.is_quantized and not _is_expanded_at_once(node, x):
+        return [_expand(Workspace(), dtypes.f32, x), _convert(node, x, Workspace())]
     if x.dtype.is_quantized:
-        arguments = [node, x, Whole(x.size), kind(node), number_of(x.dtype), node.is_dense]
-        return [Launch(UNIT.kernel("from_blocks"), [blocks(x.size, WIDTH * THREADS)], [THREADS], arguments)]
-    both_float = node.dtype.is_float and x.dtype.is_float
+        return [_expand(Address(node), node.dtype, x)]
+    return [_convert(node, x, Address(None))]
+
+
+def _is_expanded_at_once(node: Tensor, x: Tensor) -> bool:
+    """Whether a copy needs no more than the elements of quantized x as dense floats."""
+    return node.dtype is x.dtype or (node.is_dense and node.dtype.is_float)
+
+
+def workspace(node: Tensor) -> int:
+    """Bytes of a quantized source's elements in float32, where they are converted further."""
+    x = node.srcs[-1]
+    assert x is not None
+    return 4 * x.size if x.dtype.is_quantized and not _is_expanded_at_once(node, x) else 0
+
+
+def _expand(target: Address | Workspace, dtype: DType, x: Tensor) -> Launch:
+    arguments = [target, x, Whole(x.size), dtype.gguf, number_of(x.dtype), x.dtype.block]
+    return Launch(UNIT.kernel("from_blocks"), [blocks(x.size, WIDTH * THREADS)], [THREADS], arguments)
+
+
+def _convert(node: Tensor, x: Tensor, expanded: Address | Workspace) -> Launch:
+    """From plain dtypes, or from float32 that x was expanded to."""
+    if node.dtype.is_quantized:
+        arguments = [node, x, expanded, Whole(x.size // WARP), kind(node), kind(x)]
+        return Launch(UNIT.kernel("to_blocks"), [blocks(x.size)], [THREADS], arguments)
     flat = node.is_dense and x.is_dense
     rows = node.shape == x.shape and width_of(node, x) == width_of(x, node) == WIDTH
-    width = WIDTH if both_float and (flat or rows) else 1
-    arguments = [node, x, kind(node), kind(x), width, flat]
-    return [Launch(UNIT.kernel("convert"), [blocks(x.size, width * THREADS)], [THREADS], arguments)]
+    width = WIDTH if node.dtype.is_float and x.dtype.is_float and (flat or rows) else 1
+    arguments = [node, x, expanded, Whole(x.size), kind(node), kind(x), width, flat]
+    return Launch(UNIT.kernel("convert"), [blocks(x.size, width * THREADS)], [THREADS], arguments)
 
 
 def _transposed(node: Tensor, x: Tensor) -> list[Launch]:
@@ -91,10 +113,10 @@ def _copy_of_source(node: Tensor) -> list[Launch]:
 
 
 for _op in (ops.cont, ops.dup, ops.cast):
-    lowering(_op)(_copy_of_source)
+    lowering(_op, workspace=workspace)(_copy_of_source)
 
 
-@lowering(ops.cpy)
+@lowering(ops.cpy, workspace=workspace)
 def _(node: Tensor) -> list[Launch]:
     x = node.srcs[1]
     assert x is not None

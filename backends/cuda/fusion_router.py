@@ -45,7 +45,7 @@ class _Chain:
         return self.take(value, op)
 
     def are_inner(self, results: list[Tensor]) -> bool:
-        """Whether nothing but members reads those of them that are not among the results, nor what is written over them."""
+        """Whether nothing but members reads those of them that are not among the results, nor what is written there."""
         inner = [node for node in self.members if node not in results and node.root is node]
         return all(self._coming.readers.are_within(node, self.members) for node in inner)
 

@@ -26,12 +26,13 @@ def _(node: Tensor) -> list[Launch]:
     x, ids = node.srcs
     assert x is not None
     assert ids is not None
-    expression, width, scalar = "get_rows", _width(x.shape[-1], x), kind(x)
+    expression, width = "get_rows", _width(x.shape[-1], x)
+    scalars = [kind(x), width]
     if x.dtype.is_quantized:
-        expression, width, scalar = "get_rows_of_blocks", WIDTH, number_of(x.dtype)
+        expression, width, scalars = "get_rows_of_blocks", WIDTH, [number_of(x.dtype), x.dtype.block]
     elif x.dtype.is_integer:
-        expression, width, scalar = "get_rows_of_integers", 1, x.dtype.nbytes
-    arguments = [node, x, ids, ids.dtype.nbytes, scalar, *([width] if expression == "get_rows" else [])]
+        expression, width, scalars = "get_rows_of_integers", 1, [x.dtype.nbytes]
+    arguments = [node, x, ids, ids.dtype.nbytes, *scalars]
     grid = [blocks(node.size, THREADS * width)]
     return [Launch(UNIT.kernel(expression), grid, [THREADS], arguments)]
 

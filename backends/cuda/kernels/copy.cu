@@ -4,7 +4,7 @@
 //   transpose    32 x 32 elements a block, through shared memory, where x is dense along another axis than y
 //   copy_items   and join: an item a thread: 16 bytes of dense rows, where strides allow that, else an element or a block
 //   convert      plain dtypes; eight elements a thread where both are floats in rows of eights, else one
-//   from_blocks  eight elements of a quantized tensor a thread
+//   from_blocks  eight elements of a quantized tensor a thread, to dense floats
 //   to_blocks    a block of 32 elements a warp
 // Every byte moves once; bound by bandwidth.
 #include "blocks.cuh"
@@ -85,11 +85,17 @@ __global__ void __launch_bounds__(256) join(Tensor y, Tensor a, Tensor b, int64_
   copy_item(address_in(y, n, y_step) + (is_b ? offset : 0), is_b ? address_in(b, n, b_step) : address_in(a, n, a_step), bytes);
 }
 
-// y's elements, in order, are x's; integers stay exact, everything else goes through float32.
-__global__ void __launch_bounds__(256) convert(Tensor y, Tensor x, int y_kind, int x_kind, int width, int flat) {
-  const int64_t count = elements_of(x), first = thread_number() * width;
+// Element number i of x as a float; of dense float32 where x was expanded to that.
+__device__ __forceinline__ float element_of(const Tensor& x, const float* expanded, int kind, int64_t i) {
+  if (expanded) return expanded[i];
+  return number_at(kind, address_in(x, indices_in(x, x.shape[3], i), x.strides[3]));
+}
+
+// y's elements, in order, are x's, `count` in all; integers stay exact, everything else goes through float32.
+__global__ void __launch_bounds__(256) convert(Tensor y, Tensor x, const float* expanded, int64_t count, int y_kind,
+                                               int x_kind, int width, int flat) {
+  const int64_t first = thread_number() * width;
   if (first >= count) return;
-  const int y_bytes = integer_bytes(y_kind), x_bytes = integer_bytes(x_kind);
   if (width == 8 && first + 8 <= count) {
     const Indices n = flat ? Indices{0, 0, 0, first} : indices_in(x, x.shape[3], first);
     const char* from = flat ? x.data + first * float_bytes(x_kind) : address_in(x, n, x.strides[3]);
@@ -101,55 +107,36 @@ __global__ void __launch_bounds__(256) convert(Tensor y, Tensor x, int y_kind, i
       return;
     }
   }
+  const int y_bytes = integer_bytes(y_kind), x_bytes = expanded ? 0 : integer_bytes(x_kind);
 #pragma unroll 1
   for (int64_t i = first; i < min(first + width, count); i++) {
-    const char* from = address_in(x, indices_in(x, x.shape[3], i), x.strides[3]);
     char* to = address_in(y, indices_in(y, y.shape[3], i), y.strides[3]);
-    if (y_bytes && x_bytes) store_integer(y_bytes, to, load_integer(x_bytes, from));
-    else store_number(y_kind, to, number_at(x_kind, from));
+    if (y_bytes && x_bytes)
+      store_integer(y_bytes, to, load_integer(x_bytes, address_in(x, indices_in(x, x.shape[3], i), x.strides[3])));
+    else
+      store_number(y_kind, to, element_of(x, expanded, x_kind, i));
   }
 }
 
-// Elements first … first + 7 of a quantized tensor, counted in row-major order.
-__device__ __forceinline__ void eight_of_blocks(const Tensor& x, int number, int64_t first, float (&v)[8]) {
-#define READ(T)                                                                   \
-  {                                                                               \
-    const Indices n = indices_in(x, x.shape[3], first / Blocks<T>::elements);     \
-    Blocks<T>::dequantize8(address_in(x, n, x.strides[3]), (int)(first % Blocks<T>::elements), v); \
-  }
-  FOR_WEIGHT_DTYPE(number, READ)
-#undef READ
-}
-
-// count: elements, of which y's follow x's in order.
-__global__ void __launch_bounds__(256) from_blocks(Tensor y, Tensor x, int64_t count, int y_kind, int number, int y_is_dense) {
+// y: dense floats; x: quantized, `block` elements in a block, `number` as in FOR_WEIGHT_DTYPE; count: elements.
+__global__ void __launch_bounds__(256) from_blocks(char* y, Tensor x, int64_t count, int y_kind, int number, int block) {
   const int64_t first = thread_number() * 8;
   if (first >= count) return;
+  int64_t within;
+  const int64_t i = divided(first, block, within);
+  const char* at = address_in(x, indices_in(x, x.shape[3], i), x.strides[3]);
   float v[8];
-  eight_of_blocks(x, number, first, v);
-  char* dense = y.data + first * float_bytes(y_kind);
-  if (y_is_dense && !integer_bytes(y_kind) && is_aligned(dense)) {
-    store_eight(y_kind, dense, v);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; i++) store_number(y_kind, address_in(y, indices_in(y, y.shape[3], first + i), y.strides[3]), v[i]);
+#define READ(T) Blocks<T>::dequantize8(at, (int)within, v)
+  FOR_WEIGHT_DTYPE(number, READ)
+#undef READ
+  store_eight(y_kind, y + first * float_bytes(y_kind), v);
 }
 
-// count: blocks of 32 elements, of which y's follow x's in order. x: plain, of x_kind, or quantized, by its number.
-__global__ void __launch_bounds__(256) to_blocks(Tensor y, Tensor x, int64_t count, int y_kind, int x_kind, int number) {
+// y's elements, in order, are x's; count: blocks of 32 of them.
+__global__ void __launch_bounds__(256) to_blocks(Tensor y, Tensor x, const float* expanded, int64_t count, int y_kind,
+                                                 int x_kind) {
   const int64_t block = thread_number() / 32;
   if (block >= count) return;
-  const int64_t i = block * 32 + threadIdx.x % 32;
-  float value;
-  if (number < 0) {
-    value = number_at(x_kind, address_in(x, indices_in(x, x.shape[3], i), x.strides[3]));
-  } else {
-    float v[8];
-    eight_of_blocks(x, number, i / 8 * 8, v);
-    value = v[0];
-#pragma unroll
-    for (int j = 1; j < 8; j++) value = i % 8 == j ? v[j] : value;
-  }
+  const float value = element_of(x, expanded, x_kind, block * 32 + threadIdx.x % 32);
   write_block(y_kind, address_in(y, indices_in(y, y.shape[3], block), y.strides[3]), value);
 }

@@ -44,18 +44,19 @@ __global__ void __launch_bounds__(256) get_rows_of_integers(Tensor y, Tensor x, 
   store_integer(bytes, y.data + i * bytes, chosen >= 0 ? load_integer(bytes, source) : 0);
 }
 
-// The same of quantized rows; `number` as in FOR_WEIGHT_DTYPE.
-__global__ void __launch_bounds__(256) get_rows_of_blocks(Tensor y, Tensor x, Tensor ids, int id_bytes, int number) {
+// The same of quantized rows, `block` elements in a block; `number` as in FOR_WEIGHT_DTYPE.
+__global__ void __launch_bounds__(256) get_rows_of_blocks(Tensor y, Tensor x, Tensor ids, int id_bytes, int number,
+                                                          int block) {
   const int64_t first = thread_number() * 8;
   if (first >= elements_of(y)) return;
   const Indices n = indices_in(y, y.shape[3], first);
   const int64_t chosen = id_of(ids, id_bytes, n, x.shape[2]);
   float v[8] = {NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN};
   if (chosen >= 0) {
+    const int at = (int)n.i3, within = at % block;
     const char* row = x.data + n.i0 * x.strides[0] + n.i1 * x.strides[1] + chosen * x.strides[2];
-    const int at = (int)n.i3;
-#define READ(T) \
-  Blocks<T>::dequantize8(row + at / Blocks<T>::elements * x.strides[3], at % Blocks<T>::elements, v)
+    const char* source = row + at / block * x.strides[3];
+#define READ(T) Blocks<T>::dequantize8(source, within, v)
     FOR_WEIGHT_DTYPE(number, READ)
 #undef READ
   }
