@@ -18,7 +18,7 @@ template <class W> struct Chunk {
   // Rows of blocks begin at any address: pieces of 16 bytes are copied from the one below on. An odd number of pieces
   // from row to row spreads eight rows over all banks.
   static constexpr int PIECES = PLAIN ? BYTES / 16 : (BYTES + 15 + 15) / 16 | 1;
-  static_assert(STEPS >= 4, "copies begin at one barrier, a chunk is read from the step before it on: two barriers later");
+  static_assert(STEPS >= 4, "a chunk is expanded from the last step of the one before it on");
 
   // Where a piece of a row lies among those of ROWS rows. Rows of plain elements lie in slabs of one step, 64 bytes a
   // row: two rows fill the banks.
@@ -32,24 +32,62 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
-// Byte `i` of four as a float; byte 2 of 128.0f is one that counts ones, byte 1 of 32768.0f likewise.
-template <bool SIGNED> __device__ __forceinline__ float code_at(uint32_t codes, int i) {
-  if (!SIGNED) return __uint_as_float(__byte_perm(codes, 0x43000000, 0x7044 | i << 8));  // 128 + code, below 128
-  return __uint_as_float(__byte_perm(codes ^ 0x80808080u, 0x47000000, 0x7404 | i << 4)) - (32768.0f + 128.0f);
+__device__ __forceinline__ __nv_bfloat162 pair_of(uint32_t bits) {
+  return reinterpret_cast<const __nv_bfloat162&>(bits);
 }
 
-// Eight elements from `first` on of a block, or of plain elements at an address that 16 divides.
-template <class W> __device__ __forceinline__ void expand8(const char* block, int first, uint32_t (&packed)[4]) {
-  constexpr bool SIGNED = !Blocks<W>::has_offset;
-  uint32_t codes[2];
+// Eight codes of a block. Two bytes at a time are read faster than words at addresses that only 2 divides.
+template <class W> __device__ __forceinline__ void codes8(const char* block, int first, uint32_t (&codes)[2]) {
   Blocks<W>::template codes<8>(block, first, codes);
+}
+__device__ __forceinline__ void read_halves(const char* source, uint32_t (&words)[2]) {
+  const uint16_t* halves = reinterpret_cast<const uint16_t*>(source);
+  words[0] = halves[0] | (uint32_t)halves[1] << 16;
+  words[1] = halves[2] | (uint32_t)halves[3] << 16;
+}
+template <> __device__ __forceinline__ void codes8<q4_0>(const char* block, int first, uint32_t (&codes)[2]) {
+  read_halves(block + 2 + first % 16, codes);
+  codes[0] = codes[0] >> first / 16 * 4 & 0x0f0f0f0fu;
+  codes[1] = codes[1] >> first / 16 * 4 & 0x0f0f0f0fu;
+}
+template <> __device__ __forceinline__ void codes8<q8_0>(const char* block, int first, uint32_t (&codes)[2]) {
+  read_halves(block + 2 + first, codes);
+}
+
+// The code that stands for 0 in dtypes without a minimum of their own; codes of the others are signed, or have one.
+template <class W> constexpr int ZERO = -1;
+template <> constexpr int ZERO<q4_0> = 8;
+template <> constexpr int ZERO<q5_0> = 16;
+template <> constexpr int ZERO<q3_k> = 4;
+template <> constexpr int ZERO<q6_k> = 32;
+
+// Eight elements from `first` on of a block, or of plain elements at an address that 16 divides.
+//
+// 0x43 in front of a byte below 128 makes the bfloat16 128 + byte, in front of a top bit alone 128 or 256: differences
+// are exact, and one instruction multiplies two. The scale is rounded to bfloat16, besides the product. With a minimum
+// that would cost more precision: there 0x43 in front of a byte, and two of zeros behind it, make a float.
+template <class W> __device__ __forceinline__ void expand8(const char* block, int first, uint32_t (&packed)[4]) {
+  uint32_t codes[2];
+  codes8<W>(block, first, codes);
   const Scales by = Blocks<W>::scales(block, first);
-  const float offset = SIGNED ? by.offset : by.offset - 128 * by.scale;
-  float v[8];
 #pragma unroll
-  for (int i = 0; i < 8; i++) v[i] = code_at<SIGNED>(codes[i / 4], i % 4) * by.scale + offset;
-#pragma unroll
-  for (int i = 0; i < 4; i++) packed[i] = pack(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < 4; i++) {
+    const uint32_t four = codes[i / 2];
+    if constexpr (Blocks<W>::has_offset && ZERO<W> < 0) {
+      const float offset = by.offset - 128 * by.scale;
+      const float low = __uint_as_float(__byte_perm(four, 0x43000000, i % 2 ? 0x7244 : 0x7044));
+      const float high = __uint_as_float(__byte_perm(four, 0x43000000, i % 2 ? 0x7344 : 0x7144));
+      packed[i] = pack(low * by.scale + offset, high * by.scale + offset);
+    } else {
+      constexpr bool SIGNED = !Blocks<W>::has_offset;
+      const unsigned selector = i % 2 ? 0x4342 : 0x4140;
+      const uint32_t raised = __byte_perm(SIGNED ? four & 0x7f7f7f7fu : four, 0x43434343, selector);
+      const uint32_t zero =
+          SIGNED ? __byte_perm(four & 0x80808080u, 0x43434343, selector) : 0x43004300u + ZERO<W> * 0x10001u;
+      const __nv_bfloat162 pair = __hmul2(__hsub2(pair_of(raised), pair_of(zero)), __float2bfloat162_rn(by.scale));
+      packed[i] = reinterpret_cast<const uint32_t&>(pair);
+    }
+  }
 }
 template <> __device__ __forceinline__ void expand8<bf16>(const char* block, int first, uint32_t (&packed)[4]) {
   const uint4 raw = *reinterpret_cast<const uint4*>(block + 2 * first);
@@ -62,25 +100,6 @@ template <> __device__ __forceinline__ void expand8<f16>(const char* block, int 
   for (int i = 0; i < 4; i++) {
     const float2 both = __half22float2(reinterpret_cast<const __half2&>(words[i]));
     packed[i] = pack(both.x, both.y);
-  }
-}
-
-// Two elements of q4_0 of two bytes of codes, in bf16 throughout: 128 + code from a byte permute, less 136 exact.
-__device__ __forceinline__ uint32_t q4_0_pair(uint32_t codes, int selector, __nv_bfloat162 scale) {
-  const uint32_t raised = __byte_perm(codes, 0x43434343, selector), zero = 0x43084308;
-  const __nv_bfloat162 pair = __hmul2(
-      __hsub2(reinterpret_cast<const __nv_bfloat162&>(raised), reinterpret_cast<const __nv_bfloat162&>(zero)), scale);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-// The most common weights: half of the instructions of the above. The scale is rounded to bf16 besides the product.
-template <> __device__ __forceinline__ void expand8<q4_0>(const char* block, int first, uint32_t (&packed)[4]) {
-  const uint16_t* halves = reinterpret_cast<const uint16_t*>(block + 2 + first % 16);
-  const __nv_bfloat162 scale = __float2bfloat162_rn(half_at(block));
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const uint32_t codes = (halves[2 * i] | (uint32_t)halves[2 * i + 1] << 16) >> first / 16 * 4 & 0x0f0f0f0fu;
-    packed[2 * i] = q4_0_pair(codes, 0x4140, scale);
-    packed[2 * i + 1] = q4_0_pair(codes, 0x4342, scale);
   }
 }
 

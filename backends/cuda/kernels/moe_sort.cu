@@ -6,8 +6,8 @@
 // nobody, and their rows of y become NaN.
 //
 // Grid: a block an expert, and one for the NaN rows. A warp has a stretch of pairs: it counts them, and when the warps
-// before it have counted theirs, lists its own. No atomics, so the order is the same in every run. A block reads 8 · T ·
-// U bytes from L2; what counts is the latency of some ten loads, one after the other.
+// before it have counted theirs, lists its own. No atomics: the order is the same in every run. A block reads the ids
+// twice, from L2; what counts is the latency of some ten loads, one after the other.
 #include "gemm_tiles.cuh"
 
 constexpr int THREADS = 512, WARPS = THREADS / 32, AT_ONCE = 4;
