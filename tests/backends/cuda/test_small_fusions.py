@@ -9,44 +9,28 @@ import pytest
 
 import graphrt
 from graphrt import Tensor, ops
-from graphrt.backend import Group, Program, Split
-from graphrt.backends.cuda import CudaBackend, registry
-from graphrt.backends.cuda.fusion_cells import queries_and_cells
-from graphrt.backends.cuda.fusion_norm import add_and_norm
-from graphrt.backends.cuda.fusion_router import router
-from graphrt.backends.cuda.launch import bind
-from graphrt.backends.cuda.program import CudaProgram
+from graphrt.backend import Group
+from graphrt.backends.cuda import CudaBackend
 from graphrt.backends.cuda.shim_device import ShimDevice
 from graphrt.fusion import Readers
 from graphrt.models.routing import Routing
-from graphrt.patterns import Fused, in_groups
 from tests.backends.cuda.on_shim import drawn, leaf, on_reference, results
 
 
-class Fusing(CudaBackend):
-    """The backend with these fusions alone; `found` are the groups that it made last."""
+class Watched(CudaBackend):
+    """The backend; `found` tells the groups that it made last."""
 
     found: list[str]
 
-    def fuse(self, nodes: Sequence[Tensor], readers: Readers) -> Sequence[Group]:
-        groups = in_groups(nodes, readers, (add_and_norm, queries_and_cells, router), self.alone)
-        self.found = [group.fusion or group.nodes[0].op.name for group in groups]
+    def fuse(self, nodes: Sequence[Tensor], readers: Readers) -> list[Group]:
+        groups = super().fuse(nodes, readers)
+        self.found = [group.fusion or group.nodes[0].op.name for group in groups if group.nodes[0].op]
         return groups
-
-    def compile(self, split: Split) -> Program:
-        launches = []
-        for group in split.groups:
-            alone = [
-                launch for node in group.nodes if node.op for launch in registry._KERNELS[node.op.name].lower(node)
-            ]
-            launches += group.lower() if isinstance(group, Fused) else alone
-        workspace = next(iter(split.workspace.values()), None)
-        return CudaProgram(self.device, [bind(launch, split.location, workspace) for launch in launches])
 
 
 def fused(*nodes: Tensor) -> tuple[list[str], list[np.ndarray]]:
     """The groups that were made, and the nodes' results."""
-    backend = Fusing(ShimDevice(order=7, guarded=True, poisoned=True))
+    backend = Watched(ShimDevice(order=7, guarded=True, poisoned=True))
     found = results(backend, nodes)
     return backend.found, found
 
