@@ -192,13 +192,21 @@ def shared_bytes(warps: int, dtype: DType, x: Prepared | Tensor) -> int:
     return warps * STAGES * ROWS * ((STEP // dtype.block * dtype.nbytes + 30) // 16 * 16) + of_x
 
 
+def joined_rows(w: Tensor) -> int:
+    """How many short rows a warp takes as one: those that make a step together, if they lie without gaps."""
+    height, width = w.shape[-2:]
+    count = STEP // width if width >= 64 and STEP % width == 0 else 1
+    return count if height % count == 0 and w.strides[-2] == w.dtype.row_bytes(width) else 1
+
+
 def multiply(products: Sequence[Codes], x: Prepared | Tensor) -> Launch:
     """Products by x as one launch: by int8 in the workspace, or by float32 of which blocks make int8 themselves."""
     first = products[0]
     dtype, steps = first.w.dtype, steps_of(first.x.shape[-1])
     columns = 1 if first.ids is not None else columns_for(MMVQ, dtype.name, first.columns)
+    joined = min(joined_rows(each.w) for each in products)
     split = split_of(sum(prod(each.grid(columns, ROWS)) for each in products), steps)
-    grids = [each.grid(columns, WARPS // split * ROWS) for each in products]
+    grids = [each.grid(columns, WARPS // split * ROWS * joined) for each in products]
     ends = list(accumulate(grid[1] for grid in grids))
     pairs = [tensor for each in products for tensor in (each.node, each.w)]
     missing = MOST_AT_ONCE - len(products)
@@ -210,7 +218,7 @@ def multiply(products: Sequence[Codes], x: Prepared | Tensor) -> Launch:
         [
             *[*pairs, *pairs[:2] * missing],
             *[*ends, *ends[-1:] * missing][: MOST_AT_ONCE - 1],
-            *[ids, *x_arguments(x, first.node), *first.indexing(), split],
+            *[ids, *x_arguments(x, first.node), joined, *first.indexing(), split],
         ],
         shared_bytes(WARPS, dtype, x),
     )

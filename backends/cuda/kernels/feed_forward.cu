@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(GATED_WARPS * 32)
   float sum[TURNS][ROWS] = {};
   static_assert(ROWS == 2, "a row of gate and one of up");
   multiply_rows<T, 1>(
-      shared + warp * Step<T>::room_of_warp, x, known ? TURNS : 0, 0, 1, 1,
+      shared + warp * Step<T>::room_of_warp, x.blocks, x, known ? TURNS : 0, 0, 1, 1,
       [&]() {
         if (own) fill_own_codes(x, row_address(values, x_row));
       },
@@ -75,14 +75,14 @@ __global__ void __launch_bounds__(WARPS * 32)
     share[rank] = known ? *reinterpret_cast<const float*>(shares + token * token_step + rank * rank_step) : NAN;
   }
   __syncthreads();
+  const unsigned blocks = down.shape[3] * (Blocks<T>::elements / 32);
   int64_t offset[ROWS];
 #pragma unroll
   for (int r = 0; r < ROWS; r++)
     offset[r] = min(first_row(blockIdx.y, warp, split) + r, down.shape[2] - 1) * down.strides[2];
   float sum[ROWS][1] = {};
   multiply_rows<T, 1>(
-      shared + warp * Step<T>::room_of_warp, Codes{codes, factors, (unsigned)down.shape[3] * (Blocks<T>::elements / 32)}, used,
-      warp % split, split, 1, []() {}, [&](int turn, int r) { return matrices[turn] + offset[r]; },
+      shared + warp * Step<T>::room_of_warp, blocks, Codes{codes, factors, blocks}, used, warp % split, split, 1, []() {}, [&](int turn, int r) { return matrices[turn] + offset[r]; },
       [&](int turn) { return token * used + turn; },
       [&](int turn, int r, int c, float product) { sum[r][0] += share[turn] * product; });
   write_rows(y, sum, blockIdx.y, token, 1, split, true);

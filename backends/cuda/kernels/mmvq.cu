@@ -2,7 +2,8 @@
 //
 // Geometry: products_few.cuh; what a warp does: mmvq.cuh. Up to three matrices are multiplied by the same x, one after
 // the other along the grid's axis y: groups of rows before `end` are those of first_w, before `next_end` those of next_w.
-// For one column, x may be given as `values` in float32, of which each block makes codes of its own.
+// For one column, x may be given as `values` in float32, of which each block makes codes of its own. `joined` short rows,
+// of 2048 elements together, may be taken as one, so that all lanes have work.
 //
 // Reads w once, 0.56 bytes an element for q4_0, and x from the caches once for ROWS rows of w: bound by memory.
 #include "mmvq.cuh"
@@ -20,7 +21,8 @@ __device__ __forceinline__ Tensor one_of(int which, const Tensor& a, const Tenso
 template <class T, int COLUMNS>
 __global__ void __launch_bounds__(WARPS * 32)
     mmvq(Tensor first_y, Tensor first_w, Tensor next_y, Tensor next_w, Tensor last_y, Tensor last_w, int end,
-         int next_end, Tensor ids, const int8_t* codes, const Factor* factors, Tensor values, int own, PLACE_PARAMETERS) {
+         int next_end, Tensor ids, const int8_t* codes, const Factor* factors, Tensor values, int own,
+         int joined, PLACE_PARAMETERS) {
   DYNAMIC_SHARED(char, shared);
   const int which = (int)blockIdx.y < end ? 0 : (int)blockIdx.y < next_end ? 1 : 2;
   const int64_t group = blockIdx.y - (which == 0 ? 0 : which == 1 ? end : next_end);
@@ -28,17 +30,21 @@ __global__ void __launch_bounds__(WARPS * 32)
   const Place<COLUMNS> place(y, w, ids, group, PLACE_ARGUMENTS);
   const char* rows[ROWS];
 #pragma unroll
-  for (int r = 0; r < ROWS; r++) rows[r] = place.row_of_w(w, r);
+  for (int r = 0; r < ROWS; r++) rows[r] = place.row_of_w(w, r, joined);
   Codes x = {codes, factors, (unsigned)w.shape[3] * (Blocks<T>::elements / 32)};
   if (COLUMNS == 1 && own) x = own_codes(shared + WARPS * Step<T>::room_of_warp, x.blocks);
   const int64_t x_row = COLUMNS == 1 && own ? 0 : place.x_row;
   float sum[ROWS][COLUMNS] = {};
   multiply_rows<T, COLUMNS>(
-      shared + threadIdx.x / 32 * Step<T>::room_of_warp, x, place.known ? 1 : 0, place.part, split, place.columns,
+      shared + threadIdx.x / 32 * Step<T>::room_of_warp, joined > 1 ? STEP_BLOCKS : x.blocks, x, place.known ? 1 : 0,
+      place.part, split, place.columns,
       [&]() {
         if (COLUMNS == 1 && own) fill_own_codes(x, row_address(values, place.x_row));
       },
       [&](int turn, int r) { return rows[r]; }, [&](int turn) { return x_row; },
       [&](int turn, int r, int c, float product) { sum[r][c] += product; });
-  write_rows<COLUMNS>(y, sum, group, place.y_row, place.columns, split, place.known);
+  if (joined > 1)
+    write_joined_rows(y, sum, group, joined, place.y_row, place.columns, place.known);
+  else
+    write_rows(y, sum, group, place.y_row, place.columns, split, place.known);
 }

@@ -101,14 +101,16 @@ struct Cursor {
 // apart.
 //
 // row(turn, r) is the address of a row of w, x_row(turn) the number of the first of up to COLUMNS rows of x; all
-// products go to add(turn, r, c, product). All threads call begun() once, when w is on its way. `stages` is the warp's
-// shared memory, Step<T>::room_of_warp bytes.
+// products go to add(turn, r, c, product). A row of w has `blocks` blocks of 32; where that is more than x has, x is
+// repeated. All threads call begun() once, when w is on its way. `stages` is the warp's shared memory,
+// Step<T>::room_of_warp bytes.
 template <class T, int COLUMNS, class Begun, class Row, class XRow, class Add>
-__device__ __forceinline__ void multiply_rows(char* stages, const Codes& x, int turns, int part, int split, int columns,
-                                              Begun begun, Row row, XRow x_row, Add add) {
+__device__ __forceinline__ void multiply_rows(char* stages, unsigned blocks, const Codes& x, int turns, int part,
+                                              int split, int columns, Begun begun, Row row, XRow x_row, Add add) {
   typedef Blocks<T> B;
-  const int lane = threadIdx.x % 32, steps = (x.blocks + STEP_BLOCKS - 1) / STEP_BLOCKS;
-  const int row_bytes = x.blocks * 32 / B::elements * B::bytes;
+  const int lane = threadIdx.x % 32, steps = (blocks + STEP_BLOCKS - 1) / STEP_BLOCKS;
+  const int row_bytes = blocks * 32 / B::elements * B::bytes;
+  const unsigned repeated = blocks > x.blocks ? x.blocks - 1 : ~0u;
   if (steps == 0) return;
   auto stage_of = [&](int stage, int r) { return stages + (stage * ROWS + r) * Step<T>::room; };
   auto go_on = [&](Cursor& at) {
@@ -131,8 +133,8 @@ __device__ __forceinline__ void multiply_rows(char* stages, const Codes& x, int 
     const int64_t x_first = x_row(now.turn);
     XBlock early[2];  // on its way while w still is
     if (COLUMNS == 1) {
-      early[0].load(x, x_first, block0);
-      early[1].load(x, x_first, block0 + 1);
+      early[0].load(x, x_first, block0 & repeated);
+      early[1].load(x, x_first, block0 + 1 & repeated);
     }
     wait_for_copies<STAGES - 1>();
     __syncwarp();
@@ -145,12 +147,12 @@ __device__ __forceinline__ void multiply_rows(char* stages, const Codes& x, int 
         const int past = reinterpret_cast<uintptr_t>(row(now.turn, r) + now.step * Step<T>::bytes) % 16;
         block[r].load(stage_of(stage, r) + past + first / B::elements * B::bytes, first % B::elements);
       }
-      if (block0 + half < x.blocks) {
+      if (block0 + half < blocks) {
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
           if (c < columns) {
             XBlock of_x = early[half];
-            if (COLUMNS > 1) of_x.load(x, x_first + c, block0 + half);
+            if (COLUMNS > 1) of_x.load(x, x_first + c, block0 + half & repeated);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) add(now.turn, r, c, block[r].times(of_x));
           }

@@ -51,9 +51,9 @@ template <int COLUMNS> struct Place {
     }
   }
 
-  // Row r of the warp's, or the last one there is.
-  __device__ __forceinline__ const char* row_of_w(const Tensor& w, int r) const {
-    return matrix + min(row + r, w.shape[2] - 1) * w.strides[2];
+  // Row r of the warp's, or the last one there is; so many rows may be joined to one.
+  __device__ __forceinline__ const char* row_of_w(const Tensor& w, int r, int joined = 1) const {
+    return matrix + min(row + r, w.shape[2] / joined - 1) * (w.strides[2] * joined);
   }
 };
 
@@ -78,4 +78,21 @@ __device__ __forceinline__ void write_rows(const Tensor& y, float (&sum)[ROWS][C
     for (int other = 0; other < split; other++) total += sums[warp + other][r * COLUMNS + c];
     if (row < y.shape[3] && c < columns) reinterpret_cast<float*>(y.data)[(y_row + c) * y.shape[3] + row] = total;
   }
+}
+
+// The same where `joined` rows of w are one, each of so many neighbouring lanes, and one warp takes them.
+template <int COLUMNS>
+__device__ __forceinline__ void write_joined_rows(const Tensor& y, float (&sum)[ROWS][COLUMNS], int64_t group,
+                                                  int joined, int64_t y_row, int columns, bool known) {
+  const int lanes = 32 / joined, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+      float total = sum[r][c];
+      for (int distance = 1; distance < lanes; distance *= 2) total += __shfl_xor_sync(ALL_LANES, total, distance);
+      const int64_t row = (first_row(group, threadIdx.x / 32, 1) + r) * joined + lane / lanes;
+      if (lane % lanes == 0 && row < y.shape[3] && c < columns)
+        reinterpret_cast<float*>(y.data)[(y_row + c) * y.shape[3] + row] = known ? total : NAN;
+    }
 }

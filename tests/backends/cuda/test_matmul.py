@@ -61,6 +61,17 @@ def test_warps_share_rows_where_there_are_few(dtype: str):
     _agrees(node, order=7)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "width", "rows"), [("q4_0", 64, 64), ("q8_0", 128, 80), ("q6_k", 512, 36), ("mxfp4", 1024, 10)]
+)
+def test_short_rows_are_joined(dtype: str, width: int, rows: int):
+    """Whole steps of them, in several matrices; rows that make no whole step are taken one by one."""
+    for height in (rows, rows + 1):
+        x = graphrt.constant("x", _values((3, 1, width)))
+        _agrees(ops.mul_mat(_weight(dtype, (3, height, width)), x), order=7)
+        _agrees(ops.mul_mat(_weight(dtype, (height, width)), x), checked=True)
+
+
 def test_rows_that_begin_anywhere():
     """Rows of 18-byte blocks, of a matrix that begins within another: each row at another place in its 16 bytes."""
     w = _weight("q4_0", (9, 32 * 67))[1:, 32:]
