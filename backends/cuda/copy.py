@@ -7,7 +7,7 @@ from math import gcd
 from graphrt import dtypes, ops
 from graphrt.backends.cuda.blocks import number_of
 from graphrt.backends.cuda.elements import THREADS, WARP, WIDTH, blocks, kind, width_of
-from graphrt.backends.cuda.launch import MAX_RANK, MOST_BLOCKS, Address, Launch, Whole, Workspace
+from graphrt.backends.cuda.launch import MAX_RANK, MOST_BLOCKS, Address, Argument, Launch, Whole, Workspace
 from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
 from graphrt.dtypes import DType
@@ -24,7 +24,7 @@ def copy(node: Tensor, x: Tensor) -> list[Launch]:
     """The launch that brings x's elements, in order, to the node's memory."""
     if node.dtype is x.dtype:
         if node.is_dense and x.is_dense:
-            arguments = [Address(node), Address(x), Whole(x.nbytes)]
+            arguments: list[Argument] = [Address(node), Address(x), Whole(x.nbytes)]
             return [Launch(UNIT.kernel("copy_dense"), [blocks(x.nbytes, BYTES_OF_BLOCK)], [THREADS], arguments)]
         return _transposed(node, x) or [_items(node, x, SAME if node.shape == x.shape else IN_ORDER)]
     if x.dtype.is_quantized and not _is_expanded_at_once(node, x):
@@ -47,19 +47,21 @@ def workspace(node: Tensor) -> int:
 
 
 def _expand(target: Address | Workspace, dtype: DType, x: Tensor) -> Launch:
-    arguments = [target, x, Whole(x.size), dtype.gguf, number_of(x.dtype), x.dtype.block]
+    arguments: list[Argument] = [target, x, Whole(x.size), dtype.gguf, number_of(x.dtype), x.dtype.block]
     return Launch(UNIT.kernel("from_blocks"), [blocks(x.size, WIDTH * THREADS)], [THREADS], arguments)
 
 
 def _convert(node: Tensor, x: Tensor, expanded: Address | Workspace) -> Launch:
     """From plain dtypes, or from float32 that x was expanded to."""
+    given: list[Argument] = [node, x, expanded]
+    kinds = [kind(node), kind(x)]
     if node.dtype.is_quantized:
-        arguments = [node, x, expanded, Whole(x.size // WARP), kind(node), kind(x)]
+        arguments = [*given, Whole(x.size // WARP), *kinds]
         return Launch(UNIT.kernel("to_blocks"), [blocks(x.size)], [THREADS], arguments)
     flat = node.is_dense and x.is_dense
     rows = node.shape == x.shape and width_of(node, x) == width_of(x, node) == WIDTH
     width = WIDTH if node.dtype.is_float and x.dtype.is_float and (flat or rows) else 1
-    arguments = [node, x, expanded, Whole(x.size), kind(node), kind(x), width, flat]
+    arguments = [*given, Whole(x.size), *kinds, width, flat]
     return Launch(UNIT.kernel("convert"), [blocks(x.size, width * THREADS)], [THREADS], arguments)
 
 
@@ -72,7 +74,7 @@ def _transposed(node: Tensor, x: Tensor) -> list[Launch]:
         length, others = node.shape[axis], node.size // (node.shape[axis] * node.shape[-1])
         grid = [blocks(node.shape[-1], WARP), blocks(length, WARP), others]
         if x.strides[axis] == x.dtype.nbytes and length >= WARP and max(grid[1:]) <= MOST_BLOCKS[1]:
-            arguments = [node, x, axis + MAX_RANK - node.rank]
+            arguments: list[Argument] = [node, x, axis + MAX_RANK - node.rank]
             return [Launch(UNIT.kernel(f"transpose<{word}>"), grid, [WARP, 8], arguments)]
     return []
 

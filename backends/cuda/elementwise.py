@@ -6,7 +6,7 @@ import numpy as np
 
 from graphrt import ops
 from graphrt.backends.cuda.elements import THREADS, blocks, is_flat, kind, width_of
-from graphrt.backends.cuda.launch import Address, Launch, Whole
+from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole
 from graphrt.backends.cuda.registry import floats, lowering
 from graphrt.backends.cuda.units import Kernel, Unit
 from graphrt.op import Op
@@ -21,7 +21,7 @@ def elementwise(
 ) -> Launch:
     """The launch of a kernel of elementwise.cuh: node = f(a, b, p, q), b read `b_offset` bytes further on."""
     width, flat = width_of(node, a, b), is_flat(node, a, b) and not b_offset
-    arguments = [node, a, b, kind(a), kind(b), width, flat, Whole(b_offset), float(p), float(q)]
+    arguments: list[Argument] = [node, a, b, kind(a), kind(b), width, flat, Whole(b_offset), float(p), float(q)]
     return Launch(kernel, [blocks(node.size, THREADS * width)], [THREADS], arguments)
 
 
@@ -56,5 +56,5 @@ def _(node: Tensor) -> list[Launch]:
 def _(node: Tensor) -> list[Launch]:
     one = np.array([node.params["value"]]).astype(node.dtype.numpy)
     bits = int(np.frombuffer(one.tobytes() * (8 // node.dtype.nbytes), np.int64)[0])
-    arguments = [Address(node), Whole(node.nbytes), Whole(bits)]
+    arguments: list[Argument] = [Address(node), Whole(node.nbytes), Whole(bits)]
     return [Launch(UNIT.kernel("fill"), [blocks(node.nbytes, 16 * THREADS)], [THREADS], arguments)]

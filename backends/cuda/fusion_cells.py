@@ -68,8 +68,9 @@ def _fits(job: Job, jobs: list[Job]) -> bool:
             return False
         if job.turns and other.turns and _turning(job) != _turning(other):
             return False
-        both_store = job.store is not None and other.store is not None
-        if both_store and (job.store.srcs[2] is not other.store.srcs[2] or _overlap(job.store, other.store)):
+        if job.store is None or other.store is None:
+            continue
+        if job.store.srcs[2] is not other.store.srcs[2] or _overlap(job.store, other.store):
             return False
     return True
 

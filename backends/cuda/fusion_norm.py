@@ -20,8 +20,9 @@ def add_and_norm(coming: Coming) -> Fused | None:
         if outer is None or norm is None or coming.readers.are_within(outer, [norm]):
             continue
         inner = [] if outer is first else [first]
-        terms = [src for src in (*outer.srcs, *[src for add in inner for src in add.srcs]) if src not in (None, *inner)]
-        over = tuple((node, src) for node in (outer, norm) for src in terms if src is not None)
+        sources = (*outer.srcs, *(src for add in inner for src in add.srcs))
+        terms = [src for src in sources if src is not None and src not in inner]
+        over = tuple((node, src) for node in (outer, norm) for src in terms)
         return Fused(
             (*inner, outer, norm),
             "adds and norm" if inner else "add and norm",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from graphrt.backends.cuda.elements import WARP, blocks
-from graphrt.backends.cuda.launch import Address, Launch
+from graphrt.backends.cuda.launch import Address, Argument, Launch
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
 
@@ -54,6 +54,6 @@ def route(choice: Choice) -> list[Launch]:
     groups = [choice.groups, choice.groups_used, choice.best_of_group]
     low, high = choice.limits or (-inf, inf)
     finish = [choice.softmax_of_chosen, choice.limits is not None, float(low), float(high), float(choice.factor)]
-    results = [Address(choice.ids), Address(choice.weights), choice.logits, Address(choice.bias), step]
+    results: list[Argument] = [Address(choice.ids), Address(choice.weights), choice.logits, Address(choice.bias), step]
     arguments = [*results, GATES.index(choice.gate), choice.ids.shape[-1], *groups, *finish]
     return [Launch(UNIT.kernel(f"route<{share}>"), [blocks(tokens, 4)], [WARP, 4], arguments)]

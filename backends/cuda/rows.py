@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphrt import ops
 from graphrt.backends.cuda.blocks import number_of
 from graphrt.backends.cuda.elements import THREADS, WARP, WIDTH, blocks, kind, rows_by_eight
-from graphrt.backends.cuda.launch import Launch, Whole
+from graphrt.backends.cuda.launch import Argument, Launch, Whole
 from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
@@ -32,7 +32,7 @@ def _(node: Tensor) -> list[Launch]:
         expression, width, scalars = "get_rows_of_blocks", WIDTH, [number_of(x.dtype), x.dtype.block]
     elif x.dtype.is_integer:
         expression, width, scalars = "get_rows_of_integers", 1, [x.dtype.nbytes]
-    arguments = [node, x, ids, ids.dtype.nbytes, *scalars]
+    arguments: list[Argument] = [node, x, ids, ids.dtype.nbytes, *scalars]
     grid = [blocks(node.size, THREADS * width)]
     return [Launch(UNIT.kernel(expression), grid, [THREADS], arguments)]
 
@@ -47,11 +47,13 @@ def _(node: Tensor) -> list[Launch]:
     count = batch * rows.shape[-2] * rows.shape[-1]
     if count == 0:
         return []
+    given: list[Argument] = [node, rows, ids, ids.dtype.nbytes]
+    kinds = [kind(node), kind(rows)]
     if node.dtype.is_quantized:
-        arguments = [node, rows, ids, ids.dtype.nbytes, Whole(count // WARP), Whole(before), kind(node), kind(rows)]
+        arguments = [*given, Whole(count // WARP), Whole(before), *kinds]
         return [Launch(UNIT.kernel("set_rows_in_blocks"), [blocks(count)], [THREADS], arguments)]
     width = _width(rows.shape[-1], node, rows)
-    arguments = [node, rows, ids, ids.dtype.nbytes, Whole(count), Whole(before), kind(node), kind(rows), width]
+    arguments = [*given, Whole(count), Whole(before), *kinds, width]
     return [Launch(UNIT.kernel("set_rows"), [blocks(count, THREADS * width)], [THREADS], arguments)]
 
 
@@ -62,5 +64,5 @@ def _(node: Tensor) -> list[Launch]:
     assert bias is not None
     assert ids is not None
     width = _width(x.shape[-1], x, bias)
-    arguments = [node, x, bias, ids, ids.dtype.nbytes, kind(x), kind(bias), width]
+    arguments: list[Argument] = [node, x, bias, ids, ids.dtype.nbytes, kind(x), kind(bias), width]
     return [Launch(UNIT.kernel("add_id"), [blocks(node.size, THREADS * width)], [THREADS], arguments)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphrt import ops
 from graphrt.backends.cuda.elements import kind, row_geometry
-from graphrt.backends.cuda.launch import Address, Launch
+from graphrt.backends.cuda.launch import Address, Argument, Launch
 from graphrt.backends.cuda.registry import floats, lowering
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
@@ -18,7 +18,8 @@ def _(node: Tensor) -> list[Launch]:
     assert x is not None
     grid, block = row_geometry(node.size // node.shape[-1], node.shape[-1])
     scalars = [kind(x), kind(mask), mask is not None, kind(sinks), 0 if sinks is None else sinks.strides[-1]]
-    arguments = [node, x, x if mask is None else mask, Address(sinks), *scalars, float(node.params["scale"])]
+    tensors: list[Argument] = [node, x, mask or x, Address(sinks)]
+    arguments = [*tensors, *scalars, float(node.params["scale"])]
     return [Launch(UNIT.kernel("soft_max"), grid, block, arguments)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphrt import ops
 from graphrt.backends.cuda.elements import THREADS, WARP, blocks, kind
-from graphrt.backends.cuda.launch import MOST_BLOCKS, Address, Launch, Whole, Workspace
+from graphrt.backends.cuda.launch import MOST_BLOCKS, Address, Argument, Launch, Whole, Workspace
 from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
@@ -36,13 +36,13 @@ def _order(node: Tensor, *, ascending: bool) -> list[Launch]:
     run = min(length, RUN)
     room = 1 << (run - 1).bit_length()
     keys = Workspace() if length > RUN else Address(None)
-    sort = [node, x, keys, run, room, kind(x), ascending]
+    sort: list[Argument] = [node, x, keys, run, room, kind(x), ascending]
     threads = min(1024, room // 2)
     launches = [Launch(UNIT.kernel("sort_runs"), [rows, blocks(length, run)], [threads], sort, shared=KEY_BYTES * room)]
     halves = [Workspace(), Workspace(KEY_BYTES * length * rows)]
     while run < length:
         last = 2 * run >= length
-        merge = [node, halves[0], Address(None) if last else halves[1], Whole(rows), length, run]
+        merge: list[Argument] = [node, halves[0], Address(None) if last else halves[1], Whole(rows), length, run]
         launches.append(
             Launch(UNIT.kernel("merge_runs"), [blocks(length), min(rows, MOST_BLOCKS[1])], [THREADS], merge)
         )
