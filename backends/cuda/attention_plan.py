@@ -131,7 +131,7 @@ class Attention:
         """Find out which chunks are worth a look."""
         if not self.has_marks:
             return []
-        grid = [self.words, min(self.row_blocks, 16)]
+        grid = [self.words, min(-(-self.row_blocks // 32), 16)]
         sizes = [self.row_blocks, self.shape.rows, self.group, self.shape.cells, self.window]
         return [Launch(PREPARE.kernel("mark_chunks"), grid, [1024], [Workspace(self.marks), *self.where, *sizes])]
 

@@ -63,7 +63,8 @@ class Width:
         warps = self.warps if rows > 16 else 4
         arguments = [dtype, self.keys, self.values, str(self.joined).lower(), rows // 16, warps, self.cells]
         key, value, power = self.keys + 8, 0 if self.joined else self.values + 8, self.cells + 8
-        shared = 2 * (rows * key + 2 * self.cells * (key + value) + rows * power)
+        exchanged = 1024 * warps if rows > 16 and self.cells == 4 * warps else 0  # EXCHANGED floats
+        shared = 2 * (rows * key + 2 * self.cells * (key + value)) + max(2 * rows * power, exchanged)
         expression = f"attend_tiles<{', '.join(map(str, arguments))}>"
         return Shape(expression, dtype, rows, self.cells, 32 * warps, shared, self.joined)
 

@@ -5,8 +5,8 @@
 
 // visible[b, 0, w] bit i: some row of block b may see some cell of chunk 32 w + i; visible[b, 1, w]: all rows see all.
 //
-// Grid (words, any): a warp takes a chunk, and goes through the blocks of rows by positions and sequences of the chunk
-// at large. Reads 12 bytes a cell for each of gridDim.y.
+// Grid (words, any): a warp takes a chunk, each of its lanes a block of rows, and compares positions and sequences of
+// the chunk at large. Reads 12 bytes a cell for each of gridDim.y.
 __global__ void __launch_bounds__(1024)
     mark_chunks(uint32_t* visible, Tensor q_pos, Tensor q_seq, Tensor cell_pos, Tensor cell_seq, int row_blocks,
                 int rows, int group, int chunk_cells, int window) {
@@ -36,10 +36,11 @@ __global__ void __launch_bounds__(1024)
     }
   }
   const int64_t tokens = q_pos.shape[3];
-  for (int block = blockIdx.y; block < row_blocks; block += gridDim.y) {
-    const int64_t last = min(((int64_t)block * rows + rows - 1) / group, tokens - 1);
+  for (int first_block = blockIdx.y * 32; first_block < row_blocks; first_block += 32 * gridDim.y) {
+    const int block = first_block + lane;
+    const int64_t last = block < row_blocks ? min(((int64_t)block * rows + rows - 1) / group, tokens - 1) : -1;
     bool any = false, all = true;
-    for (int64_t token = (int64_t)block * rows / group + lane; token <= last; token += 32) {
+    for (int64_t token = (int64_t)block * rows / group; token <= last; token++) {
       const Viewer viewer = viewer_of(q_pos, q_seq, token);
       const int half = viewer.sequence / 32, bit = viewer.sequence % 32;
       any |= highest >= 0 && lowest <= viewer.position && (joined[half] >> bit & 1) &&
@@ -47,13 +48,13 @@ __global__ void __launch_bounds__(1024)
       all &= highest <= viewer.position && (common[half] >> bit & 1) &&
              (window == 0 || (int64_t)viewer.position - lowest < window);
     }
-    any = __any_sync(ALL_LANES, any);
-    all = __all_sync(ALL_LANES, all);
-    if (lane == 0) flags[0][warp] = any, flags[1][warp] = any && all;
+    const unsigned any_of_block = __ballot_sync(ALL_LANES, any), all_of_block = __ballot_sync(ALL_LANES, any && all);
+    if (lane == 0) flags[0][warp] = any_of_block, flags[1][warp] = all_of_block;
     __syncthreads();
-    if (warp < 2) {
-      const uint32_t word = __ballot_sync(ALL_LANES, flags[warp][lane]);
-      if (lane == 0) visible[((int64_t)block * 2 + warp) * words + blockIdx.x] = word;
+    if (warp < 2 && block < row_blocks) {
+      uint32_t word = 0;
+      for (int chunk = 0; chunk < 32; chunk++) word |= (flags[warp][chunk] >> lane & 1) << chunk;
+      visible[((int64_t)block * 2 + warp) * words + blockIdx.x] = word;
     }
     __syncthreads();
   }

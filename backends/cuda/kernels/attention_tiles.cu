@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(32 * WARPS)
   DYNAMIC_SHARED(T, queries);          // [ROWS, KEY]
   T* tiles = queries + ROWS * P::KEY;  // two of [CELLS, KEY], [CELLS, VALUE]
   T* powers = tiles + 2 * P::TILE;     // [ROWS, POWER]
+  float* exchange = reinterpret_cast<float*>(powers);  // in the same place: scores are done before there are powers
   __shared__ float maxima[P::CELL_WARPS][ROWS], row_scales[ROWS], shrinks[ROWS];
   __shared__ int64_t sequences[3][CELLS];  // of the tile at work, the next one and the one after it
   __shared__ int positions[3][CELLS];
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(32 * WARPS)
       const T* tile = tiles + buffer * P::TILE;
       const bool is_whole = chunks.is_whole(chunk);
       float s[P::ROW_TILES][P::CELL_TILES][4] = {};
-      score<T, P>(s, queries + (first_row - lane / 4) * P::KEY, tile + (first_cell - lane % 4 * 2) * P::KEY, width);
+      score<T, P>(s, queries + (first_row - lane / 4) * P::KEY, tile, width, exchange);
 #pragma unroll
       for (int i = 0; i < P::ROW_TILES; i++)
 #pragma unroll
@@ -174,16 +175,16 @@ __global__ void __launch_bounds__(32 * WARPS)
       const int r = i * 16 + half * 8 + lane / 4;
       if (r >= existing) continue;
       float* target = partial_data ? partial.mix(part + places[r]) : &at<f32>(y, 0, places[r] / heads, places[r] % heads, 0);
-      const int64_t step = partial_data ? 1 : y.strides[3] / 4;
+      target += first_column;
+      const float factor = row_scales[r], factor_before = shrinks[r];
 #pragma unroll
       for (int j = 0; j < P::COLUMN_TILES; j++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-          const int column = first_column + 8 * j + e;
-          if (column >= dv) continue;
-          float value = mix[i][j][2 * half + e] * row_scales[r];
-          if (resumed) value += target[column] * shrinks[r];
-          target[column * step] = value;
+          if (8 * j + e >= dv - first_column) continue;
+          float value = mix[i][j][2 * half + e] * factor;
+          if (resumed) value += target[8 * j + e] * factor_before;
+          target[8 * j + e] = value;
         }
     }
 }

@@ -26,9 +26,13 @@ template <int DK, int DV, bool SHARED, int TILES, int WARPS, int CELLS> struct P
   static constexpr int ROWS = 16 * TILES, THREADS = 32 * WARPS;
   static constexpr int KEY = DK + PADDING, VALUE = SHARED ? KEY : DV + PADDING, POWER = CELLS + PADDING;  // pitches
   static constexpr int TILE = CELLS * (SHARED ? KEY : KEY + VALUE), VALUES = SHARED ? 0 : CELLS * KEY;
-  static constexpr int ROW_WARPS = TILES == 1 ? 1 : WARPS / 2, CELL_WARPS = WARPS / ROW_WARPS;
+  static constexpr int ROW_WARPS = TILES == 1 ? 1 : 2, CELL_WARPS = WARPS / ROW_WARPS;
   static constexpr int ROW_TILES = TILES / ROW_WARPS, CELL_TILES = CELLS / 8 / CELL_WARPS;  // of a warp's scores
   static constexpr int COLUMN_TILES = DV / 8 / WARPS;                                       // of a warp's mix
+  // Where a warp has one tile of cells for several of rows, two warps take both their tiles, and half of the elements
+  // each: that reads a quarter less of shared memory. They exchange sums through EXCHANGED floats.
+  static constexpr bool HALVES = CELL_TILES == 1 && ROW_TILES > 1;
+  static constexpr int EXCHANGED = HALVES ? WARPS * ROW_TILES * 128 : 0;
   static_assert(ROW_TILES >= 1 && CELL_TILES >= 1 && COLUMN_TILES % 2 == 0 && DK % 32 == 0, "");
 };
 
@@ -67,7 +71,7 @@ __device__ __forceinline__ void load_tile(T* tile, const Cache& keys, const Cach
   constexpr int KEY_PIECES = DK / 8, PIECES = KEY_PIECES + (SHARED ? 0 : DV / 8);
   const bool can_copy_keys = keys.dtype != 3 && keys.dtype != 7 && keys.is_aligned16();
   const bool can_copy_values = values.dtype != 3 && values.dtype != 7 && values.is_aligned16();
-#pragma unroll 2
+#pragma unroll 1
   for (int i = threadIdx.x; i < CELLS * PIECES; i += P::THREADS) {
     const int row = i / PIECES, piece = i % PIECES;
     const bool is_value = !SHARED && piece >= KEY_PIECES;
@@ -106,50 +110,81 @@ __device__ __forceinline__ void load_queries(T* queries, float* row_scales, cons
   }
 }
 
-// Scores of a warp's rows and cells: q · kᵀ.
-template <class T, class P>
-__device__ __forceinline__ void score(float (&s)[P::ROW_TILES][P::CELL_TILES][4], const T* queries, const T* keys,
-                                      int width) {
+// Adds to s the scores of rows and cells over `width` elements: q · kᵀ.
+template <class T, int ROW_TILES, int CELL_TILES, int PITCH>
+__device__ __forceinline__ void add_products(float (&s)[ROW_TILES][CELL_TILES][4], const T* queries, const T* keys,
+                                             int width) {
   const int lane = threadIdx.x % 32;
-  const T* a_row = queries + lane % 16 * P::KEY + lane / 16 * 8;
-  if constexpr (P::CELL_TILES == 1) {  // a load brings 8 cells by 32 elements
-    const T* b_row = keys + lane % 8 * P::KEY + lane / 8 * 8;
-    float odd[P::ROW_TILES][4] = {};  // sums of their own, so that products do not wait for each other
+  const T* a_row = queries + lane % 16 * PITCH + lane / 16 * 8;
+  if constexpr (CELL_TILES == 1) {  // a load brings 8 cells by 32 elements
+    const T* b_row = keys + lane % 8 * PITCH + lane / 8 * 8;
+    float odd[ROW_TILES][4] = {};  // sums of their own, so that products do not wait for each other
 #pragma unroll 2
     for (int k = 0; k < width; k += 32) {
       uint32_t b[4];
       ldmatrix(b, b_row + k);
 #pragma unroll
-      for (int i = 0; i < P::ROW_TILES; i++) {
+      for (int i = 0; i < ROW_TILES; i++) {
         uint32_t low[4], high[4];
-        ldmatrix(low, a_row + i * 16 * P::KEY + k);
-        ldmatrix(high, a_row + i * 16 * P::KEY + k + 16);
+        ldmatrix(low, a_row + i * 16 * PITCH + k);
+        ldmatrix(high, a_row + i * 16 * PITCH + k + 16);
         multiply(s[i][0], low, {b[0], b[1]}, T());
         multiply(odd[i], high, {b[2], b[3]}, T());
       }
     }
 #pragma unroll
-    for (int i = 0; i < P::ROW_TILES; i++)
+    for (int i = 0; i < ROW_TILES; i++)
 #pragma unroll
       for (int e = 0; e < 4; e++) s[i][0][e] += odd[i][e];
   } else {  // 16 cells by 16 elements
-    const T* b_row = keys + (lane % 8 + lane / 16 * 8) * P::KEY + lane / 8 % 2 * 8;
+    const T* b_row = keys + (lane % 8 + lane / 16 * 8) * PITCH + lane / 8 % 2 * 8;
 #pragma unroll 2
     for (int k = 0; k < width; k += 16) {
-      uint32_t a[P::ROW_TILES][4];
+      uint32_t a[ROW_TILES][4];
 #pragma unroll
-      for (int i = 0; i < P::ROW_TILES; i++) ldmatrix(a[i], a_row + i * 16 * P::KEY + k);
+      for (int i = 0; i < ROW_TILES; i++) ldmatrix(a[i], a_row + i * 16 * PITCH + k);
 #pragma unroll
-      for (int j = 0; j < P::CELL_TILES; j += 2) {
+      for (int j = 0; j < CELL_TILES; j += 2) {
         uint32_t b[4];
-        ldmatrix(b, b_row + j * 8 * P::KEY + k);
+        ldmatrix(b, b_row + j * 8 * PITCH + k);
 #pragma unroll
-        for (int i = 0; i < P::ROW_TILES; i++) {
+        for (int i = 0; i < ROW_TILES; i++) {
           multiply(s[i][j], a[i], {b[0], b[1]}, T());
           multiply(s[i][j + 1], a[i], {b[2], b[3]}, T());
         }
       }
     }
+  }
+}
+
+// Scores of a warp's rows, from `queries` on, and its cells of a tile.
+template <class T, class P>
+__device__ __forceinline__ void score(float (&s)[P::ROW_TILES][P::CELL_TILES][4], const T* queries, const T* tile,
+                                      int width, float* exchange) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, cell_warp = warp % P::CELL_WARPS;
+  if constexpr (P::HALVES) {
+    const bool is_second = cell_warp % 2;
+    float both[P::ROW_TILES][2][4] = {};
+    const int begin = is_second ? width / 2 : 0;  // a multiple of 16
+    add_products<T, P::ROW_TILES, 2, P::KEY>(both, queries + begin, tile + cell_warp / 2 * 16 * P::KEY + begin, width / 2);
+    float4* sums = reinterpret_cast<float4*>(exchange) + lane;
+#pragma unroll
+    for (int i = 0; i < P::ROW_TILES; i++) {
+      const float(&sent)[4] = both[i][1], (&other)[4] = both[i][0];
+      sums[(warp * P::ROW_TILES + i) * 32] =
+          make_float4(is_second ? other[0] : sent[0], is_second ? other[1] : sent[1], is_second ? other[2] : sent[2],
+                      is_second ? other[3] : sent[3]);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < P::ROW_TILES; i++) {
+      const float4 got = sums[((warp ^ 1) * P::ROW_TILES + i) * 32];
+      const float its[4] = {got.x, got.y, got.z, got.w};
+#pragma unroll
+      for (int e = 0; e < 4; e++) s[i][0][e] = (is_second ? both[i][1][e] : both[i][0][e]) + its[e];
+    }
+  } else {
+    add_products<T, P::ROW_TILES, P::CELL_TILES, P::KEY>(s, queries, tile + cell_warp * P::CELL_TILES * 8 * P::KEY, width);
   }
 }
 
