@@ -30,7 +30,7 @@ ALIGNMENT = 256
 
 QUANTIZE = Unit("quantize", ["expand", "quantize"])
 OFTEN = ("q4_0", "q8_0", "q4_k", "q5_k", "q6_k")  # others read w, or the cache, once for each row of x
-MMVQ = Unit("mmvq", [f"mmvq<{w}, {n}>" for w in QUANTIZED for n in COLUMNS if n == 1 or w in OFTEN])
+MMVQ = Unit("mmvq", [f"mmvq<{w}, {n}>" for w in QUANTIZED for n in COLUMNS if n == 1 or w in OFTEN], registers=160)
 MMV = Unit("mmv", [*(f"mmv<{w}, {n}>" for w in FLOATS for n in COLUMNS), "mmv_any"])
 
 

@@ -13,7 +13,7 @@ from graphrt.tensor import Tensor
 COLUMNS, WIDTH = 4, 64  # as in transposed.cu
 
 OFTEN = ("f32", "f16", "bf16", "q8_0", "q4_0")  # dtypes with instances of their own
-UNIT = Unit("transposed", [f"transposed<{w}>" for w in (*OFTEN, "by_number")])
+UNIT = Unit("transposed", [f"transposed<{w}>" for w in (*OFTEN, "by_number")], registers=160)
 
 
 def workspace(node: Tensor) -> int:

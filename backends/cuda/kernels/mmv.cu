@@ -1,7 +1,8 @@
 // Products of weights and a few rows of x in float32: y[n, m] = sum over k of x[n, k] · w[m, k].
 //
 // Geometry: products_few.cuh. `mmv` is for floats whose rows begin at multiples of 16 bytes: a lane has 64 bytes of each
-// row of w on their way at a time. Reads w once, and x from the caches once for ROWS rows of w: bound by memory.
+// row of w on their way at a time, 32 for several rows of x. Reads w once, and x from the caches once for ROWS rows of
+// w: bound by memory.
 // `mmv_any` is for all else, of any dtype and strides, and slow.
 #include "blocks.cuh"
 #include "products_few.cuh"
@@ -26,9 +27,9 @@ template <class W> struct Eight {
 };
 
 template <class W, int COLUMNS>
-__global__ void __launch_bounds__(WARPS * 32)
+__global__ void __launch_bounds__(WARPS * 32, 4)
     mmv(Tensor y, Tensor w, Tensor ids, Tensor x, const float* expanded, int64_t pitch, PLACE_PARAMETERS) {
-  constexpr int AT_ONCE = 8 / sizeof(W), STEP = 256 * AT_ONCE;
+  constexpr int AT_ONCE = (COLUMNS == 1 ? 8 : 4) / sizeof(W), STEP = 256 * AT_ONCE;
   const Place<COLUMNS> place(y, w, ids, blockIdx.y, PLACE_ARGUMENTS);
   const int64_t width = place.known ? w.shape[3] : 0, whole = width / 8 * 8;
   const char *rows[ROWS], *columns[COLUMNS];
@@ -39,25 +40,26 @@ __global__ void __launch_bounds__(WARPS * 32)
     columns[c] = row_of_x(x, expanded, pitch, place.x_row + min(c, place.columns - 1));
 
   float sum[ROWS][COLUMNS] = {};
-  for (int64_t k0 = place.part * STEP + threadIdx.x % 32 * 8; k0 < whole; k0 += place.split * STEP) {
-    Eight<W> eight[AT_ONCE][ROWS] = {};
+#pragma unroll 1
+  for (int64_t step = place.part * STEP; step < whole; step += place.split * STEP) {
+    const int64_t k0 = step + threadIdx.x % 32 * 8;
+    Eight<W> eight[AT_ONCE][ROWS];
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++)
 #pragma unroll
-      for (int r = 0; r < ROWS; r++)
-        if (k0 + i * 256 < whole) eight[i][r].load(rows[r] + (k0 + i * 256) * sizeof(W));
+      for (int r = 0; r < ROWS; r++) eight[i][r].load(rows[r] + (k0 + i * 256 < whole ? k0 + i * 256 : 0) * sizeof(W));
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
+      const int64_t k = k0 + i * 256 < whole ? k0 + i * 256 : 0;  // past the end, the first eight again, for nothing
 #pragma unroll
       for (int c = 0; c < COLUMNS; c++) {
-        float4 low = {}, high = {};
-        if (k0 + i * 256 < whole) {
-          const float4* eight_of_x = reinterpret_cast<const float4*>(columns[c] + (k0 + i * 256) * 4);
-          low = eight_of_x[0];
-          high = eight_of_x[1];
-        }
+        const float4* eight_of_x = reinterpret_cast<const float4*>(columns[c] + k * 4);
+        const float4 low = eight_of_x[0], high = eight_of_x[1];
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) sum[r][c] = eight[i][r].dot(low, high, sum[r][c]);
+        for (int r = 0; r < ROWS; r++) {
+          const float product = eight[i][r].dot(low, high, 0);
+          sum[r][c] += k0 + i * 256 < whole ? product : 0;
+        }
       }
     }
   }

@@ -32,6 +32,7 @@ __global__ void __launch_bounds__(256)
 
   float sum[COLUMNS][8] = {};
   if (k < width) {
+#pragma unroll 1
     for (int64_t m0 = threadIdx.x / 8; m0 < height; m0 += ROW_GROUPS * AT_ONCE) {
       float v[AT_ONCE][8] = {};
 #pragma unroll

@@ -10,14 +10,13 @@ import pytest
 import graphrt
 from graphrt import Tensor, dtypes, ops
 from graphrt.backend import Group, Program, Split
-from graphrt.backends.cuda import CudaBackend, products_few, registry
+from graphrt.backends.cuda import CudaBackend, products_few
 from graphrt.backends.cuda.fusion_products import products_of_one_x
-from graphrt.backends.cuda.launch import bind
-from graphrt.backends.cuda.program import CudaProgram
+from graphrt.backends.cuda.program import launches_of
 from graphrt.backends.cuda.shim_device import ShimDevice
 from graphrt.fusion import Readers
 from graphrt.numerics import normalised_error
-from graphrt.patterns import Fused, in_groups
+from graphrt.patterns import in_groups
 from graphrt.testing import random_blocks
 from tests.backends.cuda.on_shim import drawn, leaf, on_reference, results
 
@@ -28,19 +27,14 @@ class Fusing(CudaBackend):
     found: list[str]
     launched: list[str]
 
-    def fuse(self, nodes: Sequence[Tensor], readers: Readers) -> Sequence[Group]:
+    def fuse(self, nodes: Sequence[Tensor], readers: Readers) -> list[Group]:
         groups = in_groups(nodes, readers, (products_of_one_x,), self.alone)
         self.found = [group.fusion or str(group.nodes[0].op and group.nodes[0].op.name) for group in groups]
         return groups
 
     def compile(self, split: Split) -> Program:
-        bound = []
-        for group in split.groups:
-            alone = (registry.find(node.op) for node in group.nodes if node.op)
-            launches = group.lower() if isinstance(group, Fused) else next(iter(alone)).lower(group.nodes[0])
-            bound += [bind(launch, split.location, split.workspace.get(group.nodes[0])) for launch in launches]
-        self.launched = [each.kernel.unit for each in bound]
-        return CudaProgram(self.device, bound)
+        self.launched = [launch.kernel.unit for group in split.groups for launch in launches_of(group)]
+        return super().compile(split)
 
 
 def fused(*nodes: Tensor) -> tuple[Fusing, list[np.ndarray]]:
