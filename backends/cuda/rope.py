@@ -16,7 +16,8 @@ from graphrt.tensor import Tensor
 
 TURNS, NORMS, STORES = 1, 2, 4  # What of rope.cu
 MOST_JOBS = 3
-MANY_TOKENS = 64  # from here on a thread turns several heads by the angle that it has worked out
+MANY_TOKENS = 64  # from here on a thread turns several heads by the angle that it has worked out,
+MOST_HEADS = 8  # so many
 UNIT = Unit("rope", ["rope"], registers=80)
 
 
@@ -92,7 +93,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Launch]:
     positions, factors = (rope.srcs[1], rope.srcs[2]) if rope is not None else (None, None)
     weight = norm.srcs[1] if norm is not None else None
     turning, dims = _turning(rope)
-    heads_of_thread = 1 if tokens < MANY_TOKENS else 8
+    heads_of_thread = 1 if tokens < MANY_TOKENS else MOST_HEADS
     arguments: list[Argument] = [
         *(positions or anything, Address(factors), 0 if factors is None else factors.strides[-1], *turning),
         *(heads_of_thread, ids or anything, 0 if ids is None else ids.dtype.nbytes),

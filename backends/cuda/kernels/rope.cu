@@ -13,6 +13,8 @@
 #include "items.cuh"
 #include "rotation.cuh"
 
+constexpr int MOST_HEADS = 8;  // of a thread; as in rope.py
+
 enum What { TURNS = 1, NORMS = 2, STORES = 4 };  // as in rope.py
 
 struct Job {
@@ -75,17 +77,24 @@ __device__ __forceinline__ void turn_item(const Job& job, const Turning& turning
     cosine *= turning.magnitude;
     sine *= turning.magnitude;
   }
-  for (int i = 0; i < count && head < heads; i++, head += pace) {
-    const char* from = source + head * job.x.strides[2];
-    char* to = target + (int64_t)head * row * bytes;
-    const float u = load_as_float(job.kind, from + a * job.x.strides[3]);
+  float u[MOST_HEADS], v[MOST_HEADS];  // all are loaded before the first is written, which may be over them
+#pragma unroll
+  for (int i = 0; i < MOST_HEADS; i++) {
+    if (i >= count || head + i * pace >= heads) continue;
+    const char* from = source + (head + i * pace) * job.x.strides[2];
+    u[i] = load_as_float(job.kind, from + a * job.x.strides[3]);
+    if (b >= 0) v[i] = load_as_float(job.kind, from + b * job.x.strides[3]);
+  }
+#pragma unroll
+  for (int i = 0; i < MOST_HEADS; i++) {
+    if (i >= count || head + i * pace >= heads) continue;
+    char* to = target + (int64_t)(head + i * pace) * row * bytes;
     if (b < 0) {
-      store_float(job.y_kind, to + a * bytes, u);
+      store_float(job.y_kind, to + a * bytes, u[i]);
       continue;
     }
-    const float v = load_as_float(job.kind, from + b * job.x.strides[3]);
-    store_float(job.y_kind, to + a * bytes, rounded_to(job.kind, u * cosine - v * sine));
-    store_float(job.y_kind, to + b * bytes, rounded_to(job.kind, u * sine + v * cosine));
+    store_float(job.y_kind, to + a * bytes, rounded_to(job.kind, u[i] * cosine - v[i] * sine));
+    store_float(job.y_kind, to + b * bytes, rounded_to(job.kind, u[i] * sine + v[i] * cosine));
   }
 }
 
