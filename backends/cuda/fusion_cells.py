@@ -53,10 +53,10 @@ def _jobs_of(coming: Coming, node: Tensor, members: list[Tensor]) -> Iterator[Jo
 
 
 def _is_into_a_cache(store: Tensor) -> bool:
-    """Whether a set_rows writes floats, one row for each id, into a table."""
+    """Whether a set_rows writes one row for each id into a table."""
     rows, ids = store.srcs[1], store.srcs[2]
-    plain = store.dtype.is_float and store.has_dense_rows and store.rank == 2
-    return plain and rows is not None and rows.rank == 2 and ids is not None and ids.rank == 1
+    is_table = store.has_dense_rows and store.rank == 2
+    return is_table and rows is not None and rows.rank == 2 and ids is not None and ids.rank == 1
 
 
 def _fits(job: Job, jobs: list[Job]) -> bool:
@@ -101,5 +101,5 @@ def _columns(store: Tensor) -> tuple[int, int]:
     """The bytes of a table's row that a set_rows writes."""
     rows = store.srcs[1]
     assert rows is not None
-    start = store.offset % max(1, store.strides[0]) + (store.params["first"] or 0) * store.dtype.nbytes
-    return start, start + rows.shape[-1] * store.dtype.nbytes
+    start = store.offset % max(1, store.strides[0]) + store.dtype.row_bytes(store.params["first"] or 0)
+    return start, start + store.dtype.row_bytes(rows.shape[-1])

@@ -27,8 +27,8 @@ class Job:
 
     Args:
         work: the rope or rms_norm; None where rows are stored as they are.
-        store: the set_rows of its result, or of other rows, into a cache [C, ...] of floats; None: the result goes to
-            the node's own memory.
+        store: the set_rows of its result, or of other rows, into a cache [C, ...]; None: the result goes to the node's
+            own memory.
     """
 
     work: Tensor | None
@@ -64,7 +64,7 @@ class Job:
     def arguments(self) -> list[Argument]:
         y, x, before = self.nodes[-1], self.source, 0
         if self.store is not None:
-            before = (self.store.params["first"] or 0) * y.dtype.nbytes
+            before = y.dtype.row_bytes(self.store.params["first"] or 0)
         what = TURNS * self.turns + NORMS * self.norms + STORES * (self.store is not None)
         first = self.nodes[0].params["first"] if self.turns else 0
         return [y, x, what, kind(y), kind(x), first, Whole(before)]
@@ -73,6 +73,8 @@ class Job:
         """Blocks that a token's rows take: parts of a row, times groups of heads."""
         if self.norms:
             return 1
+        if self.nodes[-1].dtype.is_quantized:
+            return blocks(self.heads * self.source.shape[-1], THREADS)
         items = self.source.shape[-1] - (dims // 2 if self.turns else 0)
         across = min(THREADS, blocks(items, WARP) * WARP)
         return blocks(items, across) * blocks(self.heads, THREADS // across * heads_of_thread)

@@ -8,10 +8,12 @@
 // A thread has one pair of a row (or one element that does not turn) for several heads of one token: the angle is worked
 // out once, in float64, so that it is exact at any position, and its whole quarter turns are taken off before the rest
 // becomes float32. Block: 256 threads, pairs and elements x heads; grid: (tokens, parts of a row x groups of heads, jobs).
-// Reads and writes every element once; bound by bandwidth, where a thread has heads enough to pay for the angle, for few
+// Where the cache is quantized, a warp makes blocks of 32 elements instead, each lane one element. Reads and writes every
+// element once; bound by bandwidth, where a thread has heads enough to pay for the angle, for few
 // tokens by latency.
 #include "items.cuh"
 #include "rotation.cuh"
+#include "write_blocks.cuh"
 
 constexpr int MOST_HEADS = 8;  // of a thread; as in rope.py
 
@@ -37,6 +39,8 @@ struct Norming {
   float eps;
 };
 
+__device__ __forceinline__ bool is_float(int kind) { return kind == KIND_F32 || kind == KIND_F16 || kind == KIND_BF16; }
+
 // Where a job's results for a token go; null where the cache has no such row.
 __device__ __forceinline__ char* target_of(const Job& job, const Tensor& ids, int id_bytes, int64_t token, int64_t row_bytes) {
   if (!(job.what & STORES)) return job.y.data + token * row_bytes;
@@ -57,8 +61,33 @@ __device__ __forceinline__ void norm_row(const Job& job, const Norming& norm, co
   for (int i = threadIdx.x; i < row; i += 256) {
     float v = load_as_float(job.kind, source + i * job.x.strides[3]) * factor;
     if (norm.weight) v *= load_as_float(norm.kind, norm.weight + (int64_t)i * norm.step);
-    store_float(job.y_kind, target + (int64_t)i * float_bytes(job.y_kind), rounded_to(job.kind, v));
+    v = rounded_to(job.kind, v);
+    if (is_float(job.y_kind)) store_float(job.y_kind, target + (int64_t)i * float_bytes(job.y_kind), v);
+    else write_block(job.y_kind, target + i / 32 * job.y.strides[3], v);
   }
+}
+
+// Cosine and sine, times the magnitude, of a pair at a position.
+__device__ __forceinline__ void turn_of(const Turning& turning, int pair, int position, float& cosine, float& sine) {
+  double speed = speed_of(turning.by, pair);
+  if (turning.factors) speed /= *reinterpret_cast<const float*>(turning.factors + (int64_t)pair * turning.factor_step);
+  cosine_and_sine(position * speed, cosine, sine);
+  cosine *= turning.magnitude;
+  sine *= turning.magnitude;
+}
+
+// Element i of a row, turned.
+__device__ __forceinline__ float turned(const Job& job, const Turning& turning, const char* source, int dims, int i,
+                                        int position) {
+  const float own = load_as_float(job.kind, source + i * job.x.strides[3]);
+  const int at = i - job.first, pairs = dims / 2;
+  if (at < 0 || at >= dims) return own;
+  const bool is_first = turning.neighbours ? at % 2 == 0 : at < pairs;
+  const int pair = turning.neighbours ? at / 2 : at % pairs, distance = turning.neighbours ? 1 : pairs;
+  const float other = load_as_float(job.kind, source + (is_first ? i + distance : i - distance) * job.x.strides[3]);
+  float cosine, sine;
+  turn_of(turning, pair, position, cosine, sine);
+  return rounded_to(job.kind, is_first ? own * cosine - other * sine : other * sine + own * cosine);
 }
 
 // One item of a row for the heads of this thread: a pair, or an element that does not turn.
@@ -71,11 +100,7 @@ __device__ __forceinline__ void turn_item(const Job& job, const Turning& turning
   if (item < pairs) {
     a = job.first + (turning.neighbours ? 2 * item : item);
     b = turning.neighbours ? a + 1 : a + pairs;
-    double speed = speed_of(turning.by, item);
-    if (turning.factors) speed /= *reinterpret_cast<const float*>(turning.factors + (int64_t)item * turning.factor_step);
-    cosine_and_sine(position * speed, cosine, sine);
-    cosine *= turning.magnitude;
-    sine *= turning.magnitude;
+    turn_of(turning, item, position, cosine, sine);
   }
   float u[MOST_HEADS], v[MOST_HEADS];  // all are loaded before the first is written, which may be over them
 #pragma unroll
@@ -109,14 +134,21 @@ __device__ __forceinline__ void do_job(const Job& job, const Turning& turning, c
     if (blockIdx.y == 0) norm_row(job, norm, source, target, row);
     return;
   }
+  int64_t at;
+  divided(token, positions.shape[3], at);
+  const int position = turns ? *reinterpret_cast<const int*>(positions.data + at * positions.strides[3]) : 0;
+  if (!is_float(job.y_kind)) {
+    const int block = blockIdx.y * 8 + threadIdx.x / 32, i = block * 32 + threadIdx.x % 32;
+    if (!target || block * 32 >= heads * row) return;
+    const char* from = source + i / row * job.x.strides[2];
+    write_block(job.y_kind, target + block * job.y.strides[3], turned(job, turning, from, dims, i % row, position));
+    return;
+  }
   const int items = row - dims / 2, across = min(256, (items + 31) / 32 * 32), down = 256 / across;
   const int parts = (items + across - 1) / across, group = blockIdx.y / parts;
   const int item = blockIdx.y % parts * across + threadIdx.x % across, place = threadIdx.x / across;
   const int head = group * down * heads_of_thread + place;
   if (!target || item >= items || place >= down || head >= heads) return;
-  int64_t at;
-  divided(token, positions.shape[3], at);
-  const int position = turns ? *reinterpret_cast<const int*>(positions.data + at * positions.strides[3]) : 0;
   turn_item(job, turning, source, target, row, dims, item, position, head, heads, down, heads_of_thread);
 }
 

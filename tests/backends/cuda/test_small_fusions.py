@@ -14,6 +14,7 @@ from graphrt.backends.cuda import CudaBackend
 from graphrt.backends.cuda.shim_device import ShimDevice
 from graphrt.fusion import Readers
 from graphrt.models.routing import Routing
+from graphrt.numerics import normalised_error
 from tests.backends.cuda.on_shim import drawn, leaf, on_reference, results
 
 
@@ -52,6 +53,9 @@ TOKENS = len(POSITIONS)
 def close(got: Sequence[np.ndarray], *nodes: Tensor) -> None:
     """The results are those of the reference, within a step of each dtype."""
     for result, node, expected in zip(got, nodes, on_reference(*nodes), strict=True):
+        if node.dtype.is_quantized:
+            assert normalised_error(result, expected) <= node.op.tolerance_of(node)
+            continue
         pair = (result.astype(np.float64), expected.astype(np.float64))
         np.testing.assert_allclose(*pair, rtol=STEPS[node.dtype.name], atol=1e-6)
 
@@ -75,9 +79,10 @@ def test_an_add_of_a_sum_to_itself_is_left_alone():
     close(got, total, norm)
 
 
-@pytest.mark.parametrize("cache", ["f32", "f16", "bf16"])
-def test_queries_keys_and_values(cache: str):
-    positions, cells, turns = leaf(POSITIONS, "i32"), leaf(CELLS, "i64"), {"mode": "neox", "dims": 48, "first": 8}
+@pytest.mark.parametrize("mode", ["normal", "neox"])
+@pytest.mark.parametrize("cache", ["f32", "f16", "bf16", "q8_0", "q4_0"])
+def test_queries_keys_and_values(cache: str, mode: str):
+    positions, cells, turns = leaf(POSITIONS, "i32"), leaf(CELLS, "i64"), {"mode": mode, "dims": 48, "first": 8}
     q = ops.rope(drawn(TOKENS, 5, 64), positions, **turns)
     k = ops.rope(drawn(TOKENS, 2, 64, seed=1), positions, **turns)
     keys = ops.set_rows(graphrt.state("k", (7, 128), cache), k.reshape(TOKENS, 128), cells)
@@ -88,12 +93,13 @@ def test_queries_keys_and_values(cache: str):
     close(got, q, keys, values)
 
 
-def test_queries_latents_and_their_keys():
+@pytest.mark.parametrize("cache", ["f16", "q8_0"])
+def test_queries_latents_and_their_keys(cache: str):
     positions, cells, both = leaf(POSITIONS, "i32"), leaf(CELLS, "i64"), drawn(TOKENS, 1, 576 + 64, seed=1)
     q = ops.rope(drawn(TOKENS, 4, 192), positions, first=128)
     latent = ops.rms_norm(both[..., :576], drawn(576, seed=2))
     k_pe = ops.rope(both[..., 576:], positions)
-    table = graphrt.state("latent", (7, 640), "f16")
+    table = graphrt.state("latent", (7, 640), cache)
     after = ops.set_rows(table, latent.reshape(TOKENS, 576), cells, first=0)
     written = ops.set_rows(after, k_pe.reshape(TOKENS, 64), cells, first=576)
     groups, got = fused(q, written)
