@@ -122,22 +122,28 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
     }
     const int used = step < begin ? 0 : count;
     const char* slab = slabs + (unsigned)step % SLABS * SLAB_BYTES + lane / 4 * 64 + lane % 4 * 16;
+    auto multiply = [&](bool all) {
 #pragma unroll
-    for (int part = 0; part < PARTS; part++) {
-      expand(step + 1, part, next[part]);  // past the end, of what lies there: nobody uses it
-      if (part * TILES_OF_PART * 8 >= used) continue;
+      for (int part = 0; part < PARTS; part++) {
+        expand(step + 1, part, next[part]);  // past the end, of what lies there: nobody uses it
+        if (!all && part * TILES_OF_PART * 8 >= used) continue;
 #pragma unroll
-      for (int j = part * TILES_OF_PART; j < (part + 1) * TILES_OF_PART; j++) {
-        const uint4 b = *reinterpret_cast<const uint4*>(slab + j * 8 * 64);
-        const uint32_t b0[2] = {b.x, b.y}, b1[2] = {b.z, b.w};
+        for (int j = part * TILES_OF_PART; j < (part + 1) * TILES_OF_PART; j++) {
+          const uint4 b = *reinterpret_cast<const uint4*>(slab + j * 8 * 64);
+          const uint32_t b0[2] = {b.x, b.y}, b1[2] = {b.z, b.w};
 #pragma unroll
-        for (int i = 0; i < ROW_TILES; i++) {
-          const uint32_t(&low)[4] = expanded[2 * i], (&high)[4] = expanded[2 * i + 1];
-          mma_bf16(sums[i][j], {low[0], high[0], low[1], high[1]}, b0);
-          mma_bf16(sums[i][j], {low[2], high[2], low[3], high[3]}, b1);
+          for (int i = 0; i < ROW_TILES; i++) {
+            const uint32_t(&low)[4] = expanded[2 * i], (&high)[4] = expanded[2 * i + 1];
+            mma_bf16(sums[i][j], {low[0], high[0], low[1], high[1]}, b0);
+            mma_bf16(sums[i][j], {low[2], high[2], low[3], high[3]}, b1);
+          }
         }
       }
-    }
+    };
+    if (COLUMNS > 64 && used == COLUMNS)
+      multiply(true);  // without branches, so that weights are read and expanded between products
+    else
+      multiply(false);
 #pragma unroll
     for (int i = 0; i < 2 * ROW_TILES; i++)
 #pragma unroll
