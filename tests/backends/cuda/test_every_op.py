@@ -1,4 +1,8 @@
-"""Every op's kernels on the CPU, through the shim: against the reference, in three orders of the threads."""
+"""Every op's kernels on the CPU, through the shim: against the reference, in three orders of the threads.
+
+Buffers end at pages that nobody may touch, new memory is NaN, and the undefined-behaviour sanitizer watches: what it
+finds, and reads past a buffer, end the process, which pytest-xdist tells as a crashed worker.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,6 @@ def test_every_op_has_kernels(op: Op):
 @pytest.mark.parametrize("order", [0, 1, 7], ids=["ascending", "descending", "shuffled"])
 @pytest.mark.parametrize("op", [op for op in ALL if registry.find(op)], ids=lambda op: op.name)
 def test_kernels_agree_with_the_reference(op: Op, order: int):
-    device = ShimDevice(order=order, guarded=True, poisoned=True)
+    device = ShimDevice(order=order, guarded=True, poisoned=True, checked=True)
     report = check(op, backends=[CudaBackend(device)], examples=25)
     assert report.ran["cuda"] > 0, f"all cases were refused: {report.refused['cuda']}"

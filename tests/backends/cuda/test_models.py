@@ -34,12 +34,12 @@ def greedy(model: graphrt.Model, count: int) -> list[int]:
 @pytest.mark.parametrize("name", MODELS)
 def test_models_write_the_cpus_tokens(name: str, place: str):
     expected = greedy(graphrt.load(name, n_ctx=128, threads=1), 3)
-    assert greedy(load(name, CudaBackend(ShimDevice()), PLACES[place]), 3) == expected
+    assert greedy(load(name, CudaBackend(ShimDevice(checked=True)), PLACES[place]), 3) == expected
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_runs_on_the_host_unless_told(name: str):
-    context = load(name, CudaBackend(ShimDevice()), PLACES["everything on the device"]).new_context()
+    context = load(name, CudaBackend(ShimDevice(checked=True)), PLACES["everything on the device"]).new_context()
     for tokens in (1, 5):
         explained = context.scheduler.schedule(context.graph(tokens, 1, 128)).explain()
         elsewhere = {
