@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphrt.backends.cuda.feed_forward import layer_of
+from graphrt import ops
+from graphrt.backends.cuda.feed_forward import Layer, layer_of, with_shared
 from graphrt.backends.cuda.launch import Address, Launch
 from graphrt.backends.cuda.products_few import (
     MOST_AT_ONCE,
@@ -65,14 +66,16 @@ def products_of_one_x(coming: Coming) -> Fused | None:
     before = [] if norm is None else norm.nodes
     products = _products(coming, norm)
     found = [product for node in products if (product := codes_of(node)) is not None]
-    layers = [layer for node in products if (layer := layer_of(node, products, coming)) is not None]
+    layers = with_shared([layer for node in products if (layer := layer_of(node, products, coming))], coming)
     if not found or len(before) + len(found) + len(layers) == 1:
+        return None
+    if norm is not None and len(layers) == 1 and len(found) == 2 and _has_experts_to_come(layers[0], norm.norm, coming):
         return None
     first = found[0]
     x, hidden = first.prepared, list[Prepared]()
     for layer in layers:
         hidden.append(layer.hidden(hidden[-1].end if hidden else x.end))
-    halves = {half for layer in layers for half in (layer.gate, layer.up)}
+    halves = {half for layer in layers for half in layer.halves}
     alone = [product for product in found if product.node not in halves]
     nodes = (*before, *products, *(node for layer in layers for node in layer.readers))
     is_read = norm is not None and not coming.readers.are_within(norm.norm, nodes)
@@ -124,6 +127,15 @@ def _products(coming: Coming, norm: Norm | None) -> list[Tensor]:
         if found is not None and _same_rows(found.x, x) and coming.is_ready(node, members):
             products.append(node)
     return products
+
+
+def _has_experts_to_come(layer: Layer, x: Tensor, coming: Coming) -> bool:
+    """Whether one token's experts, still to be chosen, will read x too, so that the layer had better wait for them."""
+    for node in coming.after_first():
+        found = codes_of(node) if node.op is ops.mul_mat_id else None
+        if found is not None and found.w.dtype is layer.gate.srcs[0].dtype and _same_rows(found.x, x):
+            return node.shape[0] == 1 and layer.unit.shape[-1] % node.shape[-1] == 0
+    return False
 
 
 def _same_rows(a: Tensor, b: Tensor) -> bool:

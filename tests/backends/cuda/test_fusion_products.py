@@ -54,11 +54,11 @@ def weight(dtype: str, *shape: int, seed: int = 0) -> Tensor:
     return graphrt.constant("", random_blocks(np.random.default_rng(seed), shape, found, scale=scale))
 
 
-def experts(dtype: str, of_down: str, tokens: int, ids: object, x: Tensor | None = None) -> Tensor:
+def experts(dtype: str, of_down: str, tokens: int, ids: list | Tensor, x: Tensor | None = None) -> Tensor:
     """Experts of 3 x 512, 96 or 256 wide, as models/blocks.py has them."""
     width, hidden = 512, 256 if of_down.endswith("_k") else 96
     each = (drawn(tokens, width) if x is None else x).reshape(tokens, 1, width)
-    chosen = leaf(np.array(ids, np.int32), "i32")
+    chosen = ids if isinstance(ids, Tensor) else leaf(np.array(ids, np.int32), "i32")
     gate = ops.mul_mat_id(weight(dtype, 4, hidden, width, seed=1), each, chosen)
     up = ops.mul_mat_id(weight(dtype, 4, hidden, width, seed=2), each, chosen)
     down = ops.mul_mat_id(weight(of_down, 4, 70, hidden, seed=3), ops.swiglu(gate, up), chosen)
@@ -83,6 +83,24 @@ def test_an_expert_that_is_not_there_spoils_its_token_alone():
     _, (y,) = fused(experts("q4_0", "q4_0", 3, [[3, 0, 2], [1, 4, 3], [-1, 3, 1]]))
     assert np.isfinite(y[0]).all()
     assert np.isnan(y[1:]).all()
+
+
+@pytest.mark.parametrize(("dtype", "shared_hidden"), [("q4_0", 192), ("q8_0", 96)])
+def test_experts_with_those_that_see_every_token(dtype: str, shared_hidden: int):
+    """A layer of the norm's result waits for the experts of the same token, and is taken with them."""
+    norm = ops.rms_norm(drawn(1, 512), drawn(512, seed=2))
+    total = experts(dtype, dtype, 1, ops.top_k(ops.mul_mat(drawn(4, 512, seed=5), norm), k=2), norm)
+    gate, up = (ops.mul_mat(weight(dtype, shared_hidden, 512, seed=seed), norm) for seed in (6, 7))
+    shared = ops.mul_mat(weight(dtype, 70, shared_hidden, seed=8), ops.swiglu(gate, up))
+    both = ops.add(total, shared)
+    backend, got = fused(both)
+    assert backend.found == ["rms_norm", "mul_mat", "top_k", "feed-forward"]
+    assert backend.launched[-2:] == ["feed_forward"] * 2
+    assert "mmvq" not in backend.launched
+    close(got, both)
+    backend, got = fused(both, shared)
+    assert "mmvq" in backend.launched
+    close(got, both, shared)
 
 
 @pytest.mark.parametrize("activation", [ops.swiglu, ops.geglu, ops.reglu])
