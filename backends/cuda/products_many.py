@@ -15,7 +15,8 @@ from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Works
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
 
-FEWEST_ROWS = 9  # of x; of fewer, each row of weights is read once by products of few
+FEWEST_ROWS = 9  # of x, as a rule: products of few read weights once for every four
+FEWEST_ROWS_OF_RARE = 4  # they read weights of rare dtypes once for each
 FEWEST_ROWS_OF_EXPERT = 2  # on average: products of few read an expert's matrix once for each of its rows
 STEP = 32  # elements of k, as in gemm_weights.cuh
 ALIGNMENT = 256
@@ -44,12 +45,15 @@ SORT = Unit("moe_sort", ["moe_sort"])
 
 def takes(node: Tensor) -> bool:
     """Whether a mul_mat, mul_mat_transposed or mul_mat_id has rows enough for tensor cores."""
-    if node.op is not ops.mul_mat_id:
-        return _rows_of_x(node) >= FEWEST_ROWS
-    w, _, ids = node.srcs
+    w = node.srcs[0]
     assert w is not None
+    is_rare = w.dtype.is_quantized and w.dtype.name not in IN_WIDE_TILES
+    fewest = FEWEST_ROWS_OF_RARE if is_rare else FEWEST_ROWS
+    if node.op is not ops.mul_mat_id:
+        return _rows_of_x(node) >= fewest
+    ids = node.srcs[2]
     assert ids is not None
-    return ids.shape[0] >= FEWEST_ROWS and ids.size >= FEWEST_ROWS_OF_EXPERT * w.shape[0]
+    return ids.shape[0] >= fewest and ids.size >= FEWEST_ROWS_OF_EXPERT * w.shape[0]
 
 
 def workspace(node: Tensor) -> int:
@@ -175,7 +179,7 @@ class _Product:
             w_data, w_row, matrix = Workspace(self.w_at), row_bytes, self.rows * row_bytes
             w_strides = (_batch_of(w)[1] * matrix, matrix)
         x_strides = (_batch_of(x)[1] * x.shape[-2], x.shape[-2])
-        # Where it is merged, x has as many rows as y, all batches of them.
+        # One matrix for all batches makes one batch of them all, of as many rows of x as of y.
         x_outer, x_inner = _batch_strides(_batch_of(x), x_strides)
         w_outer, w_inner = _batch_strides(_batch_of(w), w_strides)
         arguments: list[Argument] = [self.node, w_data, Whole(w_row), Whole(w_outer), Whole(w_inner)]

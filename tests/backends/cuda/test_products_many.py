@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import graphrt
-from graphrt import Scheduler, dtypes, ops
+from graphrt import dtypes, ops
 from graphrt.backends.cuda import CudaBackend, products_many
 from graphrt.backends.cuda.shim_device import ShimDevice
 from graphrt.numerics import normalised_error
 from graphrt.testing import Draw
+from tests.backends.cuda.on_shim import on_cuda, on_reference, results
 
 ORDERS = (0, 1, 7)
 
@@ -22,16 +23,9 @@ def drawn(shape, dtype, seed=0):
     return graphrt.weight(f"drawn_{seed}", leaf.data)
 
 
-def compute(node, order=0, poisoned=True):
-    device = ShimDevice(order=order, guarded=True, poisoned=poisoned)
-    (y,) = Scheduler([CudaBackend(device), "cpu"], overrides=[".=cuda"], threads=1).plan(node).run()
-    return y
-
-
 def agrees(node, order=0):
-    (expected,) = Scheduler(["reference"]).plan(node).run()
-    error = normalised_error(compute(node, order), expected)
-    return error <= node.op.tolerance_of(node)
+    (got,), (expected,) = on_cuda(node, order=order), on_reference(node)
+    return normalised_error(got, expected) <= node.op.tolerance_of(node)
 
 
 def kernels_of(node):
@@ -108,10 +102,11 @@ def test_every_token_goes_to_the_last_expert():
 
 def test_an_expert_that_is_not_there_gives_nan():
     ids = np.random.default_rng(0).integers(0, 3, (30, 2))
-    expected = compute(product_of_experts(ids, 3))
+    (expected,) = on_cuda(product_of_experts(ids, 3))
     wrong = np.zeros_like(ids, bool)
     wrong[[0, 7, 7, 29], [1, 0, 1, 0]] = True
-    got = compute(product_of_experts(np.where(wrong, [[-1, 3]], ids), 3), poisoned=False)
+    on_zeros = CudaBackend(ShimDevice(guarded=True))
+    (got,) = results(on_zeros, [product_of_experts(np.where(wrong, [[-1, 3]], ids), 3)])
     assert np.isnan(got[wrong]).all()
     np.testing.assert_array_equal(got[~wrong], expected[~wrong])
 
@@ -121,8 +116,7 @@ def test_what_is_not_finite_stays_so(dtype):
     w, x = drawn((20, 64), dtype), drawn((12, 64), "f32", seed=1)
     w.data[3, 5], w.data[4, 6], w.data[5, 7] = np.inf, -np.inf, np.nan
     x.data[2, 9], x.data[3, 10], x.data[4, 5] = np.inf, np.nan, -np.inf
-    (expected,) = Scheduler(["reference"]).plan(ops.mul_mat(w, x)).run()
-    got = compute(ops.mul_mat(w, x))
+    (got,), (expected,) = on_cuda(ops.mul_mat(w, x)), on_reference(ops.mul_mat(w, x))
     np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected))
     np.testing.assert_array_equal(got[~np.isfinite(got)], expected[~np.isfinite(got)])
 
@@ -131,4 +125,5 @@ def test_few_rows_are_left_to_others():
     w = drawn((8, 32), "q8_0")
     assert not products_many.takes(ops.mul_mat(w, drawn((8, 32), "f32", seed=1)))
     assert products_many.takes(ops.mul_mat(w, drawn((3, 3, 32), "f32", seed=1)))  # one matrix for all batches
+    assert products_many.takes(ops.mul_mat(drawn((8, 32), "q5_1"), drawn((4, 32), "f32", seed=1)))  # a rare dtype
     assert not products_many.takes(ops.mul_mat(drawn((3, 8, 32), "q8_0"), drawn((3, 3, 32), "f32", seed=1)))
