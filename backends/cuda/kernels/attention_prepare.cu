@@ -7,7 +7,7 @@
 //
 // Grid (words, any): a warp takes a chunk, each of its lanes a block of rows, and compares positions and sequences of
 // the chunk at large. Reads 12 bytes a cell for each of gridDim.y.
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(1024, 1)
     mark_chunks(uint32_t* visible, Tensor q_pos, Tensor q_seq, Tensor cell_pos, Tensor cell_seq, int row_blocks,
                 int rows, int group, int chunk_cells, int window) {
   __shared__ unsigned flags[2][32];

@@ -9,7 +9,7 @@
 #include "attention_tiles.cuh"
 
 template <class T, int DK, int DV, bool SHARED, int TILES, int WARPS, int CELLS>
-__global__ void __launch_bounds__(32 * WARPS)
+__global__ void __launch_bounds__(32 * WARPS, WARPS == 4 ? 2 : 1)
     attend_tiles(Tensor y, Tensor q, int q_kind, const char* k, int64_t k_cell, int64_t k_head, const char* v,
                  int64_t v_cell, int64_t v_head, Tensor q_pos, Tensor q_seq, Tensor cell_pos, Tensor cell_seq,
                  Tensor sinks, int sink_kind, const uint32_t* visible, int words_in_all, int first_word, int words,
@@ -35,8 +35,6 @@ __global__ void __launch_bounds__(32 * WARPS)
     places[thread] = thread < existing ? token * (int)q.shape[2] + head * group + row % group : -1;
     viewers[thread] = thread < existing ? viewer_of(q_pos, q_seq, token) : Viewer{-1, 0};
   }
-  __syncthreads();
-  load_queries<T, P, DK>(queries, row_scales, q, q_kind, places, scale);
 
   const int cells = (int)cell_pos.shape[3] - first_word * 32 * CELLS;  // k and v begin with the first of these
   const auto first_of = [&](int chunk) { return (int64_t)(first_word * 32 + chunk) * CELLS + thread; };
@@ -47,8 +45,8 @@ __global__ void __launch_bounds__(32 * WARPS)
       any = sees(viewers[min(r, existing - 1)], position, all, window);
     positions[slot][thread] = position, sequences[slot][thread] = all, seen[slot][thread] = any;
   };
-  const Cache keys = {k + head * k_head, k_cell, k_dtype, ((int)q.shape[3] + 7) / 8 * 8};
-  const Cache values = {v + head * v_head, v_cell, v_dtype, ((int)y.shape[3] + 7) / 8 * 8};
+  const Cache keys(k + head * k_head, k_cell, k_dtype, ((int)q.shape[3] + 7) / 8 * 8);
+  const Cache values(v + head * v_head, v_cell, v_dtype, ((int)y.shape[3] + 7) / 8 * 8);
   const int width = ((int)q.shape[3] + 31) / 32 * 32;
 
   // Of scores: rows first_row + 16 i + 8 half, cells first_cell + 8 j + e. Of the mix: columns first_column + 8 j + e.
@@ -69,8 +67,9 @@ __global__ void __launch_bounds__(32 * WARPS)
     wait_for_copies<0>();
     __syncthreads();
     if (next >= 0)
-      load_tile<T, P, DK, DV, SHARED, CELLS>(tiles + (buffer ^ 1) * P::TILE, keys, values, (int64_t)next * CELLS,
+      load_tile<T, P, DK, DV, SHARED, TILES, CELLS>(tiles + (buffer ^ 1) * P::TILE, keys, values, (int64_t)next * CELLS,
                                              seen[next_slot]);
+    if (chunk < 0 && next >= 0) load_queries<T, P, DK>(queries, row_scales, q, q_kind, places, scale);
     if (chunk >= 0) {
       const T* tile = tiles + buffer * P::TILE;
       const bool is_whole = chunks.is_whole(chunk);

@@ -42,10 +42,11 @@ struct Cache {
   int64_t step;  // bytes from one cell to the next
   int dtype;     // q4_0 or q8_0 by their numbers in blocks.cuh, else T itself
   int width;     // elements of a row, a multiple of 8
+  bool can_be_copied;
 
-  __device__ __forceinline__ bool is_aligned16() const {
-    return ((reinterpret_cast<uint64_t>(data) | (uint64_t)step) & 15) == 0;
-  }
+  __device__ __forceinline__ Cache(const char* data, int64_t step, int dtype, int width)
+      : data(data), step(step), dtype(dtype), width(width),
+        can_be_copied(dtype != 3 && dtype != 7 && ((reinterpret_cast<uint64_t>(data) | (uint64_t)step) & 15) == 0) {}
 };
 
 // Eight elements of a row whose bytes cannot be copied as they are.
@@ -63,27 +64,59 @@ template <class T> __device__ __forceinline__ uint4 expanded8(const char* row, i
   return make_uint4(packed(v[0], v[1], T()), packed(v[2], v[3], T()), packed(v[4], v[5], T()), packed(v[6], v[7], T()));
 }
 
+// Where a piece of eight elements of a tile comes from, and where it goes; a row has the pieces of its key, then those of
+// its value.
+template <class T, class P, int DK, int DV, bool SHARED> struct Piece {
+  static constexpr int OF_KEY = DK / 8, OF_ROW = OF_KEY + (SHARED ? 0 : DV / 8);
+  const char* source;  // of the row
+  T* target;
+  int element, dtype;
+  bool is_there, can_be_copied;
+
+  __device__ __forceinline__ Piece(int i, T* tile, const Cache& keys, const Cache& values, int64_t first,
+                                   const unsigned char* seen) {
+    const int row = i / OF_ROW, piece = i % OF_ROW;
+    const bool is_value = !SHARED && piece >= OF_KEY;
+    element = (is_value ? piece - OF_KEY : piece) * 8;
+    target = is_value ? tile + P::VALUES + row * P::VALUE + element : tile + row * P::KEY + element;
+    source = is_value ? values.data + (first + row) * values.step : keys.data + (first + row) * keys.step;
+    dtype = is_value ? values.dtype : keys.dtype;
+    can_be_copied = is_value ? values.can_be_copied : keys.can_be_copied;
+    is_there = seen[row] && element < (is_value ? values.width : keys.width);
+  }
+};
+
 // Begin to bring the keys and values of a chunk's cells, from cell `first` on, to shared memory. Rows that nobody sees
-// become zeros, whatever they hold.
-template <class T, class P, int DK, int DV, bool SHARED, int CELLS>
+// become zeros, whatever they hold. Bytes that have to be expanded come through registers, several pieces at a time.
+template <class T, class P, int DK, int DV, bool SHARED, int TILES, int CELLS>
 __device__ __forceinline__ void load_tile(T* tile, const Cache& keys, const Cache& values, int64_t first,
                                           const unsigned char* seen) {
-  constexpr int KEY_PIECES = DK / 8, PIECES = KEY_PIECES + (SHARED ? 0 : DV / 8);
-  const bool can_copy_keys = keys.dtype != 3 && keys.dtype != 7 && keys.is_aligned16();
-  const bool can_copy_values = values.dtype != 3 && values.dtype != 7 && values.is_aligned16();
+  using Each = Piece<T, P, DK, DV, SHARED>;
+  constexpr int PIECES = CELLS * Each::OF_ROW, TOGETHER = TILES == 1 ? 4 : 1;
+  const uint4 zeros = make_uint4(0, 0, 0, 0);
+  if (keys.can_be_copied && values.can_be_copied) {
 #pragma unroll 1
-  for (int i = threadIdx.x; i < CELLS * PIECES; i += P::THREADS) {
-    const int row = i / PIECES, piece = i % PIECES;
-    const bool is_value = !SHARED && piece >= KEY_PIECES;
-    const int element = (is_value ? piece - KEY_PIECES : piece) * 8;
-    T* target = is_value ? tile + P::VALUES + row * P::VALUE + element : tile + row * P::KEY + element;
-    const char* source = is_value ? values.data + (first + row) * values.step : keys.data + (first + row) * keys.step;
-    if (!seen[row] || element >= (is_value ? values.width : keys.width))
-      *reinterpret_cast<uint4*>(target) = make_uint4(0, 0, 0, 0);
-    else if (is_value ? can_copy_values : can_copy_keys)
-      copy_async(target, source + 2 * element);
-    else
-      *reinterpret_cast<uint4*>(target) = expanded8<T>(source, element, is_value ? values.dtype : keys.dtype);
+    for (int i = threadIdx.x; i < PIECES; i += P::THREADS) {
+      const Each piece(i, tile, keys, values, first, seen);
+      if (piece.is_there)
+        copy_async(piece.target, piece.source + 2 * piece.element);
+      else
+        *reinterpret_cast<uint4*>(piece.target) = zeros;
+    }
+  } else {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < PIECES; i += P::THREADS * TOGETHER) {
+      uint4 expanded[TOGETHER];
+#pragma unroll
+      for (int j = 0; j < TOGETHER; j++) {
+        const Each piece(min(i + j * P::THREADS, PIECES - 1), tile, keys, values, first, seen);
+        expanded[j] = piece.is_there ? expanded8<T>(piece.source, piece.element, piece.dtype) : zeros;
+      }
+#pragma unroll
+      for (int j = 0; j < TOGETHER; j++)
+        if (i + j * P::THREADS < PIECES)
+          *reinterpret_cast<uint4*>(Each(i + j * P::THREADS, tile, keys, values, first, seen).target) = expanded[j];
+    }
   }
   commit_copies();
 }
