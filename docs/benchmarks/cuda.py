@@ -32,6 +32,7 @@ from graphrt.testing import random_blocks
 RESULTS = Path(__file__).with_suffix(".json")
 WEIGHTS = ("bf16", "q8_0", "q4_0", "q4_k", "q6_k")
 REPEATS, RUNS_AT_ONCE = 5, 10
+SHORT = 16  # tokens before those that are decoded
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Sizes:
 
 
 REAL = Sizes(1 << 30, 14336, 4096, 2048, 64, 8192, {"mixtral-8x7b": 8, "deepseek-v2-lite": 27}, 64)
-DRY = Sizes(1 << 12, 64, 256, 16, 2, 32, {}, 2)
+DRY = Sizes(1 << 12, 64, 256, 16, 2, 32, {"tiny-mixtral": 1}, 2)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def product_cases(sizes: Sizes) -> Iterator[Case]:
         for columns in (1, 8):
             x = graphrt.input("x", (columns, sizes.width))
             nodes = [ops.mul_mat(w, x) for w in weights]
-            yield Case(f"mul_mat {name}, {columns} columns", nodes, one.nbytes * len(weights), 0)
+            label = f"mul_mat {name}, {columns} column{'s' if columns > 1 else ''}"
+            yield Case(label, nodes, one.nbytes * len(weights), 0)
         x = graphrt.input("x", (sizes.prompt, sizes.width))
         flops = 2 * sizes.prompt * sizes.height * sizes.width
         yield Case(f"mul_mat {name}, {sizes.prompt} columns", [ops.mul_mat(weights[0], x)], one.nbytes, flops)
@@ -196,16 +198,16 @@ class Benchmark:
             path, backends=[self.backend, "cpu"], gpu_layers=999, overrides=overrides, n_ctx=length, n_ubatch=2048
         )
         context = model.new_context()
-        tokens = np.random.default_rng(0).integers(0, 4096, self.sizes.prompt).tolist()
+        tokens = np.random.default_rng(0).integers(0, context.decoder.vocabulary_size, length).tolist()
 
         def prompt() -> None:
             context.clear()
-            context.decode(Batch.of(tokens))
+            context.decode(Batch.of(tokens[: self.sizes.prompt]))
 
         def decode() -> None:
             context.clear()
-            context.decode(Batch.of(tokens[:16]))
-            for position in range(16, 16 + self.sizes.decode):
+            context.decode(Batch.of(tokens[:SHORT]))
+            for position in range(SHORT, SHORT + self.sizes.decode):
                 context.decode(Batch.of(tokens[position : position + 1], position))
 
         seconds = {"prompt": seconds_of(prompt, self.backend.synchronize, 1)}

@@ -1,0 +1,17 @@
+"""The benchmark of the cuda backend runs; on the CPU, over tiny shapes."""
+
+from __future__ import annotations
+
+import sys
+
+from docs.benchmarks import cuda
+
+
+def test_dry_run_measures_every_kernel_and_a_model(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cuda", "--dry"])
+    monkeypatch.setattr(cuda, "REPEATS", 1)
+    cuda.main()
+    told = capsys.readouterr().out
+    rows = ("mul_mat q4_0, 1 column |", "mul_mat bf16, 16 columns |", "MLA decoding, 128 heads", "q4_0, exps=cpu |")
+    assert all(row in told for row in rows)
+    assert "0.0 |\n" not in told.split("| model |")[1]
