@@ -38,10 +38,16 @@ test-peers: $(VENV)/peers.stamp
 GPU_NEEDS := import cupy, gguf, hypothesis, numba, pytest, tokenizers, typer
 GPU_PYTHON = $(shell $(PYTHON) -c '$(GPU_NEEDS)' 2>/dev/null && echo $(PYTHON) || echo $(BIN)/python)
 
+SANITIZED := test_kernels_agree_with_the_reference and not perf and (mul_mat or attention or rms_norm or soft_max or top_k)
+
 test-gpu:
 	@nvidia-smi -L 2>/dev/null || { echo "test-gpu: nvidia-smi finds no NVIDIA GPU here, so nothing was tested." >&2; exit 1; }
 	@$(PYTHON) -c '$(GPU_NEEDS)' 2>/dev/null || $(MAKE) $(VENV)/gpu.stamp
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu
+	@if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
+		echo "compute-sanitizer --tool $$tool, over some of the ops:"; \
+		PYTHONPATH=. compute-sanitizer --tool $$tool --error-exitcode 1 $(GPU_PYTHON) -m pytest -m gpu -k "$(SANITIZED)" || exit 1; \
+	done; else echo "compute-sanitizer is not on the path: memory and races are not checked by it."; fi
 	PYTHONPATH=. $(GPU_PYTHON) -m docs.benchmarks.cuda
 
 clean:
