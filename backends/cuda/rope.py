@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log2
 
 from graphrt import ops
-from graphrt.backends.cuda.elements import THREADS, WARP, blocks, double, kind
+from graphrt.backends.cuda.elements import THREADS, WARP, blocks, kind
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole
 from graphrt.backends.cuda.registry import lowering
+from graphrt.backends.cuda.rotation import spectrum
 from graphrt.backends.cuda.units import Unit
-from graphrt.ops.rope import Rotation, _pair_with_turns
+from graphrt.ops.rope import Rotation
 from graphrt.tensor import Tensor
 
 TURNS, NORMS, STORES = 1, 2, 4  # What of rope.cu
@@ -112,10 +112,4 @@ def _turning(rope: Tensor | None) -> tuple[list[Argument], int]:
     """What a launch is told of how pairs turn, dims first; and dims."""
     rotation = Rotation() if rope is None else Rotation(**rope.params)
     dims = 0 if rope is None else rotation.width(rope.shape[-1])
-    by, low, width = rotation, 0, 1.0
-    if by.ext_factor != 0.0 and dims:
-        low = max(0, floor(_pair_with_turns(by.beta_fast, dims, by.base, by.original_context)))
-        high = min(dims - 1, ceil(_pair_with_turns(by.beta_slow, dims, by.base, by.original_context)))
-        width = max(0.001, high - low)
-    spectrum = [double(log2(by.base)), double(by.freq_scale), double(by.ext_factor), low, float(width)]
-    return [dims, by.mode == "normal", *spectrum, float(by.magnitude)], dims
+    return [dims, rotation.mode == "normal", *spectrum(rotation, dims), float(rotation.magnitude)], dims
