@@ -248,7 +248,7 @@ class Values(Few):
             kernel = MMV.kernel(f"mmv<{dtype}, {columns}>")
         else:
             columns, kernel = 1, MMV.kernel("mmv_any")
-        split = self.split(columns, -(-self.x.shape[-1] // 1024))
+        split = self.split(columns, -(-self.x.shape[-1] // 512))
         x_rows: Argument = Address(None) if self.x_is_direct else Workspace()
         arguments = [
             self.node,
