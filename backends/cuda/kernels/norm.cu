@@ -37,7 +37,9 @@ template <int TERMS, int WIDTH>
 __device__ __forceinline__ void normalise(char* y, char* sum, const Row& a, const Row& b, const Row& c, const Row& weight,
                                           int n, int kind, int inner_kind, float eps, float* shared) {
   const int bytes = float_bytes(kind), first = threadIdx.x * WIDTH, pace = blockDim.x * WIDTH;
-  float v[WIDTH], squares = 0;
+  const bool is_held = n <= pace;
+  float v[WIDTH], weights[WIDTH], squares = 0;
+  if (is_held && weight.data && first < n) weight.load<WIDTH>(first, weights);  // under way while the row is summed up
   for (int i = first; i < n; i += pace) {
     if constexpr (TERMS == 3) {
       b.load<WIDTH>(i, v);
@@ -51,12 +53,13 @@ __device__ __forceinline__ void normalise(char* y, char* sum, const Row& a, cons
 #pragma unroll
     for (int j = 0; j < WIDTH; j++) squares += v[j] * v[j];
   }
-  const float factor = rsqrtf(over_row<Sum>(squares, shared) / n + eps);
+  const float factor = rsqrtf(__fdividef(over_row<Sum>(squares, shared), n) + eps);
   const Row total = TERMS > 1 ? Row{sum, bytes, kind} : a;
   for (int i = first; i < n; i += pace) {
-    if (n > pace) total.load<WIDTH>(i, v);
-    float weights[WIDTH];
-    if (weight.data) weight.load<WIDTH>(i, weights);
+    if (!is_held) {
+      total.load<WIDTH>(i, v);
+      if (weight.data) weight.load<WIDTH>(i, weights);
+    }
 #pragma unroll
     for (int j = 0; j < WIDTH; j++) v[j] *= weight.data ? factor * weights[j] : factor;
     store<WIDTH>(kind, y + (int64_t)i * bytes, v);
