@@ -17,6 +17,7 @@ from graphrt.tensor import Tensor
 
 FEWEST_ROWS = 9  # of x, as a rule: products of few read weights once for every four
 FEWEST_ROWS_OF_RARE = 4  # they read weights of rare dtypes once for each
+FEWEST_ROWS_CONVERTED = 16  # and float32 and transposed weights as they are, which become bf16 here first
 FEWEST_ROWS_OF_EXPERT = 2  # on average: products of few read an expert's matrix once for each of its rows
 STEP = 32  # elements of k, as in gemm_weights.cuh
 ALIGNMENT = 256
@@ -47,8 +48,11 @@ def takes(node: Tensor) -> bool:
     """Whether a mul_mat, mul_mat_transposed or mul_mat_id has rows enough for tensor cores."""
     w = node.srcs[0]
     assert w is not None
-    is_rare = w.dtype.is_quantized and w.dtype.name not in IN_WIDE_TILES
-    fewest = FEWEST_ROWS_OF_RARE if is_rare else FEWEST_ROWS
+    fewest = FEWEST_ROWS
+    if w.dtype is dtypes.f32 or node.op is ops.mul_mat_transposed:
+        fewest = FEWEST_ROWS_CONVERTED
+    elif w.dtype.is_quantized and w.dtype.name not in IN_WIDE_TILES:
+        fewest = FEWEST_ROWS_OF_RARE
     if node.op is not ops.mul_mat_id:
         return _rows_of_x(node) >= fewest
     ids = node.srcs[2]

@@ -24,6 +24,7 @@ def drawn(shape, dtype, seed=0):
 
 
 def agrees(node, order=0):
+    assert products_many.takes(node)
     (got,), (expected,) = on_cuda(node, order=order), on_reference(node)
     return normalised_error(got, expected) <= node.op.tolerance_of(node)
 
@@ -113,7 +114,7 @@ def test_an_expert_that_is_not_there_gives_nan():
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_what_is_not_finite_stays_so(dtype):
-    w, x = drawn((20, 64), dtype), drawn((12, 64), "f32", seed=1)
+    w, x = drawn((20, 64), dtype), drawn((16, 64), "f32", seed=1)
     w.data[3, 5], w.data[4, 6], w.data[5, 7] = np.inf, -np.inf, np.nan
     x.data[2, 9], x.data[3, 10], x.data[4, 5] = np.inf, np.nan, -np.inf
     (got,), (expected,) = on_cuda(ops.mul_mat(w, x)), on_reference(ops.mul_mat(w, x))
