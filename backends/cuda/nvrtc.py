@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -60,13 +61,20 @@ def include_folders() -> tuple[Path, ...]:
 
     Raises: KernelError if they are not installed.
     """
-    from cuda.pathfinder import find_nvidia_header_directory
-
-    found = [find_nvidia_header_directory(name) for name in ("cudart", "nvcc", "cccl")]
+    found = [_header_folder(name) for name in ("cudart", "nvcc", "cccl")]
     folders = tuple(dict.fromkeys(Path(folder) for folder in found if folder))
     if not folders:
         raise KernelError(f"[cuda] the CUDA headers are not installed; {REMEDY}")
     return folders
+
+
+def _header_folder(component: str) -> str | None:
+    """The folder of a component's headers; releases of the finder differ in which they know and how they say no."""
+    with suppress(Exception):
+        from cuda.pathfinder import find_nvidia_header_directory
+
+        return find_nvidia_header_directory(component)
+    return None
 
 
 @cache
