@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from graphrt.backends.cuda.rope import MOST_JOBS, Job, run_jobs
+from graphrt.backends.cuda.rope import LONGEST_NORM, MOST_JOBS, Job, run_jobs
 from graphrt.patterns import Coming, Fused
 from graphrt.splits import value_of
 from graphrt.tensor import Tensor
@@ -62,6 +62,8 @@ def _is_into_a_cache(store: Tensor) -> bool:
 def _fits(job: Job, jobs: list[Job]) -> bool:
     """Whether a job can be one of a launch with others: over the same tokens, turning alike, to the same cells."""
     if job.store is not None and _rows(job) != job.tokens:
+        return False
+    if job.norms and job.source.shape[-1] > LONGEST_NORM:
         return False
     for other in jobs:
         if job.tokens != other.tokens or (job.norms and other.norms):

@@ -15,7 +15,7 @@ from graphrt.ops.rope import Rotation
 from graphrt.tensor import Tensor
 
 TURNS, NORMS, STORES = 1, 2, 4  # What of rope.cu
-MOST_JOBS = 3
+MOST_JOBS, LONGEST_NORM = 3, 1024
 MANY_TOKENS = 64  # from here on a thread turns several heads by the angle that it has worked out,
 MOST_HEADS = 8  # so many
 UNIT = Unit("rope", ["rope"], registers=80)

@@ -16,6 +16,7 @@
 #include "write_blocks.cuh"
 
 constexpr int MOST_HEADS = 8;  // of a thread; as in rope.py
+constexpr int HELD = 4;        // elements of a row that a norm's thread holds, so that rows have 1024 at most
 
 enum What { TURNS = 1, NORMS = 2, STORES = 4 };  // as in rope.py
 
@@ -48,23 +49,28 @@ __device__ __forceinline__ char* target_of(const Job& job, const Tensor& ids, in
   return id >= 0 && id < job.y.shape[2] ? job.y.data + job.before + id * job.y.strides[2] : nullptr;
 }
 
-// By the whole block, one row.
-__device__ __forceinline__ void norm_row(const Job& job, const Norming& norm, const char* source, char* target, int row) {
+// By the whole block, one row, of which each thread holds up to HELD elements: to `target`, or, for a cache that is
+// quantized, to `normed`.
+__device__ __forceinline__ void norm_row(const Job& job, const Norming& norm, const char* source, char* target, int row,
+                                         float (&normed)[256 * HELD]) {
   __shared__ float shared[8];
-  float squares = 0;
-  for (int i = threadIdx.x; i < row; i += 256) {
-    const float v = load_as_float(job.kind, source + i * job.x.strides[3]);
-    squares += v * v;
+  float v[HELD], weights[HELD], squares = 0;
+#pragma unroll
+  for (int j = 0; j < HELD; j++) {
+    const int i = threadIdx.x + 256 * j;
+    v[j] = i < row ? load_as_float(job.kind, source + i * job.x.strides[3]) : 0.0f;
+    weights[j] = i < row && norm.weight ? load_as_float(norm.kind, norm.weight + (int64_t)i * norm.step) : 1.0f;
+    squares += v[j] * v[j];
   }
-  const float factor = rsqrtf(block_sum<256>(squares, shared) / row + norm.eps);
-  if (!target) return;
-  for (int i = threadIdx.x; i < row; i += 256) {
-    float v = load_as_float(job.kind, source + i * job.x.strides[3]) * factor;
-    if (norm.weight) v *= load_as_float(norm.kind, norm.weight + (int64_t)i * norm.step);
-    v = rounded_to(job.kind, v);
-    if (is_float(job.y_kind)) store_float(job.y_kind, target + (int64_t)i * float_bytes(job.y_kind), v);
-    else write_block(job.y_kind, target + i / 32 * job.y.strides[3], v);
+  const float factor = rsqrtf(__fdividef(block_sum<256>(squares, shared), row) + norm.eps);
+#pragma unroll
+  for (int j = 0; j < HELD; j++) {
+    const int i = threadIdx.x + 256 * j;
+    const float y = rounded_to(job.kind, v[j] * factor * weights[j]);
+    if (!is_float(job.y_kind)) normed[i] = y;
+    else if (target && i < row) store_float(job.y_kind, target + (int64_t)i * float_bytes(job.y_kind), y);
   }
+  __syncthreads();
 }
 
 // Cosine and sine, times the magnitude, of a pair at a position.
@@ -130,25 +136,29 @@ __device__ __forceinline__ void do_job(const Job& job, const Turning& turning, c
   const int row = (int)job.x.shape[3], heads = turns ? (int)job.x.shape[2] : 1, dims = turns ? turning.by.dims : 0;
   const char* source = row_address(job.x, token * heads);
   char* target = target_of(job, ids, id_bytes, token, (int64_t)heads * row * float_bytes(job.y_kind));
-  if (job.what & NORMS) {
-    if (blockIdx.y == 0) norm_row(job, norm, source, target, row);
-    return;
-  }
+  const bool norms = job.what & NORMS;
+  __shared__ float normed[256 * HELD];
+  if (norms && blockIdx.y) return;
+  if (norms) norm_row(job, norm, source, target, row, normed);
+  if (!target || (norms && is_float(job.y_kind))) return;
   int64_t at;
   divided(token, positions.shape[3], at);
   const int position = turns ? *reinterpret_cast<const int*>(positions.data + at * positions.strides[3]) : 0;
   if (!is_float(job.y_kind)) {
-    const int block = blockIdx.y * 8 + threadIdx.x / 32, i = block * 32 + threadIdx.x % 32;
-    if (!target || block * 32 >= heads * row) return;
-    const char* from = source + i / row * job.x.strides[2];
-    write_block(job.y_kind, target + block * job.y.strides[3], turned(job, turning, from, dims, i % row, position));
+    const int pace = norms ? 8 : 8 * gridDim.y;  // a warp's blocks
+    for (int block = blockIdx.y * 8 + threadIdx.x / 32; block * 32 < heads * row; block += pace) {
+      const int i = block * 32 + threadIdx.x % 32;
+      const char* from = source + i / row * job.x.strides[2];
+      const float v = norms ? normed[i] : turned(job, turning, from, dims, i % row, position);
+      write_block(job.y_kind, target + block * job.y.strides[3], v);
+    }
     return;
   }
   const int items = row - dims / 2, across = min(256, (items + 31) / 32 * 32), down = 256 / across;
   const int parts = (items + across - 1) / across, group = blockIdx.y / parts;
   const int item = blockIdx.y % parts * across + threadIdx.x % across, place = threadIdx.x / across;
   const int head = group * down * heads_of_thread + place;
-  if (!target || item >= items || place >= down || head >= heads) return;
+  if (item >= items || place >= down || head >= heads) return;
   turn_item(job, turning, source, target, row, dims, item, position, head, heads, down, heads_of_thread);
 }
 

@@ -107,6 +107,14 @@ def test_queries_latents_and_their_keys(cache: str):
     close(got, q, written)
 
 
+def test_rows_too_long_to_be_held_are_normed_apart():
+    latent = ops.rms_norm(drawn(TOKENS, 1032), None)
+    written = ops.set_rows(graphrt.state("latent", (7, 1032)), latent, leaf(CELLS, "i64"))
+    groups, got = fused(written)
+    assert groups == ["rms_norm", "set_rows"]
+    close(got, written)
+
+
 def test_cells_that_do_not_exist_are_not_written():
     k = ops.rope(drawn(TOKENS, 2, 64), leaf(POSITIONS, "i32"))
     cache = graphrt.state("cache", (7, 128))
