@@ -17,6 +17,7 @@ from graphrt.events import Event
 
 LEAST_CAPABILITY = 80
 PLAIN_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel may have without being allowed more
+RESERVE = 256 << 20  # bytes of free memory that are left for the driver: kernels' code, captured graphs
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 # Dense bf16 operations of a multiprocessor in one cycle, by compute capability.
 OPERATIONS_PER_CYCLE = {80: 2048, 86: 1024, 89: 1024, 90: 4096, 100: 8192, 120: 1024}
@@ -73,11 +74,11 @@ class CupyDevice(Device):
         properties = cupy.cuda.runtime.getDeviceProperties(number)
         self.name = properties["name"].decode()
         self.architecture = str(self._device.compute_capability)
-        self.total_bytes = int(properties["totalGlobalMem"])
         self.processors = int(properties["multiProcessorCount"])
         self.speed = _speed(properties, int(self.architecture))
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)
+            self.total_bytes = max(0, int(cupy.cuda.runtime.memGetInfo()[0]) - RESERVE)
         self._functions: dict[Kernel, Any] = {}
         self._lock = threading.Lock()
 

@@ -20,7 +20,7 @@ class Device(ABC):
     Attributes:
         name: in debug output.
         architecture: what kernels are compiled for, "90a"; "cpu" for the shim.
-        total_bytes: of its memory; None where that is the host's.
+        total_bytes: of its memory that may be taken; None where that is the host's.
         processors: multiprocessors, to size grids by.
         speed: operations per second, and bytes per second of its memory, where known.
     """
