@@ -73,7 +73,7 @@ class Attention:
         kv_heads: Hkv.
         shape: of blocks.
         scratch: of the node.
-        ranged: whether cells come in ranges.
+        words_at_once: words of marks whose cells are there at a time; 0: all cells are there.
     """
 
     y: Tensor
@@ -86,7 +86,7 @@ class Attention:
     scale: float = 1.0
     softcap: float = 0.0
     window: int = 0
-    ranged: bool = False
+    words_at_once: int = 0
     marks: int = field(init=False)
     partial: int = field(init=False)
 
@@ -115,7 +115,7 @@ class Attention:
 
     @property
     def has_parts(self) -> bool:
-        return self.ranged or self.parts > 1
+        return 0 < self.words_at_once < self.words or self.parts > 1
 
     @property
     def sink_arguments(self) -> list[Argument]:
@@ -125,7 +125,7 @@ class Attention:
     @property
     def has_marks(self) -> bool:
         """Whether it pays to look for chunks: one token, or one block of rows, is likely to see them all."""
-        return self.ranged or self.window > 0 or (self.row_blocks > 1 and self.q.shape[0] > 1)
+        return self.words_at_once > 0 or self.window > 0 or (self.row_blocks > 1 and self.q.shape[0] > 1)
 
     def mark(self) -> list[Launch]:
         """Find out which chunks are worth a look."""

@@ -51,13 +51,10 @@ class Expansion:
         self.nope = self.node.srcs[0].shape[2] - self.rope
         self.pitches = [_up(self.nope + self.rope), _up(self.value)]
         self.size = 4 if self.dtype == "f32" else 2
-        attention, cell_bytes = self.attention, self.heads * sum(self.pitches) * self.size
-        self.cells_of_word = WORD * attention.shape.cells
-        self.words = max(1, min(attention.words, EXPANDED_BYTES // (cell_bytes * self.cells_of_word)))
-        self.places = [
-            attention.scratch.take(self.words * self.cells_of_word * self.heads * pitch * self.size)
-            for pitch in self.pitches
-        ]
+        self.words = min(self.attention.words, self.attention.words_at_once)
+        self.cells_of_word = WORD * self.attention.shape.cells
+        rows = self.words * self.cells_of_word * self.heads
+        self.places = [self.attention.scratch.take(rows * pitch * self.size) for pitch in self.pitches]
 
     def launches(self) -> list[Launch]:
         found = []
@@ -77,12 +74,7 @@ class Expansion:
         grid = [-(-cells // tile), -(-self.nope // tile) + -(-self.value // tile) + 1, self.heads]
         arguments = [
             *map(Workspace, self.places),
-            *[
-                self.latent.data,
-                Whole(self.latent.cell),
-                *self.keys.arguments,
-                int(self.node.params["keys_transposed"]),
-            ],
+            *[self.latent.data, Whole(self.latent.cell), *self.keys.arguments, self.node.params["keys_transposed"]],
             *[*self.values.arguments, Workspace(attention.marks), attention.row_blocks, attention.words],
             *[attention.shape.cells, Whole(first_cell), Whole(cells)],
             *[self.rank, self.nope, self.rope, self.value, *self.pitches],
@@ -104,8 +96,10 @@ def plan(node: Tensor) -> tuple[list[Launch], int]:
     if values.shape[2] % 8:
         dtypes.add("f32")  # a piece of eight elements would hold some of both parts of a latent
     shape = shape_for(q.shape[0], 1, q.shape[2], values.shape[1], dtypes, joined=False)
-    where = [q_pos, q_seq, cell_pos, cell_seq]
-    attention = Attention(node, q, where, q.shape[1], shape, scratch, scale=params["scale"], ranged=True)
+    where, heads = [q_pos, q_seq, cell_pos, cell_seq], q.shape[1]
+    word_bytes = WORD * shape.cells * heads * (q.shape[2] + values.shape[1]) * (4 if shape.dtype == "f32" else 2)
+    at_once = max(1, EXPANDED_BYTES // word_bytes)
+    attention = Attention(node, q, where, heads, shape, scratch, scale=params["scale"], words_at_once=at_once)
     launches, sources = attention.mark(), []
     for x, cells, turn in ((latent, cell_pos, turns), (keys, None, None), (values, None, None)):
         more, rows = prepared(x, shape.dtype, (), scratch, cells, turn)
