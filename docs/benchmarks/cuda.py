@@ -32,6 +32,7 @@ from graphrt.testing import random_blocks
 RESULTS = Path(__file__).with_suffix(".json")
 WEIGHTS = ("bf16", "q8_0", "q4_0", "q4_k", "q6_k")
 REPEATS, RUNS_AT_ONCE = 5, 10
+COLUMNS = (1, 8, 64)  # beside a prompt's
 SHORT = 16  # tokens before those that are decoded
 
 
@@ -72,11 +73,11 @@ def matrix(name: str, height: int, width: int) -> np.ndarray:
 
 
 def product_cases(sizes: Sizes) -> Iterator[Case]:
-    """Products with one column, with eight, and with a prompt's, over matrices that fill the memory."""
+    """Products with few columns over matrices that fill the memory, and with a prompt's."""
     for name in WEIGHTS:
         one = matrix(name, sizes.height, sizes.width)
         weights = [graphrt.weight(f"w{i}", one) for i in range(max(1, sizes.memory // one.nbytes))]
-        for columns in (1, 8):
+        for columns in COLUMNS:
             x = graphrt.input("x", (columns, sizes.width))
             nodes = [ops.mul_mat(w, x) for w in weights]
             label = f"mul_mat {name}, {columns} column{'s' if columns > 1 else ''}"
@@ -84,6 +85,22 @@ def product_cases(sizes: Sizes) -> Iterator[Case]:
         x = graphrt.input("x", (sizes.prompt, sizes.width))
         flops = 2 * sizes.prompt * sizes.height * sizes.width
         yield Case(f"mul_mat {name}, {sizes.prompt} columns", [ops.mul_mat(weights[0], x)], one.nbytes, flops)
+
+
+def expert_cases(sizes: Sizes) -> Iterator[Case]:
+    """A prompt's products with two of eight large experts, and with six of 64 small ones."""
+    rng = np.random.default_rng(2)
+    for experts, used, height, width in (
+        (8, 2, sizes.height, sizes.width),
+        (64, 6, sizes.height // 8, sizes.width // 2),
+    ):
+        one = matrix("q4_0", height * experts, width)
+        w = graphrt.weight("w", one.reshape(experts, height, -1))
+        ids = np.stack([rng.permutation(experts)[:used] for _ in range(sizes.prompt)]).astype(np.int32)
+        x = graphrt.input("x", (sizes.prompt, 1, width))
+        flops = 2 * sizes.prompt * used * height * width
+        name = f"mul_mat_id q4_0, {used} of {experts} experts of {height} x {width}, {sizes.prompt} tokens"
+        yield Case(name, [ops.mul_mat_id(w, x, graphrt.constant("ids", ids))], one.nbytes, flops)
 
 
 def attention_cases(sizes: Sizes) -> Iterator[Case]:
@@ -163,9 +180,10 @@ class Benchmark:
 
     def kernels(self) -> None:
         """Every case alone."""
-        for case in (*product_cases(self.sizes), *attention_cases(self.sizes)):
-            self.results["kernels"][case.name] = self._kernel(case)
-            self._keep(self.results)
+        for cases in (product_cases, expert_cases, attention_cases):
+            for case in cases(self.sizes):
+                self.results["kernels"][case.name] = self._kernel(case)
+                self._keep(self.results)
 
     def _kernel(self, case: Case) -> dict[str, float]:
         scheduler = Scheduler([self.backend, "cpu"], overrides=[".=cuda"], node_overrides=[".=cuda"])
