@@ -13,8 +13,9 @@ constexpr int STAGES = 2;
 
 template <class T> struct Step {
   static constexpr int bytes = STEP_ELEMENTS / Blocks<T>::elements * Blocks<T>::bytes;
-  static constexpr int room = (bytes + 30) / 16 * 16;       // wherever in its 16 bytes the first one is
+  static constexpr int room = (bytes + 30) / 16 * 16;  // wherever in its 16 bytes the first one is
   static constexpr int room_of_warp = STAGES * ROWS * room;
+  static_assert(bytes % 16 == 0, "every step of a row begins at the same place in its 16 bytes");
 };
 
 // Begin to copy `bytes` bytes of a row; the first one comes to the same place in its 16 bytes.
@@ -48,14 +49,16 @@ __device__ __forceinline__ void fill_own_codes(const Codes& x, const char* row) 
   __syncthreads();
 }
 
-// 32 elements of x.
+// 32 elements of x: the first or second block of a lane in a step.
 struct XBlock {
   uint4 low, high;
   Factor factor;
-  __device__ __forceinline__ void load(const Codes& x, int64_t row, unsigned block) {
-    low = *reinterpret_cast<const uint4*>(x.codes + codes_at(row, x.blocks, block, 0));
-    high = *reinterpret_cast<const uint4*>(x.codes + codes_at(row, x.blocks, block, 1));
-    factor = x.factors[factor_at(row, x.blocks, block)];
+  __device__ __forceinline__ void load(const Codes& x, int64_t row, unsigned step, unsigned lane, int half) {
+    const int64_t first = row * padded_blocks(x.blocks) + step * STEP_BLOCKS;
+    const uint4* planes = reinterpret_cast<const uint4*>(x.codes + first * 32) + lane + 64 * half;  // as codes_at has them
+    low = planes[0];
+    high = planes[32];
+    factor = x.factors[first + 2 * lane + half];
   }
 };
 
@@ -92,6 +95,51 @@ template <class T> struct WBlock {
   }
 };
 
+// A lane's two blocks of a row.
+template <class T> struct Pair {
+  const char* step;
+  __device__ __forceinline__ void load(const char* source) { step = source; }
+  __device__ __forceinline__ void take(int half, WBlock<T>& block) const {
+    const unsigned first = 64u * (threadIdx.x % 32) + 32 * half;  // of the step's elements
+    block.load(step + first / Blocks<T>::elements * Blocks<T>::bytes, first % Blocks<T>::elements);
+  }
+};
+
+// The same of dtypes that are much used and whose blocks are a float16 and words: two of them are whole words, of which
+// a lane reads each once. The first block's words lie across two of those.
+template <class T> struct WordPair {
+  static constexpr int WORDS = Blocks<T>::bytes / 2, PACKED = WORDS / 2;
+  uint32_t words[WORDS];
+  __device__ __forceinline__ void load(const char* source) {
+    source += threadIdx.x % 32 * (4 * WORDS);
+    if (reinterpret_cast<uintptr_t>(source) % 4 == 0)
+      read_words<4 * WORDS>(source, words);
+    else
+      read_bytes<4 * WORDS>(source, words);
+  }
+  // A block's words, and its scale.
+  __device__ __forceinline__ float unpack(int half, uint32_t (&packed)[PACKED]) const {
+#pragma unroll
+    for (int i = 0; i < PACKED; i++)
+      packed[i] = half == 0 ? __byte_perm(words[i], words[i + 1], 0x5432) : words[PACKED + 1 + i];
+    __half_raw scale;
+    scale.x = half == 0 ? words[0] & 0xffff : words[PACKED] >> 16;
+    return __half2float(__half(scale));
+  }
+};
+template <> struct Pair<q4_0> : WordPair<q4_0> {
+  __device__ __forceinline__ void take(int half, WBlock<q4_0>& block) const {
+    uint32_t packed[4];
+    const float d = unpack(half, packed);
+#pragma unroll
+    for (int i = 0; i < 8; i++) block.codes[i] = packed[i % 4] >> i / 4 * 4 & 0x0f0f0f0fu;
+    block.first = {d, -8 * d};
+  }
+};
+template <> struct Pair<q8_0> : WordPair<q8_0> {
+  __device__ __forceinline__ void take(int half, WBlock<q8_0>& block) const { block.first = {unpack(half, block.codes), 0}; }
+};
+
 // A place in a warp's work: a step of the rows number `turn` that it takes.
 struct Cursor {
   int turn, step;
@@ -110,7 +158,7 @@ __device__ __forceinline__ void multiply_rows(char* stages, unsigned blocks, con
   typedef Blocks<T> B;
   const int lane = threadIdx.x % 32, steps = (blocks + STEP_BLOCKS - 1) / STEP_BLOCKS;
   const int row_bytes = blocks * 32 / B::elements * B::bytes;
-  const unsigned repeated = blocks > x.blocks ? x.blocks - 1 : ~0u;
+  const unsigned lane_of_x = blocks > x.blocks ? lane & (x.blocks / 2 - 1) : lane;
   if (steps == 0) return;
   auto stage_of = [&](int stage, int r) { return stages + (stage * ROWS + r) * Step<T>::room; };
   auto go_on = [&](Cursor& at) {
@@ -133,26 +181,27 @@ __device__ __forceinline__ void multiply_rows(char* stages, unsigned blocks, con
     const int64_t x_first = x_row(now.turn);
     XBlock early[2];  // on its way while w still is
     if (COLUMNS == 1) {
-      early[0].load(x, x_first, block0 & repeated);
-      early[1].load(x, x_first, block0 + 1 & repeated);
+      early[0].load(x, x_first, now.step, lane_of_x, 0);
+      early[1].load(x, x_first, now.step, lane_of_x, 1);
     }
     wait_for_copies<STAGES - 1>();
     __syncwarp();
+    Pair<T> pair[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      pair[r].load(stage_of(stage, r) + reinterpret_cast<uintptr_t>(row(now.turn, r)) % 16);
+    }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const unsigned first = 64u * lane + 32 * half;  // of the step's elements
       WBlock<T> block[ROWS];
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        const int past = reinterpret_cast<uintptr_t>(row(now.turn, r) + now.step * Step<T>::bytes) % 16;
-        block[r].load(stage_of(stage, r) + past + first / B::elements * B::bytes, first % B::elements);
-      }
+      for (int r = 0; r < ROWS; r++) pair[r].take(half, block[r]);
       if (block0 + half < blocks) {
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
           if (c < columns) {
             XBlock of_x = early[half];
-            if (COLUMNS > 1) of_x.load(x, x_first + c, block0 + half & repeated);
+            if (COLUMNS > 1) of_x.load(x, x_first + c, now.step, lane_of_x, half);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) add(now.turn, r, c, block[r].times(of_x));
           }
