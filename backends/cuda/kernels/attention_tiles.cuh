@@ -70,19 +70,22 @@ template <class T, class P, int DK, int DV, bool SHARED> struct Piece {
   static constexpr int OF_KEY = DK / 8, OF_ROW = OF_KEY + (SHARED ? 0 : DV / 8);
   const char* source;  // of the row
   T* target;
-  int element, dtype;
-  bool is_there, can_be_copied;
+  int64_t step;  // from one row to the next, in bytes, and in elements of the tile
+  int pitch, element, dtype;
+  bool is_inside, is_there;
 
   __device__ __forceinline__ Piece(int i, T* tile, const Cache& keys, const Cache& values, int64_t first,
                                    const unsigned char* seen) {
     const int row = i / OF_ROW, piece = i % OF_ROW;
     const bool is_value = !SHARED && piece >= OF_KEY;
     element = (is_value ? piece - OF_KEY : piece) * 8;
-    target = is_value ? tile + P::VALUES + row * P::VALUE + element : tile + row * P::KEY + element;
-    source = is_value ? values.data + (first + row) * values.step : keys.data + (first + row) * keys.step;
+    pitch = is_value ? P::VALUE : P::KEY;
+    target = tile + (is_value ? P::VALUES : 0) + row * pitch + element;
+    step = is_value ? values.step : keys.step;
+    source = (is_value ? values.data : keys.data) + (first + row) * step;
     dtype = is_value ? values.dtype : keys.dtype;
-    can_be_copied = is_value ? values.can_be_copied : keys.can_be_copied;
-    is_there = seen[row] && element < (is_value ? values.width : keys.width);
+    is_inside = element < (is_value ? values.width : keys.width);
+    is_there = is_inside && seen[row];
   }
 };
 
@@ -94,14 +97,23 @@ __device__ __forceinline__ void load_tile(T* tile, const Cache& keys, const Cach
   using Each = Piece<T, P, DK, DV, SHARED>;
   constexpr int PIECES = CELLS * Each::OF_ROW, TOGETHER = TILES == 1 ? 4 : 1;
   const uint4 zeros = make_uint4(0, 0, 0, 0);
-  if (keys.can_be_copied && values.can_be_copied) {
+  if (keys.can_be_copied && values.can_be_copied) {  // a warp takes a row at a time
+    const int warp = threadIdx.x / 32;
+#pragma unroll
+    for (int part = 0; part < Each::OF_ROW; part += 32) {
+      if (part + (int)threadIdx.x % 32 >= Each::OF_ROW) break;
+      const Each piece(warp * Each::OF_ROW + part + threadIdx.x % 32, tile, keys, values, first, seen);
+      const char* source = piece.source + 2 * piece.element;
+      T* target = piece.target;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < PIECES; i += P::THREADS) {
-      const Each piece(i, tile, keys, values, first, seen);
-      if (piece.is_there)
-        copy_async(piece.target, piece.source + 2 * piece.element);
-      else
-        *reinterpret_cast<uint4*>(piece.target) = zeros;
+      for (int row = warp; row < CELLS; row += P::THREADS / 32) {
+        if (seen[row] && piece.is_inside)
+          copy_async(target, source);
+        else
+          *reinterpret_cast<uint4*>(target) = zeros;
+        source += P::THREADS / 32 * piece.step;
+        target += P::THREADS / 32 * piece.pitch;
+      }
     }
   } else {
 #pragma unroll 1
