@@ -18,13 +18,13 @@ from graphrt.dtypes import DType
 from graphrt.tensor import Tensor
 
 COLUMNS = (1, 4)
-WARPS, ROWS, STAGES = 4, 2, 2  # as in mmvq.cu
+WARPS, ROWS, STAGES = 4, 2, 2  # as in products_few.cuh and mmvq.cuh
 STEP = 2048  # as in q8.cuh
 PROCESSORS = 132  # of an H200; what grids are sized by
 WARPS_PER_PROCESSOR = 16
 THREADS, PIECE = 256, 2048  # as in quantize.cu
 MOST_AT_ONCE = 3  # matrices that mmvq.cu multiplies by one x
-LONGEST = 8192  # elements of x that a block makes int8 for itself
+LONGEST = 8192  # elements of x that a block may make int8 for itself
 MOST_READ = 4 << 20  # bytes of x that all blocks may read for that, which take less time than a launch before
 ALIGNMENT = 256
 

@@ -133,7 +133,9 @@ template <class T, int ELEMENTS, int BYTES, int SCALED, bool OFFSET> struct Code
   }
 };
 
-#define CODES template <int COUNT> static __device__ __forceinline__ void codes(const char* block, int first, uint32_t (&c)[COUNT / 4])
+#define CODES             \
+  template <int COUNT>    \
+  static __device__ __forceinline__ void codes(const char* block, int first, uint32_t (&c)[COUNT / 4])
 #define SCALES static __device__ __forceinline__ Scales scales(const char* block, int first)
 
 // ---- 32 elements ----------------------------------------------------------------------------------------------------

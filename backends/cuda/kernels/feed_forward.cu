@@ -1,8 +1,8 @@
 // Quantized feed-forward layers of one row of x, and those of few tokens' experts, in two kernels:
 //
-// gated   h[s, f] = activation(gate[f, :] · x) · (up[f, :] · x), for each slot s: a token's expert, or the one row; h is
-//         written as int8 (q8.cuh), which is how the next product wants it. Grid (slots, hidden / 32), 8 warps of which
-//         each takes 4 rows of gate and of up, so that a block makes one block of h.
+// gated   h[s, f] = activation(gate[f, :] · x) · (up[f, :] · x), for each slot s: a token's expert, or the one row; h
+//         is written as int8 (q8.cuh), which is how the next product wants it. Grid (slots, hidden / 32), 8 warps of
+//         which each takes 4 rows of gate and of up, so that a block makes one block of h.
 // summed  y[t, d] = sum over u of shares[t, u] · (down[ids[t, u]][d, :] · h[t, u, :]). Grid (tokens, groups of rows);
 //         rows and warps as in products_few.cuh, each over all experts of the token.
 //
@@ -19,8 +19,8 @@ __device__ __forceinline__ float activate(int kind, float x) {
   return kind == 0 ? silu_of(x) : kind == 1 ? gelu_of(x) : relu_of(x);
 }
 
-// `used` is 0 where there are no ids; up's rows begin at row `up_first` of its matrix; `values` and `own` as in mmvq.cu.
-// Slots from `slots` on are those of the shared experts.
+// `used` is 0 where there are no ids; up's rows begin at row `up_first` of its matrix; `values` and `own` are as in
+// mmvq.cu. Slots from `slots` on are those of the shared experts.
 template <class T>
 __global__ void __launch_bounds__(GATED_WARPS * 32)
     gated(Tensor gate, Tensor up, Tensor ids, const int8_t* codes, const Factor* factors, Tensor values, int own,

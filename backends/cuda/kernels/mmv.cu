@@ -1,9 +1,8 @@
 // Products of weights and a few rows of x in float32: y[n, m] = sum over k of x[n, k] · w[m, k].
 //
-// Geometry: products_few.cuh. `mmv` is for floats whose rows begin at multiples of 16 bytes: a lane has 64 bytes of each
-// row of w on their way at a time, 32 for several rows of x. Reads w once, and x from the caches once for ROWS rows of
-// w: bound by memory.
-// `mmv_any` is for all else, of any dtype and strides, and slow.
+// Geometry: products_few.cuh. `mmv` is for floats whose rows begin at multiples of 16 bytes: a lane has 64 bytes of
+// each row of w on their way at a time, 32 for several rows of x. Reads w once, and x from the caches once for ROWS
+// rows of w: bound by memory. `mmv_any` is for all else, of any dtype and strides, and slow.
 #include "blocks.cuh"
 #include "products_few.cuh"
 

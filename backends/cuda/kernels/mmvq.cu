@@ -1,9 +1,10 @@
 // Products of quantized weights and a few rows of x in int8: y[n, m] = sum over k of x[n, k] · w[m, k].
 //
 // Geometry: products_few.cuh; what a warp does: mmvq.cuh. Up to three matrices are multiplied by the same x, one after
-// the other along the grid's axis y: groups of rows before `end` are those of first_w, before `next_end` those of next_w.
-// For one column, x may be given as `values` in float32, of which each block makes codes of its own. `joined` short rows,
-// of 2048 elements together, may be taken as one, so that all lanes have work.
+// the other along the grid's axis y: groups of rows before `end` are those of first_w, before `next_end` of next_w.
+//
+// For one column, x may be given as `values` in float32, of which each block makes codes of its own. `joined` short
+// rows, of 2048 elements together, may be taken as one, so that all lanes have work.
 //
 // Reads w once, 0.56 bytes an element for q4_0, and x from the caches once for ROWS rows of w: bound by memory.
 #include "mmvq.cuh"
@@ -21,8 +22,8 @@ __device__ __forceinline__ Tensor one_of(int which, const Tensor& a, const Tenso
 template <class T, int COLUMNS>
 __global__ void __launch_bounds__(WARPS * 32)
     mmvq(Tensor first_y, Tensor first_w, Tensor next_y, Tensor next_w, Tensor last_y, Tensor last_w, int end,
-         int next_end, Tensor ids, const int8_t* codes, const Factor* factors, Tensor values, int own,
-         int joined, PLACE_PARAMETERS) {
+         int next_end, Tensor ids, const int8_t* codes, const Factor* factors, Tensor values, int own, int joined,
+         PLACE_PARAMETERS) {
   DYNAMIC_SHARED(char, shared);
   const int which = (int)blockIdx.y < end ? 0 : (int)blockIdx.y < next_end ? 1 : 2;
   const int64_t group = blockIdx.y - (which == 0 ? 0 : which == 1 ? end : next_end);

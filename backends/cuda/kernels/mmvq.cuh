@@ -1,7 +1,7 @@
 // How warps multiply quantized rows of w by rows of x in int8 (q8.cuh), for mmvq.cu and feed_forward.cu.
 //
-// A warp goes on in steps of 2048 elements of ROWS rows, 64 to a lane. Blocks of w have odd lengths, so the rows come as
-// aligned runs of 16 bytes to shared memory in the background, two steps ahead, and are taken apart there; for most
+// A warp goes on in steps of 2048 elements of ROWS rows, 64 to a lane. Blocks of w have odd lengths, so the rows come
+// as aligned runs of 16 bytes to shared memory in the background, two steps ahead, and are taken apart there; for most
 // dtypes lanes then lie an odd number of words apart, in banks of their own.
 #pragma once
 #include "blocks.cuh"
@@ -34,8 +34,8 @@ struct Codes {
   unsigned blocks;
 };
 
-// Where a block puts codes of its own, in so much shared memory, and what puts a row of float32 there. It is done while w
-// is on its way, so that a short x, read by few blocks, takes no kernel before this one.
+// Where a block puts codes of its own in shared memory, and what puts a row of float32 there. It is done while w is on
+// its way, so that a short x, read by few blocks, takes no kernel before this one.
 __device__ __forceinline__ Codes own_codes(char* shared, unsigned blocks) {
   int8_t* codes = reinterpret_cast<int8_t*>(shared);
   return {codes, reinterpret_cast<const Factor*>(codes + padded_blocks(blocks) * 32), blocks};
@@ -55,7 +55,7 @@ struct XBlock {
   Factor factor;
   __device__ __forceinline__ void load(const Codes& x, int64_t row, unsigned step, unsigned lane, int half) {
     const int64_t first = row * padded_blocks(x.blocks) + step * STEP_BLOCKS;
-    const uint4* planes = reinterpret_cast<const uint4*>(x.codes + first * 32) + lane + 64 * half;  // as codes_at has them
+    const uint4* planes = reinterpret_cast<const uint4*>(x.codes + first * 32) + lane + 64 * half;  // as in codes_at
     low = planes[0];
     high = planes[32];
     factor = x.factors[first + 2 * lane + half];
@@ -137,7 +137,9 @@ template <> struct Pair<q4_0> : WordPair<q4_0> {
   }
 };
 template <> struct Pair<q8_0> : WordPair<q8_0> {
-  __device__ __forceinline__ void take(int half, WBlock<q8_0>& block) const { block.first = {unpack(half, block.codes), 0}; }
+  __device__ __forceinline__ void take(int half, WBlock<q8_0>& block) const {
+    block.first = {unpack(half, block.codes), 0};
+  }
 };
 
 // A place in a warp's work: a step of the rows number `turn` that it takes.

@@ -57,8 +57,8 @@ template <int COLUMNS> struct Place {
   }
 };
 
-// Adds up what lanes, and warps of the same rows, have summed for a group of rows of w, and writes it to rows y_row … of
-// y, which is dense; NaN if not `known`.
+// Adds up what lanes, and warps of the same rows, have summed for a group of rows of w, and writes it to rows y_row …
+// of y, which is dense; NaN if not `known`.
 template <int COLUMNS>
 __device__ __forceinline__ void write_rows(const Tensor& y, float (&sum)[ROWS][COLUMNS], int64_t group, int64_t y_row,
                                            int columns, int split, bool known) {

@@ -1,7 +1,7 @@
-// x as int8: blocks of 32 elements, each element about d · code. How quantize.cu lays them out for mmvq.cu.
+// x as int8: blocks of 32 elements, each element about d · code. How quantize.cu and others lay them out for mmvq.cuh.
 //
-// In mmvq.cu a lane takes two blocks at a time, a warp 64: a step. So that lanes read next to each other, the steps of a
-// row hold 4 planes of 16 bytes for each lane: codes 0 … 15, 16 … 31 of its first block, then of its second.
+// In mmvq.cuh a lane takes two blocks at a time, a warp 64: a step. So that lanes read next to each other, the steps of
+// a row hold 4 planes of 16 bytes for each lane: codes 0 … 15, 16 … 31 of its first block, then of its second.
 #pragma once
 #include "common.cuh"
 
@@ -31,8 +31,8 @@ __device__ __forceinline__ int64_t factor_at(int64_t row, unsigned blocks, unsig
 // The larger of the two, and NaN if one is.
 __device__ __forceinline__ float larger(float a, float b) { return b > a || b != b ? b : a; }
 
-// What elements of a block are multiplied by to be codes, given their largest; 0 where codes tell nothing. An infinity or
-// NaN is told by d then: nothing times d is finite.
+// What elements of a block are multiplied by to be codes, given their largest; 0 where codes tell nothing. An infinity
+// or NaN is told by d then: nothing times d is finite.
 __device__ __forceinline__ float inverse_of(float largest) {
   return largest > 1e-30f && largest < INFINITY ? 127 / largest : 0;
 }

@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(256)
   const int64_t k = blockIdx.x * (int64_t)WIDTH + threadIdx.x % 8 * 8;
   const unsigned outer = blockIdx.z / (unsigned)y.shape[1], inner = blockIdx.z % (unsigned)y.shape[1];
   const int first = blockIdx.y * COLUMNS, columns = min(COLUMNS, count - first);
-  const char* matrix = w.data + (w.shape[0] > 1 ? outer : 0) * w.strides[0] + (w.shape[1] > 1 ? inner : 0) * w.strides[1];
+  const char* matrix = w.data;
+  matrix += (w.shape[0] > 1 ? outer : 0) * w.strides[0] + (w.shape[1] > 1 ? inner : 0) * w.strides[1];
   const int64_t x_row = (int64_t)((x_outer > 1 ? outer : 0) * x_inner + (x_inner > 1 ? inner : 0)) * count + first;
   const float* of_x[COLUMNS];
 #pragma unroll

@@ -1,6 +1,6 @@
 // What a token's experts made, added up: y[t, d] = sum over u of weights[t, u] · x[t, u, d], u = 0 first.
 //
-// Grid (tokens, pieces of a row), a thread for each element of y; reads x once. Rounded as the CPU's: product, then sum.
+// Grid (tokens, pieces of a row), a thread for each element of y; reads x once. Rounded as the CPU's: product, sum.
 #include "common.cuh"
 
 template <class X, class W>
