@@ -1,5 +1,5 @@
-// The functions between layers, as their NumPy references define them, NaN and infinities included. Quotients are within
-// 2 steps of the exact ones; of divisors beyond 2^126 they are 0.
+// The functions between layers, as their NumPy references define them, NaN and infinities included. Quotients are
+// within 2 steps of the exact ones; of divisors beyond 2^126 they are 0.
 #pragma once
 #include "common.cuh"
 

@@ -2,7 +2,7 @@
 //
 //   copy_dense   64 bytes a thread, by loads of 16
 //   transpose    32 x 32 elements a block, through shared memory, where x is dense along another axis than y
-//   copy_items   and join: an item a thread: 16 bytes of dense rows, where strides allow that, else an element or a block
+//   copy_items   and join: an item a thread, 16 bytes of dense rows where strides allow that, else an element or block
 //   convert      plain dtypes; eight elements a thread where both are floats in rows of eights, else one
 //   from_blocks  eight elements of a quantized tensor a thread, to dense floats
 //   to_blocks    a block of 32 elements a warp
@@ -82,7 +82,8 @@ __global__ void __launch_bounds__(256) join(Tensor y, Tensor a, Tensor b, int64_
   if (i >= count) return;
   const bool is_b = i >= count_a;
   const Indices n = is_b ? indices_in(b, n_b, i - count_a) : indices_in(a, n_a, i);
-  copy_item(address_in(y, n, y_step) + (is_b ? offset : 0), is_b ? address_in(b, n, b_step) : address_in(a, n, a_step), bytes);
+  const char* from = is_b ? address_in(b, n, b_step) : address_in(a, n, a_step);
+  copy_item(address_in(y, n, y_step) + (is_b ? offset : 0), from, bytes);
 }
 
 // Element number i of x as a float; of dense float32 where x was expanded to that.
@@ -119,7 +120,8 @@ __global__ void __launch_bounds__(256) convert(Tensor y, Tensor x, const float* 
 }
 
 // y: dense floats; x: quantized, `block` elements in a block, `number` as in FOR_WEIGHT_DTYPE; count: elements.
-__global__ void __launch_bounds__(256) from_blocks(char* y, Tensor x, int64_t count, int y_kind, int number, int block) {
+__global__ void __launch_bounds__(256) from_blocks(char* y, Tensor x, int64_t count, int y_kind, int number,
+                                                   int block) {
   const int64_t first = thread_number() * 8;
   if (first >= count) return;
   int64_t within;

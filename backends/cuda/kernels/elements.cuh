@@ -25,8 +25,8 @@ __device__ __forceinline__ float rounded_to(int kind, float x) {
   return kind == KIND_F16 ? to_float(from_float<f16>(x)) : to_float(from_float<bf16>(x));
 }
 
-// Eight neighbours as they lie in memory; `high` is for f32 only. Loading and unpacking are apart, so that several loads
-// are under way before the first is waited for.
+// Eight neighbours as they lie in memory; `high` is for f32 only. Loading and unpacking are apart, so that several
+// loads are under way before the first is waited for.
 struct RawEight {
   uint4 low, high;
 };
@@ -40,7 +40,8 @@ __device__ __forceinline__ RawEight load_raw(int kind, const char* at) {
 
 __device__ __forceinline__ void unpack(int kind, const RawEight& raw, float (&v)[8]) {
   if (kind == KIND_F32) {
-    const uint32_t words[8] = {raw.low.x, raw.low.y, raw.low.z, raw.low.w, raw.high.x, raw.high.y, raw.high.z, raw.high.w};
+    const uint32_t words[8] = {raw.low.x, raw.low.y, raw.low.z, raw.low.w, raw.high.x, raw.high.y, raw.high.z,
+                               raw.high.w};
 #pragma unroll
     for (int i = 0; i < 8; i++) v[i] = __uint_as_float(words[i]);
     return;

@@ -2,10 +2,17 @@
 // The geometry is in elementwise.cuh.
 #include "elementwise.cuh"
 
-struct add { static constexpr bool two = true; __device__ static float of(float a, float b, float, float) { return a + b; } };
-struct sub { static constexpr bool two = true; __device__ static float of(float a, float b, float, float) { return a - b; } };
-struct mul { static constexpr bool two = true; __device__ static float of(float a, float b, float, float) { return a * b; } };
-struct div_ { static constexpr bool two = true; __device__ static float of(float a, float b, float, float) { return a / b; } };
+#define BINARY(name, operation)                                                                         \
+  struct name {                                                                                         \
+    static constexpr bool two = true;                                                                   \
+    __device__ static float of(float a, float b, float, float) { return a operation b; }                \
+  }
+
+BINARY(add, +);
+BINARY(sub, -);
+BINARY(mul, *);
+BINARY(div_, /);
+
 struct scale {
   static constexpr bool two = false;
   __device__ static float of(float x, float, float factor, float bias) { return factor * x + bias; }

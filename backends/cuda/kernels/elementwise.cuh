@@ -16,7 +16,8 @@ __global__ void __launch_bounds__(256) elementwise(Tensor y, Tensor a, Tensor b,
   Operand right(b, b_kind, flat);
   right.data += b_offset;
   char* target = y.data + first * float_bytes(kind);
-  const bool aligned = is_aligned(y.data) && left.can_be_loaded_by_eight() && (!F::two || right.can_be_loaded_by_eight());
+  const bool aligned = is_aligned(y.data) && left.can_be_loaded_by_eight() &&
+      (!F::two || right.can_be_loaded_by_eight());
   if (width == 8 && first + 8 <= count && aligned) {
     const Indices n = flat ? Indices{0, 0, 0, first} : indices_in(y, y.shape[3], first);
     const RawEight left_raw = left.raw(n);

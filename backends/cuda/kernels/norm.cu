@@ -1,5 +1,5 @@
-// Root mean square norm of rows: y = x / sqrt(mean(x²) + eps) · weight, where x may be a sum that is kept too: a + b, or
-// a + (b + c), each addition rounded to its own dtype.
+// Root mean square norm of rows: y = x / sqrt(mean(x²) + eps) · weight, where x may be a sum that is kept too: a + b,
+// or a + (b + c), each addition rounded to its own dtype.
 //
 // A row is shared by the threads of one threadIdx.y: a warp for each 256 elements, 32 warps at most. Each thread holds
 // eight neighbours (loads of 16 bytes), so that a row of up to 8192 is read once and written once; a longer row, or one
@@ -34,8 +34,9 @@ template <int WIDTH> __device__ __forceinline__ void add_row(float (&v)[WIDTH], 
 }
 
 template <int TERMS, int WIDTH>
-__device__ __forceinline__ void normalise(char* y, char* sum, const Row& a, const Row& b, const Row& c, const Row& weight,
-                                          int n, int kind, int inner_kind, float eps, float* shared) {
+__device__ __forceinline__ void normalise(char* y, char* sum, const Row& a, const Row& b, const Row& c,
+                                          const Row& weight, int n, int kind, int inner_kind, float eps,
+                                          float* shared) {
   const int bytes = float_bytes(kind), first = threadIdx.x * WIDTH, pace = blockDim.x * WIDTH;
   const bool is_held = n <= pace;
   float v[WIDTH], weights[WIDTH], squares = 0;
@@ -84,7 +85,9 @@ __global__ void __launch_bounds__(1024) rms_norm(Tensor y, Tensor sum, Tensor a,
   const bool aligned = is_aligned(y.data) && is_aligned(sum.data) && is_aligned(row_a.data) && is_aligned(row_b.data) &&
                        is_aligned(row_c.data) && is_aligned(weight);
   if (by_eight && aligned)
-    normalise<TERMS, 8>(y.data + start, sum.data + start, row_a, row_b, row_c, weights, n, kind, inner_kind, eps, shared);
+    normalise<TERMS, 8>(y.data + start, sum.data + start, row_a, row_b, row_c, weights, n, kind, inner_kind, eps,
+                        shared);
   else
-    normalise<TERMS, 1>(y.data + start, sum.data + start, row_a, row_b, row_c, weights, n, kind, inner_kind, eps, shared);
+    normalise<TERMS, 1>(y.data + start, sum.data + start, row_a, row_b, row_c, weights, n, kind, inner_kind, eps,
+                        shared);
 }

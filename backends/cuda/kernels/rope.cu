@@ -4,12 +4,12 @@
 // A launch has up to three jobs, blockIdx.z. Each takes rows [tokens, heads, row] of x and
 //   TURNS    turns pairs of them, or
 //   NORMS    scales a token's one row to unit root mean square, or takes them as they are; and
-//   STORES   writes a token's rows into row ids[token] of a cache y, `before` bytes into it, or else to y, which is dense.
-// A thread has one pair of a row (or one element that does not turn) for several heads of one token: the angle is worked
-// out once, in float64, so that it is exact at any position, and its whole quarter turns are taken off before the rest
-// becomes float32. Block: 256 threads, pairs and elements x heads; grid: (tokens, parts of a row x groups of heads, jobs).
-// Where the cache is quantized, a warp makes blocks of 32 elements instead, each lane one element. Reads and writes every
-// element once; bound by bandwidth, where a thread has heads enough to pay for the angle, for few
+//   STORES   writes a token's rows into row ids[token] of a cache y, `before` bytes into it, or else to dense y.
+// A thread has one pair of a row (or one element that does not turn) for several heads of one token: the angle is
+// worked out once, in float64, so that it is exact at any position, and its whole quarter turns are taken off before
+// the rest becomes float32. Block: 256 threads, pairs and elements x heads; grid: (tokens, parts of a row x groups of
+// heads, jobs). Where the cache is quantized, a warp makes blocks of 32 elements instead, each lane one element. Reads
+// and writes every element once; bound by bandwidth, where a thread has heads enough to pay for the angle, for few
 // tokens by latency.
 #include "items.cuh"
 #include "rotation.cuh"
@@ -43,7 +43,8 @@ struct Norming {
 __device__ __forceinline__ bool is_float(int kind) { return kind == KIND_F32 || kind == KIND_F16 || kind == KIND_BF16; }
 
 // Where a job's results for a token go; null where the cache has no such row.
-__device__ __forceinline__ char* target_of(const Job& job, const Tensor& ids, int id_bytes, int64_t token, int64_t row_bytes) {
+__device__ __forceinline__ char* target_of(const Job& job, const Tensor& ids, int id_bytes, int64_t token,
+                                           int64_t row_bytes) {
   if (!(job.what & STORES)) return job.y.data + token * row_bytes;
   const int64_t id = load_integer(id_bytes, ids.data + token * ids.strides[3]);
   return id >= 0 && id < job.y.shape[2] ? job.y.data + job.before + id * job.y.strides[2] : nullptr;
@@ -97,8 +98,9 @@ __device__ __forceinline__ float turned(const Job& job, const Turning& turning, 
 }
 
 // One item of a row for the heads of this thread: a pair, or an element that does not turn.
-__device__ __forceinline__ void turn_item(const Job& job, const Turning& turning, const char* source, char* target, int row,
-                                          int dims, int item, int position, int head, int heads, int pace, int count) {
+__device__ __forceinline__ void turn_item(const Job& job, const Turning& turning, const char* source, char* target,
+                                          int row, int dims, int item, int position, int head, int heads,
+                                          int pace, int count) {
   const int pairs = dims / 2, bytes = float_bytes(job.y_kind);
   float cosine = 1, sine = 0;
   int a = item - pairs, b = -1;  // the elements of the pair; b < 0: one that does not turn
@@ -129,8 +131,9 @@ __device__ __forceinline__ void turn_item(const Job& job, const Turning& turning
   }
 }
 
-__device__ __forceinline__ void do_job(const Job& job, const Turning& turning, const Norming& norm, const Tensor& positions,
-                                       const Tensor& ids, int id_bytes, int heads_of_thread) {
+__device__ __forceinline__ void do_job(const Job& job, const Turning& turning, const Norming& norm,
+                                       const Tensor& positions, const Tensor& ids, int id_bytes,
+                                       int heads_of_thread) {
   const int64_t token = blockIdx.x;
   const bool turns = job.what & TURNS;
   const int row = (int)job.x.shape[3], heads = turns ? (int)job.x.shape[2] : 1, dims = turns ? turning.by.dims : 0;
@@ -162,15 +165,17 @@ __device__ __forceinline__ void do_job(const Job& job, const Turning& turning, c
   turn_item(job, turning, source, target, row, dims, item, position, head, heads, down, heads_of_thread);
 }
 
-// positions: [T] i32, for all batches of tokens; factors: [dims / 2] f32, or null; ids: [T]; weight: of a norm, or null.
+// positions: [T] i32, for all batches of tokens; factors: [dims / 2] f32, or null; ids: [T]; weight: of a norm, or
+// null.
 __global__ void __launch_bounds__(256) rope(
-    Tensor positions, const char* factors, int factor_step, int dims, int neighbours, int64_t log2_base, int64_t freq_scale,
-    int64_t ext_factor, int ramp_low, float ramp_width, float magnitude, int heads_of_thread, Tensor ids, int id_bytes,
-    const char* weight, int weight_kind, int weight_step, float eps, Tensor y0, Tensor x0, int what0, int y_kind0, int kind0,
-    int first0, int64_t before0, Tensor y1, Tensor x1, int what1, int y_kind1, int kind1, int first1, int64_t before1,
+    Tensor positions, const char* factors, int factor_step, int dims, int neighbours, int64_t log2_base,
+    int64_t freq_scale, int64_t ext_factor, int ramp_low, float ramp_width, float magnitude, int heads_of_thread,
+    Tensor ids, int id_bytes, const char* weight, int weight_kind, int weight_step, float eps,
+    Tensor y0, Tensor x0, int what0, int y_kind0, int kind0, int first0, int64_t before0,
+    Tensor y1, Tensor x1, int what1, int y_kind1, int kind1, int first1, int64_t before1,
     Tensor y2, Tensor x2, int what2, int y_kind2, int kind2, int first2, int64_t before2) {
-  const Turning turning = {{dims, double_of(log2_base), double_of(freq_scale), double_of(ext_factor), ramp_low, ramp_width},
-                           neighbours, magnitude, factors, factor_step};
+  const Rotation by = {dims, double_of(log2_base), double_of(freq_scale), double_of(ext_factor), ramp_low, ramp_width};
+  const Turning turning = {by, neighbours, magnitude, factors, factor_step};
   const Norming norm = {weight, weight_kind, weight_step, eps};
   const Job job = blockIdx.z == 0   ? Job{y0, x0, what0, y_kind0, kind0, first0, before0}
                   : blockIdx.z == 1 ? Job{y1, x1, what1, y_kind1, kind1, first1, before1}

@@ -87,13 +87,13 @@ __device__ __forceinline__ void keep_best_groups(Experts<EACH>& all, const float
 }
 
 // ids, weights: [T, U] i32 and f32, dense, U <= 32; logits: [T, E] f32; bias: [E] f32 on the scores for the choice, or
-// null. The weights are the chosen experts' scores; then, where asked for, their softmax; divided by their sum, which is
-// limited to low … high; times a factor.
+// null. The weights are the chosen experts' scores; then, where asked for, their softmax; divided by their sum, which
+// is limited to low … high; times a factor.
 template <int EACH>
-__global__ void __launch_bounds__(128, 2) route(int* ids, float* weights, Tensor logits, const char* bias, int bias_step,
-                                             int gate, int used, int groups, int groups_used, int best_of_group,
-                                             int softmax_of_chosen, int divide_by_sum, float low, float high,
-                                             float factor) {
+__global__ void __launch_bounds__(128, 2) route(int* ids, float* weights, Tensor logits, const char* bias,
+                                                int bias_step, int gate, int used, int groups, int groups_used,
+                                                int best_of_group, int softmax_of_chosen, int divide_by_sum, float low,
+                                                float high, float factor) {
   const int64_t token = blockIdx.x * (int64_t)blockDim.y + threadIdx.y;
   const bool exists = token < logits.shape[2];  // a warp without a token takes the last one, and writes nothing
   const int lane = threadIdx.x;
@@ -104,7 +104,8 @@ __global__ void __launch_bounds__(128, 2) route(int* ids, float* weights, Tensor
 #pragma unroll
   for (int j = 0; j < EACH; j++) {
     const int expert = lane + 32 * j;
-    all.scores[j] = expert < rule.experts ? *reinterpret_cast<const float*>(row + expert * logits.strides[3]) : -INFINITY;
+    const float* logit = reinterpret_cast<const float*>(row + expert * logits.strides[3]);
+    all.scores[j] = expert < rule.experts ? *logit : -INFINITY;
     highest = fmaxf(highest, all.scores[j]);
   }
   if (gate == SOFTMAX) {

@@ -69,8 +69,8 @@ struct Transfer {
   char* to;
   const char* from;
 };
-__device__ __forceinline__ Transfer transfer_of(const Tensor& target, const Tensor& rows, const Tensor& ids, int id_bytes,
-                                                int64_t row, int64_t before) {
+__device__ __forceinline__ Transfer transfer_of(const Tensor& target, const Tensor& rows, const Tensor& ids,
+                                                int id_bytes, int64_t row, int64_t before) {
   Indices n;
   n.i0 = divided(divided(row, rows.shape[2], n.i2), target.shape[1], n.i1);
   const int64_t chosen = id_of(ids, id_bytes, n, target.shape[2]);
@@ -136,7 +136,8 @@ __global__ void __launch_bounds__(256) add_id(Tensor y, Tensor x, Tensor bias, T
     return;
   }
   for (int i = 0; i < width; i++) {
-    const float sum = load_as_float(kind, from + i * x.strides[3]) + load_as_float(bias_kind, more + i * bias.strides[3]);
-    store_float(kind, to + i * float_bytes(kind), sum + nothing);
+    const float own = load_as_float(kind, from + i * x.strides[3]);
+    const float added = load_as_float(bias_kind, more + i * bias.strides[3]);
+    store_float(kind, to + i * float_bytes(kind), own + added + nothing);
   }
 }

@@ -27,7 +27,8 @@ __global__ void __launch_bounds__(128) rank_rows(Tensor y, Tensor x, int kind, i
   const char* source = row_address(x, row);
   int* target = reinterpret_cast<int*>(y.data) + row * k;
   uint64_t* keys = all_keys[threadIdx.y];
-  for (int i = threadIdx.x; i < n; i += 32) keys[i] = key_of(load_as_float(kind, source + i * x.strides[3]), i, ascending);
+  for (int i = threadIdx.x; i < n; i += 32)
+    keys[i] = key_of(load_as_float(kind, source + i * x.strides[3]), i, ascending);
   __syncwarp();
   for (int i = threadIdx.x; i < n; i += 32) {
     const uint64_t mine = keys[i];
@@ -83,8 +84,8 @@ __device__ __forceinline__ int greater_than(const uint64_t* keys, int count, uin
   return low;
 }
 
-// Grid: (elements of a row / 256, rows up to 65535 at a time). Runs of `length` become runs of twice that, from `from` to
-// `to`, both [rows][n]; at the last pass, where `to` is null, the order goes to y.
+// Grid: (elements of a row / 256, rows up to 65535 at a time). Runs of `length` become runs of twice that, from `from`
+// to `to`, both [rows][n]; at the last pass, where `to` is null, the order goes to y.
 __global__ void __launch_bounds__(256) merge_runs(Tensor y, const uint64_t* from, uint64_t* to, int64_t rows, int n,
                                                   int length) {
   const int i = blockIdx.x * 256 + threadIdx.x, k = (int)y.shape[3];
