@@ -31,6 +31,7 @@ __global__ void __launch_bounds__(256) get_rows(Tensor y, Tensor x, Tensor ids, 
     store_eight(KIND_F32, reinterpret_cast<char*>(target), v);
     return;
   }
+#pragma unroll 1
   for (int i = 0; i < width; i++) target[i] = chosen >= 0 ? load_as_float(kind, source + i * x.strides[3]) : NAN;
 }
 
@@ -97,6 +98,7 @@ __global__ void __launch_bounds__(256) set_rows(Tensor target, Tensor rows, Tens
     store_eight(kind, to, v);
     return;
   }
+#pragma unroll 1
   for (int i = 0; i < width; i++)
     store_float(kind, to + i * target.strides[3], load_as_float(row_kind, from + i * rows.strides[3]));
 }
@@ -135,6 +137,7 @@ __global__ void __launch_bounds__(256) add_id(Tensor y, Tensor x, Tensor bias, T
     store_eight(kind, to, v);
     return;
   }
+#pragma unroll 1
   for (int i = 0; i < width; i++) {
     const float own = load_as_float(kind, from + i * x.strides[3]);
     const float added = load_as_float(bias_kind, more + i * bias.strides[3]);

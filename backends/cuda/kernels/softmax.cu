@@ -23,7 +23,8 @@ struct Logits {
 // y: dense, of x's shape and dtype; a row that is hidden everywhere gives zeros. mask: repeats where its axes have
 // length 1, not read unless has_mask. sinks: [shape[1]] logits that take their share of axis 1's rows, or null.
 __global__ void __launch_bounds__(1024) soft_max(Tensor y, Tensor x, Tensor mask, const char* sinks, int kind,
-                                                 int mask_kind, int has_mask, int sink_kind, int sink_step, float scale) {
+                                                 int mask_kind, int has_mask, int sink_kind, int sink_step,
+                                                 float scale) {
   __shared__ float shared[32];
   const int64_t row = row_of_thread();
   if (row >= y.shape[0] * y.shape[1] * y.shape[2]) return;
