@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphrt.buffer import Buffer, Location, failed_copy
+from graphrt.buffer import ALIGNMENT, Buffer, Location, failed_copy
 from graphrt.dtypes import Array
 from graphrt.errors import KernelError
 
@@ -20,7 +20,8 @@ class CudaBuffer(Buffer):
     def __init__(self, memory: str, nbytes: int, device: Device) -> None:
         self.memory, self.nbytes = memory, nbytes
         self._device = device
-        self.device_address, self._keeps = device.allocate(max(1, nbytes))
+        # Kernels read whole pieces of 16 bytes, and so up to 15 bytes past a tensor.
+        self.device_address, self._keeps = device.allocate(max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT)
 
     def read(self, offset: int, nbytes: int) -> Array:
         into = np.empty(nbytes, np.uint8)
