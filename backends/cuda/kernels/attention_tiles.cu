@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(32 * WARPS, WARPS == 4 ? 2 : 1)
   }
 
   const int cells = (int)cell_pos.shape[3] - first_word * 32 * CELLS;  // k and v begin with the first of these
-  const auto first_of = [&](int chunk) { return (int64_t)(first_word * 32 + chunk) * CELLS + thread; };
+  const auto cell_of = [&](int chunk) { return (int64_t)(first_word * 32 + chunk) * CELLS + thread; };
   const auto keep_cells = [&](int slot, int chunk, int position, int64_t all) {
     if (thread >= CELLS || chunk < 0) return;
     bool any = false;
@@ -62,13 +62,13 @@ __global__ void __launch_bounds__(32 * WARPS, WARPS == 4 ? 2 : 1)
   while (true) {
     const int after = chunks.next(), next_slot = slot == 2 ? 0 : slot + 1, after_slot = slot == 0 ? 2 : slot - 1;
     const bool exists = thread < CELLS && after >= 0 && after * CELLS + thread < cells;
-    const int position_after = exists ? at<i32>(cell_pos, 0, 0, 0, first_of(after)) : -1;
-    const int64_t sequences_after = exists ? at<i64>(cell_seq, 0, 0, 0, first_of(after)) : 0;
+    const int position_after = exists ? at<i32>(cell_pos, 0, 0, 0, cell_of(after)) : -1;
+    const int64_t sequences_after = exists ? at<i64>(cell_seq, 0, 0, 0, cell_of(after)) : 0;
     wait_for_copies<0>();
     __syncthreads();
     if (next >= 0)
-      load_tile<T, P, DK, DV, SHARED, TILES, CELLS>(tiles + (buffer ^ 1) * P::TILE, keys, values, (int64_t)next * CELLS,
-                                             seen[next_slot]);
+      load_tile<T, P, DK, DV, SHARED, TILES, CELLS>(tiles + (buffer ^ 1) * P::TILE, keys, values,
+                                                    (int64_t)next * CELLS, seen[next_slot]);
     if (chunk < 0 && next >= 0) load_queries<T, P, DK>(queries, row_scales, q, q_kind, places, scale);
     if (chunk >= 0) {
       const T* tile = tiles + buffer * P::TILE;

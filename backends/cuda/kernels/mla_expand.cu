@@ -137,13 +137,14 @@ __global__ void __launch_bounds__(256)
     commit_copies();
   };
   const int first_row = warp / 4 * 64, first_column = warp % 4 * 32;
+  const bool has_results = cell + first_row < cells && first + first_column < outputs;
   float sums[4][4][4] = {};
   int buffer = 0;
   for (int start = -STEP; start < rank; start += STEP, buffer ^= 1) {
     wait_for_copies<0>();
     __syncthreads();
     if (start + STEP < rank) load(start + STEP, buffer ^ 1);
-    if (start < 0) continue;
+    if (start < 0 || !has_results) continue;
     const T* a_row = from + buffer * FROM + (first_row + lane % 16) * (STEP + PADDING) + lane / 16 * 8;
 #pragma unroll
     for (int r = 0; r < STEP; r += 16) {

@@ -50,6 +50,14 @@ def test_tokens_of_several_sequences():
     agrees(attention(6, (4, 2), 64, 900, "f16", sequences=3, window=100, softcap=20.0))
 
 
+def test_few_of_very_many_cells():
+    cells, cell = 70_000, np.arange(70_000)  # of 60 sequences, one behind the other
+    owner = np.int64(1) << np.minimum(cell // 1166, 59)
+    places = [leaf([1165, 583, 3], "i32"), leaf([0, 59, 31], "i32"), leaf(cell % 1166, "i32"), leaf(owner, "i64")]
+    k, v = drawn(cells, 1, 8, dtype="f16", seed=1), drawn(cells, 1, 8, dtype="f16", seed=2)
+    agrees(ops.attention(drawn(3, 2, 8), k, v, *places, scale=0.3, window=300))
+
+
 @pytest.mark.parametrize("width", [64, 80, 128, 192])
 def test_a_prompt(width: int):
     agrees(attention(133, (2, 1), width, 200, "f16"))
