@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(128)
                  int64_t log2_base, int64_t freq_scale, int64_t ext_factor, int ramp_low, float ramp_width) {
   DYNAMIC_SHARED(double, speeds);  // [pairs], then cosines and sines
   float2* turns = reinterpret_cast<float2*>(speeds + pairs);
-  const Rotation by = {2 * pairs, double_of(log2_base), double_of(freq_scale), double_of(ext_factor), ramp_low, ramp_width};
+  const Rotation by = {2 * pairs, double_of(log2_base), double_of(freq_scale), double_of(ext_factor), ramp_low,
+                       ramp_width};
   for (int pair = threadIdx.x; pair < pairs; pair += blockDim.x)
     speeds[pair] = speed_of(by, pair) / (has_factors ? (double)at<f32>(factors, 0, 0, 0, pair) : 1.0);
   const int heads = (int)x.shape[2], pieces = pitch / 8, width = (int)x.shape[3] * elements_of_block(dtype);

@@ -1,11 +1,11 @@
 // Attention on tensor cores: y = softmax(scale · q · kᵀ) · v, in tiles of 16-bit floats with sums in float32.
 //
-// Grid (blocks of 16 · TILES rows, kv heads, parts of the cells). All rows of a block share each tile of CELLS keys and
-// values in shared memory, so that a cell's bytes are read once for all heads that share them; the next tile arrives
-// while one is multiplied. For scores, warps share out rows and cells; for the mix, columns of values, so that powers go
-// through shared memory, and each warp keeps its columns of all rows in registers. SHARED: values are the first DV
-// elements of keys. Decoding (TILES = 1) is bound by the cache's bytes, prompts and 128 heads of MLA (TILES = 4) by
-// tensor cores and shared memory.
+// Grid (blocks of 16 · TILES rows, kv heads, parts of the cells). All rows of a block share each tile of CELLS keys
+// and values in shared memory, so that a cell's bytes are read once for all heads that share them; the next tile
+// arrives while one is multiplied. For scores, warps share out rows and cells; for the mix, columns of values, so that
+// powers go through shared memory, and each warp keeps its columns of all rows in registers. SHARED: values are the
+// first DV elements of keys. Decoding (TILES = 1) is bound by the cache's bytes, prompts and 128 heads of MLA
+// (TILES = 4) by tensor cores and shared memory.
 #include "attention_tiles.cuh"
 
 template <class T, int DK, int DV, bool SHARED, int TILES, int WARPS, int CELLS>
@@ -173,8 +173,8 @@ __global__ void __launch_bounds__(32 * WARPS, WARPS == 4 ? 2 : 1)
     for (int half = 0; half < 2; half++) {
       const int r = i * 16 + half * 8 + lane / 4;
       if (r >= existing) continue;
-      float* target = partial_data ? partial.mix(part + places[r]) : &at<f32>(y, 0, places[r] / heads, places[r] % heads, 0);
-      target += first_column;
+      const int token = places[r] / heads, query = places[r] % heads;
+      float* target = (partial_data ? partial.mix(part + places[r]) : &at<f32>(y, 0, token, query, 0)) + first_column;
       const float factor = row_scales[r], factor_before = shrinks[r];
 #pragma unroll
       for (int j = 0; j < P::COLUMN_TILES; j++)

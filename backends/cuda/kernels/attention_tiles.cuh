@@ -64,8 +64,8 @@ template <class T> __device__ __forceinline__ uint4 expanded8(const char* row, i
   return make_uint4(packed(v[0], v[1], T()), packed(v[2], v[3], T()), packed(v[4], v[5], T()), packed(v[6], v[7], T()));
 }
 
-// Where a piece of eight elements of a tile comes from, and where it goes; a row has the pieces of its key, then those of
-// its value.
+// Where a piece of eight elements of a tile comes from, and where it goes; a row has the pieces of its key, then its
+// value's.
 template <class T, class P, int DK, int DV, bool SHARED> struct Piece {
   static constexpr int OF_KEY = DK / 8, OF_ROW = OF_KEY + (SHARED ? 0 : DV / 8);
   const char* source;  // of the row
@@ -211,7 +211,8 @@ __device__ __forceinline__ void score(float (&s)[P::ROW_TILES][P::CELL_TILES][4]
     const bool is_second = cell_warp % 2;
     float both[P::ROW_TILES][2][4] = {};
     const int begin = is_second ? width / 2 : 0;  // a multiple of 16
-    add_products<T, P::ROW_TILES, 2, P::KEY>(both, queries + begin, tile + cell_warp / 2 * 16 * P::KEY + begin, width / 2);
+    const T* keys = tile + cell_warp / 2 * 16 * P::KEY;
+    add_products<T, P::ROW_TILES, 2, P::KEY>(both, queries + begin, keys + begin, width / 2);
     float4* sums = reinterpret_cast<float4*>(exchange) + lane;
 #pragma unroll
     for (int i = 0; i < P::ROW_TILES; i++) {
@@ -229,7 +230,8 @@ __device__ __forceinline__ void score(float (&s)[P::ROW_TILES][P::CELL_TILES][4]
       for (int e = 0; e < 4; e++) s[i][0][e] = (is_second ? both[i][1][e] : both[i][0][e]) + its[e];
     }
   } else {
-    add_products<T, P::ROW_TILES, P::CELL_TILES, P::KEY>(s, queries, tile + cell_warp * P::CELL_TILES * 8 * P::KEY, width);
+    const T* keys = tile + cell_warp * P::CELL_TILES * 8 * P::KEY;
+    add_products<T, P::ROW_TILES, P::CELL_TILES, P::KEY>(s, queries, keys, width);
   }
 }
 

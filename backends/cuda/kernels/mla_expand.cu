@@ -1,13 +1,14 @@
-// Keys and values of all heads out of latents, for a range of cells: k[n, h] = [Wk[h] · c[n] | k_pe[n]], v[n, h] = Wv[h] · c[n].
+// Keys and values of all heads out of latents, for a range of cells: k[n, h] = [Wk[h] · c[n] | k_pe[n]] and
+// v[n, h] = Wv[h] · c[n].
 //
 // Grid (tiles of cells, tiles of outputs: those of keys, of values, and one for k_pe, heads), 256 threads. A tile of
-// cells that nobody sees is left out. Latents [N, r + dr] and weights [H, dn, r] (or [H, r, dn]) are of one float dtype.
-// r · (dn + dv) products a cell and head: bound by tensor cores, for f32 by plain float32 units.
+// cells that nobody sees is left out. Latents [N, r + dr] and weights [H, dn, r] (or [H, r, dn]) are of one float
+// dtype. r · (dn + dv) products a cell and head: bound by tensor cores, for f32 by plain float32 units.
 #include "attention_tiles.cuh"
 
 // Whether any block of rows may see any of `count` cells from `cell` on.
-__device__ __forceinline__ bool anybody_sees(const uint32_t* visible, int row_blocks, int words, int64_t cell, int count,
-                                             int chunk_cells) {
+__device__ __forceinline__ bool anybody_sees(const uint32_t* visible, int row_blocks, int words, int64_t cell,
+                                             int count, int chunk_cells) {
   const int64_t chunk = cell / chunk_cells;
   const uint32_t bits = ((1u << count / chunk_cells) - 1) << chunk % 32;
   bool any = false;
@@ -64,7 +65,8 @@ __global__ void __launch_bounds__(256)
       const int r = by_column ? i / OUTPUTS : i % STEP, o = by_column ? i % OUTPUTS : i / STEP;
       const int64_t element = start + r, output = first + o;
       by[r][o] = element < rank && output < outputs
-                     ? reinterpret_cast<const float*>(weight + (by_column ? element : output) * pitch)[by_column ? output : element]
+                     ? reinterpret_cast<const float*>(weight + (by_column ? element : output) *
+                                                                   pitch)[by_column ? output : element]
                      : 0.0f;
     }
     __syncthreads();
