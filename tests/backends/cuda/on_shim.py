@@ -14,8 +14,8 @@ from graphrt.numerics import normalised_error
 
 
 def on_cuda(*nodes: Tensor, order: int = 7) -> list[np.ndarray]:
-    """The nodes' results, all of the graph computed on the device; buffers are guarded, new memory is NaN."""
-    backend = CudaBackend(ShimDevice(order=order, guarded=True, poisoned=True))
+    """The nodes' results, all computed on the device; buffers are guarded, new memory is NaN, and UBSan watches."""
+    backend = CudaBackend(ShimDevice(order=order, guarded=True, poisoned=True, checked=True))
     return results(backend, nodes)
 
 

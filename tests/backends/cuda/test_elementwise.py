@@ -42,7 +42,7 @@ def test_fill_writes_every_byte_and_no_more(dtype: str, value: float):
 
 
 def test_numbers_of_elements_beyond_32_bits_are_divided_right():
-    device = ShimDevice(guarded=True)
+    device = ShimDevice(guarded=True, checked=True)
     out, _keeps = device.allocate(16)
     got, numbers = np.empty(2, np.int64), np.random.default_rng(0)
     pairs = [(2**32, 1), (2**32 - 1, 2**32 - 1), (5, 2**40), (2**62 - 1, 3), (2**62 - 1, 2**62 - 1), (7, 2)]

@@ -39,7 +39,7 @@ class Fusing(CudaBackend):
 
 def fused(*nodes: Tensor) -> tuple[Fusing, list[np.ndarray]]:
     """The backend that made the groups, and the nodes' results."""
-    backend = Fusing(ShimDevice(order=7, guarded=True, poisoned=True))
+    backend = Fusing(ShimDevice(order=7, guarded=True, poisoned=True, checked=True))
     return backend, results(backend, nodes)
 
 

@@ -28,7 +28,7 @@ def _weight(dtype: str, shape, seed=0) -> Tensor:
 
 
 def _run(node: Tensor, **device):
-    backend = CudaBackend(ShimDevice(guarded=True, poisoned=True, **device))
+    backend = CudaBackend(ShimDevice(guarded=True, poisoned=True, checked=True, **device))
     assert backend.supports(node)
     plan = Scheduler([backend]).plan(Graph(node), assigned={node: backend.name})
     plan.execute()
@@ -50,7 +50,7 @@ def test_quantized_rows_of_several_steps(dtype: str, columns: int, of_x: str):
     w, x = _weight(dtype, (19, 4096 + 768)), _values((columns, 4096 + 768)).astype(dtypes.get(of_x).numpy)
     node = ops.mul_mat(w, graphrt.constant("x", x))
     assert len(products_few.few(node).launches()) == (1 if (columns, of_x) == (1, "f32") else 2)
-    _agrees(node, checked=columns < 6)
+    _agrees(node)
 
 
 @pytest.mark.parametrize("dtype", ["q4_0", "mxfp4", "q6_k", "f16"])
@@ -69,13 +69,13 @@ def test_short_rows_are_joined(dtype: str, width: int, rows: int):
     for height in (rows, rows + 1):
         x = graphrt.constant("x", _values((3, 1, width)))
         _agrees(ops.mul_mat(_weight(dtype, (3, height, width)), x), order=7)
-        _agrees(ops.mul_mat(_weight(dtype, (height, width)), x), checked=True)
+        _agrees(ops.mul_mat(_weight(dtype, (height, width)), x))
 
 
 def test_rows_that_begin_anywhere():
     """Rows of 18-byte blocks, of a matrix that begins within another: each row at another place in its 16 bytes."""
     w = _weight("q4_0", (9, 32 * 67))[1:, 32:]
-    _agrees(ops.mul_mat(w, graphrt.constant("x", _values((2, 32 * 66)))), checked=True)
+    _agrees(ops.mul_mat(w, graphrt.constant("x", _values((2, 32 * 66)))))
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
@@ -83,7 +83,7 @@ def test_rows_that_begin_anywhere():
 def test_floats_in_aligned_rows_with_a_tail(dtype: str, columns: int):
     w, x = _weight(dtype, (13, 2608))[:, :2603], graphrt.constant("x", _values((columns, 2608)))[:, :2603]
     assert "mmv_any" not in products_few.few(ops.mul_mat(w, x)).launches()[-1].kernel.expression
-    _agrees(ops.mul_mat(w, x), checked=True)
+    _agrees(ops.mul_mat(w, x))
 
 
 @pytest.mark.parametrize("dtype", ["f16", "q8_0"])
@@ -115,7 +115,7 @@ def test_what_is_not_finite_stays_so_in_its_row(dtype: str, strange: float):
     x = _values((3, 512))
     x[1, 40] = strange
     with np.errstate(invalid="ignore"):
-        y = _run(ops.mul_mat(_weight(dtype, (6, 512)), graphrt.constant("x", x)), checked=True)
+        y = _run(ops.mul_mat(_weight(dtype, (6, 512)), graphrt.constant("x", x)))
     assert not np.isfinite(y[1]).any()
     assert np.isfinite(y[[0, 2]]).all()
 

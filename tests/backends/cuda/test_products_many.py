@@ -106,7 +106,7 @@ def test_an_expert_that_is_not_there_gives_nan():
     (expected,) = on_cuda(product_of_experts(ids, 3))
     wrong = np.zeros_like(ids, bool)
     wrong[[0, 7, 7, 29], [1, 0, 1, 0]] = True
-    on_zeros = CudaBackend(ShimDevice(guarded=True))
+    on_zeros = CudaBackend(ShimDevice(guarded=True, checked=True))
     (got,) = results(on_zeros, [product_of_experts(np.where(wrong, [[-1, 3]], ids), 3)])
     assert np.isnan(got[wrong]).all()
     np.testing.assert_array_equal(got[~wrong], expected[~wrong])

@@ -31,7 +31,7 @@ class Watched(CudaBackend):
 
 def fused(*nodes: Tensor) -> tuple[list[str], list[np.ndarray]]:
     """The groups that were made, and the nodes' results."""
-    backend = Watched(ShimDevice(order=7, guarded=True, poisoned=True))
+    backend = Watched(ShimDevice(order=7, guarded=True, poisoned=True, checked=True))
     found = results(backend, nodes)
     return backend.found, found
 
