@@ -144,13 +144,13 @@ def frequencies(
     theta = base ** (-2.0 * pair / dims)
     if ext_factor == 0.0:
         return freq_scale * theta
-    low = max(0, floor(_pair_with_turns(beta_fast, dims, base, original_context)))
-    high = min(dims - 1, ceil(_pair_with_turns(beta_slow, dims, base, original_context)))
+    low = max(0, floor(pair_with_turns(beta_fast, dims, base, original_context)))
+    high = min(dims - 1, ceil(pair_with_turns(beta_slow, dims, base, original_context)))
     ramp = ext_factor * (1.0 - np.clip((pair - low) / max(0.001, high - low), 0.0, 1.0))
     return theta * (freq_scale * (1.0 - ramp) + ramp)
 
 
-def _pair_with_turns(turns: float, dims: int, base: float, original_context: int) -> float:
+def pair_with_turns(turns: float, dims: int, base: float, original_context: int) -> float:
     """The pair, as a fraction, that makes so many turns over the original context."""
     return dims * log(original_context / (turns * 2 * pi)) / (2 * log(base))
 

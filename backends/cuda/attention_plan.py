@@ -7,15 +7,14 @@ blocks are few, each takes a part of the cells, and a last kernel brings parts t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import ceil, floor, log2
 
 from graphrt import dtypes
 from graphrt.backends.cuda.attention_shapes import ROWS, TILES, Shape
 from graphrt.backends.cuda.blocks import WEIGHTS, number_of
-from graphrt.backends.cuda.elements import double
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
+from graphrt.backends.cuda.rotation import spectrum
 from graphrt.backends.cuda.units import Unit
-from graphrt.ops.rope import Rotation, _pair_with_turns
+from graphrt.ops.rope import Rotation
 from graphrt.tensor import Tensor
 
 WORD = 32  # chunks in a word of marks
@@ -185,22 +184,12 @@ def convert(
         *[x if cell_pos is None else cell_pos, int(cell_pos is not None)],
         *[cells, x if factors is None else factors, int(factors is not None)],
         *[float(rotation.magnitude), rotation.first, pairs, rotation.mode == "normal"],
-        *_spectrum(rotation, 2 * pairs),
+        *spectrum(rotation, 2 * pairs),
     ]
     parts = 1 if pairs else max(1, min(16, heads * pitch // 8 // THREADS // 4))
     grid = [max(1, min(outer, MOST_BLOCKS)), parts]
     launch = Launch(PREPARE.kernel("convert_rows"), grid, [THREADS], arguments, 16 * pairs)
     return launch, Rows(Workspace(offset), heads * pitch * size, pitch * size, WEIGHTS.index(dtype))
-
-
-def _spectrum(by: Rotation, dims: int) -> list[Argument]:
-    """What rotation.cuh's Rotation is made of, after dims."""
-    low, width = 0, 1.0
-    if by.ext_factor != 0.0 and dims:
-        low = max(0, floor(_pair_with_turns(by.beta_fast, dims, by.base, by.original_context)))
-        high = min(dims - 1, ceil(_pair_with_turns(by.beta_slow, dims, by.base, by.original_context)))
-        width = max(0.001, high - low)
-    return [double(log2(by.base)), double(by.freq_scale), double(by.ext_factor), low, float(width)]
 
 
 def prepared(

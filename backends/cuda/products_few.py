@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,7 +73,7 @@ def codes_of(node: Tensor | None) -> Codes | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Few:
+class Few(ABC):
     """A product with few rows of x. Matrices without batch axes take the rows of all batches as one's."""
 
     node: Tensor
@@ -115,12 +116,13 @@ class Few:
         return split_of(prod(self.grid(columns, ROWS)), steps)
 
     @property
+    @abstractmethod
     def workspace(self) -> int:
-        raise NotImplementedError
+        """Bytes of workspace."""
 
+    @abstractmethod
     def launches(self) -> list[Launch]:
         """What makes the product."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
