@@ -74,7 +74,6 @@ class CupyDevice(Device):
         properties = cupy.cuda.runtime.getDeviceProperties(number)
         self.name = properties["name"].decode()
         self.architecture = str(self._device.compute_capability)
-        self.processors = int(properties["multiProcessorCount"])
         self.speed = _speed(properties, int(self.architecture))
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)

@@ -21,14 +21,12 @@ class Device(ABC):
         name: in debug output.
         architecture: what kernels are compiled for, "90a"; "cpu" for the shim.
         total_bytes: of its memory that may be taken; None where that is the host's.
-        processors: multiprocessors, to size grids by.
         speed: operations per second, and bytes per second of its memory, where known.
     """
 
     name: str
     architecture: str
     total_bytes: int | None
-    processors: int
     speed: tuple[float, float] | None = None
 
     @abstractmethod

@@ -88,15 +88,6 @@ def version() -> tuple[int, int]:
     return major.value, minor.value
 
 
-def architectures() -> list[int]:
-    """The compute capabilities that it compiles for, as 90 for 9.0."""
-    count = ctypes.c_int()
-    _check(_library().nvrtcGetNumSupportedArchs(ctypes.byref(count)))
-    found = (ctypes.c_int * count.value)()
-    _check(_library().nvrtcGetSupportedArchs(found))
-    return list(found)
-
-
 def compile_kernels(kernels: Sequence[Kernel], architecture: str) -> Binary:
     """Compile instances of one unit.
 

@@ -46,7 +46,6 @@ class ShimDevice(Device):
     """
 
     architecture = "cpu"
-    processors = 2
 
     def __init__(
         self,

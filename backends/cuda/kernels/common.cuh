@@ -51,12 +51,6 @@ template <class T> __device__ __forceinline__ T& at(const Tensor& t, int64_t i0,
   return *reinterpret_cast<T*>(t.data + i0 * t.strides[0] + i1 * t.strides[1] + i2 * t.strides[2] + i3 * t.strides[3]);
 }
 
-// The same, where axes of length 1 repeat.
-template <class T>
-__device__ __forceinline__ T& at_repeated(const Tensor& t, int64_t i0, int64_t i1, int64_t i2, int64_t i3) {
-  return at<T>(t, t.shape[0] > 1 ? i0 : 0, t.shape[1] > 1 ? i1 : 0, t.shape[2] > 1 ? i2 : 0, t.shape[3] > 1 ? i3 : 0);
-}
-
 // Address of row number `row`, counted over axes 0 to 2.
 __device__ __forceinline__ char* row_of(const Tensor& t, int64_t row) {
   const int64_t i2 = row % t.shape[2], rest = row / t.shape[2];

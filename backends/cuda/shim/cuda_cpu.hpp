@@ -1,4 +1,4 @@
-// CUDA C++ as plain C++17 for the CPU: what kernels of this folder use of it, no more. See fibers.hpp.
+// CUDA C++ as plain C++17 for the CPU: as much of it as kernels use, here and in other packages. See fibers.hpp.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -83,11 +83,6 @@ template <class T> T max(T a, T b) { return a < b ? b : a; }
 
 inline int __dp4a(int a, int b, int sum) {
   for (int i = 0; i < 32; i += 8) sum += (int8_t)(a >> i) * (int8_t)(b >> i);
-  return sum;
-}
-// Of unsigned bytes in a, as PTX's dp4a.u32.s32.
-inline int dp4a_unsigned(unsigned a, int b, int sum) {
-  for (int i = 0; i < 32; i += 8) sum += (int)(a >> i & 255) * (int8_t)(b >> i);
   return sum;
 }
 inline unsigned __vsub4(unsigned a, unsigned b) {

@@ -50,22 +50,6 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   cuda_cpu::mma_m16n8k16<__half>(d, a, b, "mma_f16");
 }
-// m16n8k32 of int8.
-inline void mma_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  using namespace cuda_cpu;
-  memcpy(fragment(lane(), 0), a, 16);
-  memcpy(fragment(lane(), 16), b, 8);
-  wait_for_warp(~0u, "mma_s8");
-  for (int i = 0; i < 4; i++) {
-    const int r = lane() / 4 + 8 * (i >> 1), n = 2 * (lane() & 3) + (i & 1);
-    for (int k = 0; k < 32; k++) {
-      const int8_t x = *fragment((r & 7) * 4 + (k & 15) / 4, ((r >> 3) + 2 * (k >> 4)) * 4 + (k & 3));
-      const int8_t y = *fragment(n * 4 + (k & 15) / 4, 16 + (k >> 4) * 4 + (k & 3));
-      d[i] += x * y;
-    }
-  }
-  wait_for_warp(~0u, "mma_s8");
-}
 // Four 8 x 8 matrices of two-byte elements, whose rows the lanes' addresses name; `transposed` for .trans.
 template <bool transposed> void load_matrices(uint32_t (&r)[4], const void* row, const char* where) {
   using namespace cuda_cpu;
