@@ -165,6 +165,7 @@ class Model:
         stop: Sequence[str] = (),
         context_shift: bool = False,
         keep: int = 0,
+        ignore_eos: bool = False,
         progress: Progress | None = None,
         **sampling: Any,
     ) -> Generation:
@@ -176,13 +177,15 @@ class Model:
             stop: end before any of these strings.
             context_shift: when the context is full, forget the older half of it and go on, without an end.
             keep: tokens at the prompt's beginning that are not forgotten then, -1: all of them; a BOS token never is.
+            ignore_eos: never choose a token that ends the text.
             progress: is told of a prompt of several ubatches, progress(tokens done, tokens in all).
             sampling: fields of SamplingOptions: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last, seed.
         Returns: an iterator of pieces of text, with `tokens`, `timings` and `finish_reason`.
         Raises: GraphError if the prompt is empty or longer than the context; SettingsError for a sampling option.
         """
         ids = self._prompt_ids(prompt)
-        sampler = Sampler(_sampling_options(sampling), recent=ids)
+        excluded = self.tokenizer.vocabulary.end_of_generation if ignore_eos else ()
+        sampler = Sampler(_sampling_options(sampling), ids, excluded)
         going_on = {"context_shift": context_shift, "keep": keep, "progress": progress}
         return Generation(self.contexts.lend, self.tokenizer, sampler, ids, max_tokens, stop, **going_on)
 

@@ -55,10 +55,12 @@ class Sampler:
     Args:
         options: how to choose.
         recent: tokens that stand before the first choice, such as the prompt's.
+        excluded: tokens that are never chosen.
     """
 
-    def __init__(self, options: SamplingOptions, recent: Iterable[int] = ()) -> None:
+    def __init__(self, options: SamplingOptions, recent: Iterable[int] = (), excluded: Iterable[int] = ()) -> None:
         self.options = options
+        self._excluded = np.fromiter(excluded, np.int64)
         self._recent: deque[int] = deque(recent, maxlen=options.repeat_last)
         self._random = np.random.default_rng(options.seed)
 
@@ -68,6 +70,9 @@ class Sampler:
         Args: logits [V] f32; left as they are.
         """
         options = self.options
+        if self._excluded.size:
+            logits = logits.copy()
+            logits[self._excluded] = -np.inf
         if options.repeat_penalty != 1.0 and self._recent:
             logits = penalise(logits, np.unique(np.fromiter(self._recent, np.int64)), options.repeat_penalty)
         token = int(np.argmax(logits)) if options.temperature <= 0 else self._draw(logits)

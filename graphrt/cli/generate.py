@@ -48,6 +48,9 @@ def generate(
         int | None, typer.Option("-n", "--max-tokens", min=0, help="Tokens to write at most.", show_default="no limit")
     ] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text; repeatable.")] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Never choose a token that ends the text, so that -n alone does.")
+    ] = False,
     temperature: Annotated[
         float, typer.Option("--temperature", "--temp", help="Spread of the choice; 0 takes the most likely token.")
     ] = 0.8,
@@ -95,7 +98,7 @@ def generate(
 
     start = time.perf_counter()
     options = given(mla=mla, k_cache=k_cache, cache_type=cache_type, kv_file=kv_file, sched_debug=verbose or None)
-    request: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or (), **sampling}
+    request: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or (), "ignore_eos": ignore_eos, **sampling}
     request |= {"context_shift": context_shift, "keep": keep}
     # Left by an interrupt or an error too, the model puts its cache's file in order.
     with load(model, n_ctx=ctx_size, threads=threads, **where, **options) as loaded:

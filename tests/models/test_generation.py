@@ -70,6 +70,19 @@ def test_generation_ends_at_an_end_token(model, monkeypatch):
     assert ended.finish_reason == "end token"
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_an_end_token_that_is_ignored_is_not_chosen(model, monkeypatch, temperature):
+    options = {"max_tokens": 20, "temperature": temperature, "seed": 3}
+    generation = model.generate(PROMPT, **options)
+    list(generation)
+    ends = frozenset(generation.tokens)
+    monkeypatch.setitem(model.tokenizer.vocabulary.__dict__, "end_of_generation", ends)
+    going_on = model.generate(PROMPT, ignore_eos=True, **options)
+    list(going_on)
+    assert going_on.finish_reason == "max_tokens"
+    assert not ends & set(going_on.tokens)
+
+
 def test_generation_ends_before_a_stop_string(model):
     text = "".join(model.generate(PROMPT, max_tokens=20, **GREEDY))
     stop = text[5:8]

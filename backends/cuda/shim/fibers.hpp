@@ -2,6 +2,7 @@
 //
 // Blocks run one after the other. A block's threads run in an order that can be turned round or shuffled: what differs
 // between orders is a race. Where nothing can go on, because threads wait at different barriers, the launch fails.
+// Pages that nobody may touch stand before every stack and after the dynamic shared memory.
 #pragma once
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -17,8 +18,11 @@
 namespace cuda_cpu {
 
 constexpr int WARP = 32;
+constexpr size_t PAGE = 4096;
 constexpr size_t STACK_BYTES = 64 * 1024;
+constexpr size_t STACK_ROOM = STACK_BYTES + PAGE;
 constexpr size_t SHARED_LIMIT = 227 * 1024;
+constexpr size_t SHARED_ROOM = 228 * 1024;  // in whole pages
 
 enum class State { ready, at_block_barrier, at_warp_barrier, done };
 
@@ -170,7 +174,7 @@ inline void prepare_block(unsigned x, unsigned y, unsigned z, size_t shared) {
     fiber.index = {(unsigned)(i % block.size.x), (unsigned)(i / block.size.x % block.size.y),
                    (unsigned)(i / block.size.x / block.size.y)};
     getcontext(&fiber.beginning);
-    fiber.beginning.uc_stack.ss_sp = stacks + i * STACK_BYTES;
+    fiber.beginning.uc_stack.ss_sp = stacks + i * STACK_ROOM + PAGE;
     fiber.beginning.uc_stack.ss_size = STACK_BYTES;
     fiber.beginning.uc_link = nullptr;
     makecontext(&fiber.beginning, run_body, 0);
@@ -182,6 +186,30 @@ void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
   kernel(*static_cast<std::remove_const_t<A>*>(arguments[I])...);
 }
 
+inline char* map_pages(size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return memory == MAP_FAILED ? nullptr : (char*)memory;
+}
+
+inline bool make_stacks(size_t count) {
+  if (count <= stack_count) return true;
+  char* made = map_pages(count * STACK_ROOM);
+  if (!made) return false;
+  for (size_t i = 0; i < count; i++)
+    if (mprotect(made + i * STACK_ROOM, PAGE, PROT_NONE)) return false;
+  if (stacks) munmap(stacks, stack_count * STACK_ROOM);
+  stacks = made;
+  stack_count = count;
+  return true;
+}
+
+// Dynamic shared memory of so many bytes, which end, but for an alignment of 128, where a page begins that is guarded.
+inline unsigned char* make_shared(size_t bytes) {
+  static char* const room = map_pages(SHARED_ROOM + PAGE);
+  if (!room || mprotect(room + SHARED_ROOM, PAGE, PROT_NONE)) return nullptr;
+  return (unsigned char*)room + SHARED_ROOM - (bytes + 127) / 128 * 128;
+}
+
 // Run a kernel over its grid; 0 if all is well, else `message` says why not.
 template <class... A>
 int launch(void (*kernel)(A...), const unsigned* grid, const unsigned* size, size_t shared, void** arguments) {
@@ -190,23 +218,15 @@ int launch(void (*kernel)(A...), const unsigned* grid, const unsigned* size, siz
     snprintf(message, sizeof message, "a block of %zu threads with %zu bytes of shared memory", count, shared);
     return 2;
   }
-  if (stack_count < count) {
-    void* memory = mmap(nullptr, count * STACK_BYTES, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) {
-      snprintf(message, sizeof message, "no room for the stacks of %zu threads", count);
-      return 2;
-    }
-    if (stacks) munmap(stacks, stack_count * STACK_BYTES);
-    stacks = (char*)memory;
-    stack_count = count;
+  block.dynamic_shared = make_shared(shared);
+  if (!make_stacks(count) || !block.dynamic_shared) {
+    snprintf(message, sizeof message, "no room for %zu threads and their shared memory", count);
+    return 2;
   }
   struct Bound {
     void (*kernel)(A...);
     void** arguments;
   } bound{kernel, arguments};
-  std::vector<unsigned char> shared_memory(shared + 1024);
-  block.dynamic_shared = (unsigned char*)(((uintptr_t)shared_memory.data() + 1023) & ~(uintptr_t)1023);
   block.grid = {grid[0], grid[1], grid[2]};
   block.size = {size[0], size[1], size[2]};
   block.arguments = &bound;
