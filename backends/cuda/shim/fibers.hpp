@@ -26,6 +26,13 @@ constexpr size_t SHARED_ROOM = 228 * 1024;  // in whole pages
 
 enum class State { ready, at_block_barrier, at_warp_barrier, done };
 
+// 16 bytes on their way into shared memory, in a group that the thread waits for.
+struct PendingCopy {
+  void* shared;
+  const void* global;
+  int group;
+};
+
 struct Fiber {
   jmp_buf point;        // where it goes on
   ucontext_t beginning;
@@ -35,6 +42,8 @@ struct Fiber {
   State state;
   const char* barrier;  // the source line at which it waits
   unsigned mask;        // the lanes that a warp barrier is for
+  std::vector<PendingCopy> copies;  // that it has begun and not waited for; they end with the block
+  int groups;                       // of copies that it has committed
 };
 
 struct Block {
@@ -171,6 +180,8 @@ inline void prepare_block(unsigned x, unsigned y, unsigned z, size_t shared) {
     fiber.number = (int)i;
     fiber.state = State::ready;
     fiber.has_begun = false;
+    fiber.copies.clear();
+    fiber.groups = 0;
     fiber.index = {(unsigned)(i % block.size.x), (unsigned)(i / block.size.x % block.size.y),
                    (unsigned)(i / block.size.x / block.size.y)};
     getcontext(&fiber.beginning);

@@ -33,15 +33,6 @@ template <class T> void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], cons
   wait_for_warp(~0u, where);
 }
 
-struct PendingCopy {
-  void* shared;
-  const void* global;
-  int group;
-};
-// Asynchronous copies arrive when they are waited for, and not before: a wait that is missing shows.
-inline std::vector<std::vector<PendingCopy>> pending(1024);
-inline std::vector<int> committed(1024);
-
 }  // namespace cuda_cpu
 
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -69,17 +60,17 @@ template <bool transposed> void load_matrices(uint32_t (&r)[4], const void* row,
 inline void ldmatrix(uint32_t (&r)[4], const void* row) { load_matrices<false>(r, row, "ldmatrix"); }
 inline void ldmatrix_transposed(uint32_t (&r)[4], const void* row) { load_matrices<true>(r, row, "ldmatrix.trans"); }
 
+// Asynchronous copies arrive when they are waited for, and not before: a wait that is missing shows.
 inline void copy_async(void* shared, const void* global) {
-  const int me = cuda_cpu::block.current->number;
-  cuda_cpu::pending[me].push_back({shared, global, cuda_cpu::committed[me]});
+  cuda_cpu::Fiber& me = *cuda_cpu::block.current;
+  me.copies.push_back({shared, global, me.groups});
 }
-inline void commit_copies() { cuda_cpu::committed[cuda_cpu::block.current->number]++; }
+inline void commit_copies() { cuda_cpu::block.current->groups++; }
 template <int LEFT> void wait_for_copies() {
-  const int me = cuda_cpu::block.current->number;
-  auto& copies = cuda_cpu::pending[me];
+  auto& copies = cuda_cpu::block.current->copies;
   size_t kept = 0;
   for (auto& copy : copies) {
-    if (copy.group < cuda_cpu::committed[me] - LEFT)
+    if (copy.group < cuda_cpu::block.current->groups - LEFT)
       memcpy(copy.shared, copy.global, 16);
     else
       copies[kept++] = copy;

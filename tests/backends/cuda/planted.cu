@@ -40,3 +40,16 @@ template <bool CORRECT> __global__ void meet(float* y) {
 
 // Reads 16 bytes from an address that is a multiple of 4.
 template <int FIRST> __global__ void read_four(float4* y, const float* x) { *y = *(const float4*)(x + FIRST); }
+
+// The first block begins a copy and ends; the second must not have it.
+template <int> __global__ void leave_a_copy(float4* y, const float4* x) {
+  DYNAMIC_SHARED(float4, staged);
+  staged[0] = x[1];
+  if (blockIdx.x == 0) {
+    copy_async(&staged[0], &x[0]);
+    commit_copies();
+  } else {
+    wait_for_copies<0>();
+    y[0] = staged[0];
+  }
+}

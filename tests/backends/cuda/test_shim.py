@@ -17,7 +17,7 @@ from graphrt.errors import KernelError
 
 INSTANCES = [
     *("sum_of_64<true>", "sum_of_64<false>", "copy_by_two_groups<0>", "copy_by_two_groups<1>", "shift<0>", "shift<1>"),
-    *("meet<true>", "meet<false>", "read_four<0>", "read_four<1>"),
+    *("meet<true>", "meet<false>", "read_four<0>", "read_four<1>", "leave_a_copy<0>"),
 ]
 X = np.arange(256, dtype=np.float32)
 
@@ -26,14 +26,17 @@ HERE = Path(__file__).parent
 UNIT = Unit("planted", INSTANCES, folder=HERE)
 
 
-def run(expression: str, threads: int, outputs: int, inputs: int, shared: int = 0, **options: Any) -> np.ndarray:
-    """The floats of y after a launch of one block over so many floats of y and x, on a device of these options."""
+def run(
+    expression: str, threads: int, outputs: int, inputs: int, shared: int = 0, blocks: int = 1, **options: Any
+) -> np.ndarray:
+    """The floats of y after a launch over so many floats of y and x, on a device of these options."""
     device = ShimDevice(**options)
     y, _keeps_y = device.allocate(4 * outputs)
     x, _keeps_x = device.allocate(4 * inputs)
     device.upload(x, X[:inputs])
     arguments = [Whole(y)] if "meet" in expression else [Whole(y), Whole(x)]
-    replay, _ = device.prepare([bind(Launch(UNIT.kernel(expression), [1], [threads], arguments, shared), {}, None)])
+    launch = Launch(UNIT.kernel(expression), [blocks], [threads], arguments, shared)
+    replay, _ = device.prepare([bind(launch, {}, None)])
     replay()
     result = np.empty(outputs, np.float32)
     device.download(y, result)
@@ -58,6 +61,11 @@ def test_a_wait_for_too_few_copies_shows():
     np.testing.assert_array_equal(right, np.concatenate([rows[31::-1], rows[:31:-1]]))
     np.testing.assert_array_equal(wrong[:32], right[:32])
     assert np.isnan(wrong[32:]).all(), "shared memory that nobody wrote is NaN"
+
+
+def test_copies_that_nobody_waits_for_end_with_their_block():
+    """Left to a later kernel, they would write to memory that is something else's by then."""
+    np.testing.assert_array_equal(run("leave_a_copy<0>", 1, 4, 8, shared=16, blocks=2), X[4:8])
 
 
 def test_barriers_that_part_are_an_error():
