@@ -39,18 +39,19 @@ class Batch:
     def __post_init__(self) -> None:
         for name, kind in KINDS.items():
             object.__setattr__(self, name, _row(name, getattr(self, name), kind, len(self.tokens)))
-        for what, values, bound in (("position", self.pos, MAX_POSITION), ("sequence", self.seq_ids, MAX_SEQUENCES)):
-            for value in extremes(values):
-                if not 0 <= value < bound:
-                    raise GraphError(f"[batch] {what} {value} is out of range; it must be 0 to {bound - 1}")
+        _require_range(extremes(self.pos), extremes(self.seq_ids))
 
     @classmethod
     def of(cls, tokens: Sequence[int], start: int = 0, *, sequence: int = 0, all_logits: bool = False) -> Batch:
         """Tokens that follow each other in one sequence from position `start`; logits for all, or for the last."""
         count = len(tokens)
+        _require_range((start, start + max(0, count - 1)), (sequence,))
         wanted = np.zeros(count, bool)
         wanted[0 if all_logits else -1 :] = True
-        return cls(tokens, np.arange(start, start + count), np.full(count, sequence), wanted)
+        pos, seq_ids = np.arange(start, start + count), np.array([sequence] * count, np.int64)
+        batch = cls.__new__(cls)  # what is made here need not be checked for each token that is decoded
+        batch.__dict__.update(tokens=_row("tokens", tokens, "iu", count), pos=pos, seq_ids=seq_ids, want_logits=wanted)
+        return batch
 
     @property
     def phase(self) -> Phase:
@@ -79,6 +80,13 @@ class Batch:
 
     def __getitem__(self, part: slice) -> Batch:
         return Batch(self.tokens[part], self.pos[part], self.seq_ids[part], self.want_logits[part])
+
+
+def _require_range(positions: Sequence[int], sequences: Sequence[int]) -> None:
+    for what, values, bound in (("position", positions, MAX_POSITION), ("sequence", sequences, MAX_SEQUENCES)):
+        for value in values:
+            if not 0 <= value < bound:
+                raise GraphError(f"[batch] {what} {value} is out of range; it must be 0 to {bound - 1}")
 
 
 def _row(name: str, values: Sequence[int] | Array, kind: str, length: int) -> Array:

@@ -88,7 +88,8 @@ def chunk_address(args, item, chunks, pitch):
 @helper
 def distance_ahead(weights, pitch, end, following):
     """How far from a row of a chunk lies what is to be asked for: in its chunk, or in the one to follow."""
-    return AHEAD if weights + pitch + AHEAD <= end else AHEAD + following - end
+    reach = min(AHEAD, CHUNK * pitch)
+    return reach if weights + pitch + reach <= end else reach + following - end
 
 
 @helper

@@ -34,13 +34,14 @@ class Limits:
         """The present limits of the kinds; "f32" stands in for one that the processor has no instruction for."""
         found = {}
         for kind in kinds:
-            rate = self._bandwidth() if kind == BANDWIDTH else peaks.peak(kind, self.size, RUNS)
+            rate = self.bandwidth() if kind == BANDWIDTH else peaks.peak(kind, self.size, RUNS)
             found[kind] = peaks.peak("f32", self.size, RUNS) if rate is None else rate
         return found
 
-    def _bandwidth(self) -> float:
+    def bandwidth(self, runs: int = RUNS) -> float:
+        """Bytes a second of only reading memory, the best of several runs."""
         best = inf
-        for _ in range(RUNS):
+        for _ in range(runs):
             start = time.perf_counter()
             self._pool.run(self._calls.ctypes.data, 1)
             best = min(best, time.perf_counter() - start)

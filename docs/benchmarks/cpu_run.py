@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from docs.benchmarks.cpu_models import cache_bytes, operations, weight_bytes
 from graphrt.models.batch import Batch
 
 CONTEXT_STEP = 256
+PART = 8  # tokens that are decoded between two looks at the limit
 
 
 @dataclass(frozen=True, order=True)
@@ -66,18 +68,25 @@ class Session:
 
     def run(self, test: Trial) -> float:
         """Seconds of the test; what has to stand before it is put there first."""
+        return sum(self.parts(test))
+
+    def parts(self, test: Trial) -> Iterator[float]:
+        """Seconds of the prompt, or of PART decoded tokens after the other."""
         if self._reached != test.depth or not test.depth:
             self.context.clear()
             if test.depth:
                 self.context.decode(Batch.of(self.tokens[: test.depth]))
             self._reached = test.depth
         self.context.seq_rm(0, test.depth)
-        start = time.perf_counter()
         if test.prompt:
+            start = time.perf_counter()
             self.context.decode(Batch.of(self.tokens[test.depth : test.depth + test.prompt], test.depth))
-        for position in range(test.length - test.decode, test.length):
-            self.context.decode(Batch.of(self.tokens[position : position + 1], position))
-        return time.perf_counter() - start
+            yield time.perf_counter() - start
+        for first in range(test.length - test.decode, test.length, PART):
+            start = time.perf_counter()
+            for position in range(first, min(first + PART, test.length)):
+                self.context.decode(Batch.of(self.tokens[position : position + 1], position))
+            yield time.perf_counter() - start
 
     def work(self, test: Trial) -> Mapping[str, float]:
         """Bytes and operations of the test by the kind of limit that holds for them."""
@@ -92,15 +101,36 @@ def measure(session: Session, test: Trial, limits: Limits, rounds: int) -> dict[
     session.run(test)
     speeds, shares, seen = [], [], []
     for _ in range(rounds):
-        seen.append(limits.measure(work))
-        seconds = session.run(test)
+        seconds, found, limit = (prompt_once if test.prompt else decode_once)(session, test, limits, work)
         speeds.append((test.prompt + test.decode) / seconds)
-        shares.append(least_seconds(seen[-1], work) / seconds)
+        shares.append(found)
+        seen.append(limit)
     return {
         "tokens_per_second": [round(speed, 2) for speed in speeds],
         "share": [round(share, 4) for share in shares],
         "limits": {kind: round(statistics.median(each[kind] for each in seen) / 1e9, 1) for kind in work},
     }
+
+
+Once = tuple[float, float, Mapping[str, float]]  # seconds, the share of the limit, and the limits
+
+
+def prompt_once(session: Session, test: Trial, limits: Limits, work: Mapping[str, float]) -> Once:
+    found = limits.measure(work)
+    seconds = session.run(test)
+    return seconds, least_seconds(found, work) / seconds, found
+
+
+def decode_once(session: Session, test: Trial, limits: Limits, work: Mapping[str, float]) -> Once:
+    """Between the parts memory is read: its speed may change by half within a second. The median part's share."""
+    nbytes = work[BANDWIDTH] * PART / test.decode
+    parts, rates = [], [limits.bandwidth(1)]
+    for seconds in session.parts(test):
+        parts.append(seconds)
+        rates.append(limits.bandwidth(1))
+    least = [nbytes * (1 / before + 1 / after) / 2 for before, after in itertools.pairwise(rates)]
+    shares = [limit / seconds for limit, seconds in zip(least, parts, strict=True)]
+    return sum(parts), statistics.median(shares), {BANDWIDTH: statistics.median(rates)}
 
 
 def longest(tests: Iterable[Trial]) -> int:
