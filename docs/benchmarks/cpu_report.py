@@ -20,15 +20,17 @@ PAGE = """# Speed on the CPU
 
 {machine}. Models with random weights: DeepSeek-V2-Lite cut to 4 layers (one dense, three of experts) and Mixtral-8x7B
 cut to 2, both with a vocabulary of 4096, in the file types of llama-quantize. `ppN` is a prompt of N tokens in ubatches
-of 512, `tg64` is 64 tokens one by one, `@ dN` is after N others; the cache is f16. Medians of {rounds} rounds.{before}
+of 512, `tg64` is 64 tokens one by one, `@ dN` is after N others; the cache is f16, the weights are read into memory
+(`--no-mmap`). Medians of {rounds} rounds.{before}
 
 A share is the least time that the machine could take over the time taken. For decoding that is the bytes of the active
 weights, and of the cache at a depth, over the speed of only reading memory; for prompts the operations of the active
 weights over the speed of multiplying registers, in int8 for quantized types and in bf16 for bf16, or, if that takes
 longer, reading the weights of all experts that so many tokens use. Of the last layer's feed-forward part and the output
 only the last token counts, of its attention only the last ubatch and what goes to the cache, since nothing else is
-computed; attention's own products are left out. Limits are measured right before every run: they move on a machine that
-others use too.
+computed; attention's own products are left out. Limits move on a machine that others use too, the bandwidth by half
+within a second: they are measured right before every prompt, and while decoding before and after every eight tokens,
+of whose shares the median counts.
 
 {limits}. {load}
 
@@ -62,8 +64,8 @@ part, and fails where a share fell by more than 15 % of what is recorded here.
 {kernels}
 """
 
-PEERS = """Both read the same files with {threads} threads and an f16 cache, and take turns: medians of {rounds} rounds,
-tokens a second. llama.cpp is the faster one of its two ways, with flash attention and without. Of the last layer's
+PEERS = """Both read the same files with {threads} threads and an f16 cache, and take turns, decoding every eight tokens: medians of
+{rounds} rounds, tokens a second. llama.cpp is the faster one of its two ways, with flash attention and without. Of the last layer's
 feed-forward part and of the output both compute the last token's only. Error: mean squared difference of the two sides'
 logits over their mean square, the median of {tokens} tokens; both round activations, and random weights leave routers
 undecided. Against the same values in f32 llama.cpp is off by 3.5e-3 in V2-Lite's q8_0 file, graphrt by 2.6e-3.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import statistics
 import time
@@ -60,7 +59,7 @@ class Session:
 
     def __init__(self, path: Path, length: int, threads: int) -> None:
         size = -(-length // CONTEXT_STEP) * CONTEXT_STEP
-        model = graphrt.load(path, n_ctx=size, threads=threads)
+        model = graphrt.load(path, n_ctx=size, threads=threads, mmap=False)
         self.file, self.context = model.file, model.new_context()
         vocabulary = self.context.decoder.vocabulary_size
         self.tokens: list[int] = np.random.default_rng(0).integers(0, vocabulary, size).tolist()
@@ -123,14 +122,13 @@ def prompt_once(session: Session, test: Trial, limits: Limits, work: Mapping[str
 
 def decode_once(session: Session, test: Trial, limits: Limits, work: Mapping[str, float]) -> Once:
     """Between the parts memory is read: its speed may change by half within a second. The median part's share."""
-    nbytes = work[BANDWIDTH] * PART / test.decode
-    parts, rates = [], [limits.bandwidth(1)]
-    for seconds in session.parts(test):
-        parts.append(seconds)
+    total, shares, rates = 0.0, [], [limits.bandwidth(1)]
+    for first, seconds in zip(range(0, test.decode, PART), session.parts(test), strict=True):
         rates.append(limits.bandwidth(1))
-    least = [nbytes * (1 / before + 1 / after) / 2 for before, after in itertools.pairwise(rates)]
-    shares = [limit / seconds for limit, seconds in zip(least, parts, strict=True)]
-    return sum(parts), statistics.median(shares), {BANDWIDTH: statistics.median(rates)}
+        nbytes = work[BANDWIDTH] * min(PART, test.decode - first) / test.decode
+        shares.append(nbytes * (1 / rates[-2] + 1 / rates[-1]) / 2 / seconds)
+        total += seconds
+    return total, statistics.median(shares), {BANDWIDTH: statistics.median(rates)}
 
 
 def longest(tests: Iterable[Trial]) -> int:

@@ -27,6 +27,7 @@ from graphrt.cli.options import (
     given,
 )
 from graphrt.cli.placement import Where, warn_of_placement, with_placement
+from graphrt.cli.reading import NoMmap, to_load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,6 +74,7 @@ def bench(
     mla: Mla = None,
     k_cache: KCache = None,
     cache_type: CacheType = None,
+    no_mmap: NoMmap = False,
     *,
     where: Where,
 ) -> None:
@@ -87,7 +89,7 @@ def bench(
 
     longest = max(test.n_prompt + test.n_gen + test.n_depth for test in tests)
     options = given(mla=mla, k_cache=k_cache, cache_type=cache_type)
-    loaded = load(model, n_ctx=longest, threads=threads, **where, **options)
+    loaded = load(to_load(model, no_mmap), n_ctx=longest, threads=threads, **where, **options)
     results: list[BenchResult] = []
     profiles: list[tuple[str, Profile]] = []
     for test in tests:

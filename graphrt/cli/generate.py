@@ -22,6 +22,7 @@ from graphrt.cli.options import (
     given,
 )
 from graphrt.cli.placement import Where, warn_of_placement, with_placement
+from graphrt.cli.reading import NoMmap, to_load
 
 if TYPE_CHECKING:
     from graphrt.models.generation import Generation
@@ -74,6 +75,7 @@ def generate(
     k_cache: KCache = None,
     cache_type: CacheType = None,
     kv_file: KVFile = None,
+    no_mmap: NoMmap = False,
     *,
     where: Where,
     verbose: Verbose = 0,
@@ -101,7 +103,7 @@ def generate(
     request: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or (), "ignore_eos": ignore_eos, **sampling}
     request |= {"context_shift": context_shift, "keep": keep}
     # Left by an interrupt or an error too, the model puts its cache's file in order.
-    with load(model, n_ctx=ctx_size, threads=threads, **where, **options) as loaded:
+    with load(to_load(model, no_mmap), n_ctx=ctx_size, threads=threads, **where, **options) as loaded:
         load_seconds = time.perf_counter() - start
         if chat and prompt is None:
             _converse(loaded, system, request)

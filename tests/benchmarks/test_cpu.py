@@ -27,6 +27,9 @@ class SteadyLimits:
     def measure(self, kinds: Any) -> dict[str, float]:
         return dict.fromkeys(kinds, 1e9)
 
+    def bandwidth(self, runs: int) -> float:
+        return 1e9
+
 
 def result(speed: float, share: float) -> dict[str, Any]:
     return {"tokens_per_second": [speed] * 3, "share": [share] * 3, "limits": {}}
@@ -97,6 +100,7 @@ def test_a_session_runs_prompts_and_decoding_at_any_depth(tmp_path: Path) -> Non
     work = session.work(Trial.of("tg2"))["bandwidth"]
     assert len(found["share"]) == len(found["tokens_per_second"]) == 2
     assert found["share"][0] == pytest.approx(work / 1e9 * found["tokens_per_second"][0] / 2, rel=0.01, abs=1e-4)
+    assert len(list(session.parts(Trial.of("tg17")))) == 3
 
 
 def test_targets_tell_what_is_reached() -> None:

@@ -121,6 +121,11 @@ def test_ctrl_c_leaves_a_cache_that_the_next_run_goes_on_from(graphrt: Command, 
     assert result.out == graphrt(*arguments[:6], "-n", 3).out
 
 
+def test_weights_read_into_memory_write_the_same(graphrt: Command, mixtral: Path) -> None:
+    arguments = ["generate", mixtral, "-p", "hello", "-n", 8, "--temp", 0]
+    assert graphrt(*arguments, "--no-mmap").out == graphrt(*arguments).out
+
+
 def test_a_full_context_ends_or_shifts(graphrt: Command, mixtral: Path) -> None:
     arguments = ["generate", mixtral, "-p", "hello", "-n", 60, "--temp", 5, "--seed", 3, "-c", 16]
     assert "ended by: context full (with --context-shift it goes on)" in graphrt(*arguments).err

@@ -4,8 +4,8 @@
     python -m tests.peers.bench_llama_cpp --model V2-Lite --type q8_0 --rounds 3
 
 llama.cpp runs twice, with flash attention and without: the faster way counts. Both sides compute the logits of a
-prompt's last token only, and so that of the last layer's feed-forward part. Medians count. Results are kept in
-docs/benchmarks/cpu_peers.json. It fails where the logits of a file differ too much.
+prompt's last token only, and so that of the last layer's feed-forward part. Decoding takes turns every eight tokens.
+Medians count. Results are kept in docs/benchmarks/cpu_peers.json. It fails where the logits of a file differ too much.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +28,7 @@ import numpy as np
 
 from docs.benchmarks.cpu_models import SUBJECTS, TYPES
 from docs.benchmarks.cpu_report import write_page
-from docs.benchmarks.cpu_run import Session, Trial, longest
+from docs.benchmarks.cpu_run import PART, Session, Trial, longest
 from docs.benchmarks.cpu_targets import DECODE, PROMPT, PROMPT_RATIOS, point
 from graphrt.models.batch import Batch
 from graphrt.testing import normalised_error
@@ -80,9 +81,9 @@ def compare(subject: str, file_type: str, path: Path, results: dict[str, Any], o
             for name, flash in WAYS.items()
         }
         for test in tests:
-            sides: dict[str, Callable[[], float]] = {OURS: lambda test=test: session.run(test)}
+            sides: dict[str, Callable[[], Iterator[float]]] = {OURS: lambda test=test: session.parts(test)}
             sides |= {
-                name: lambda peer=peer, test=test: time_llama_cpp(peer, session.tokens, test)
+                name: lambda peer=peer, test=test: parts_of_llama_cpp(peer, session.tokens, test)
                 for name, peer in peers.items()
             }
             key = point(subject, file_type, test.name)
@@ -94,12 +95,12 @@ def compare(subject: str, file_type: str, path: Path, results: dict[str, Any], o
         print(f"{f'{subject} {file_type}':24}error of logits {error:.1e}", flush=True)
 
 
-def measure(sides: Mapping[str, Callable[[], float]], test: Trial, rounds: int) -> dict[str, float]:
+def measure(sides: Mapping[str, Callable[[], Iterator[float]]], test: Trial, rounds: int) -> dict[str, float]:
     """Median tokens a second of each side; the round before the first compiles and warms up."""
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
-        for name, run in sides.items():
-            seconds = run()
+        turns = zip_longest(*(parts() for parts in sides.values()), fillvalue=0.0)
+        for name, seconds in zip(sides, map(sum, zip(*turns, strict=True)), strict=True):
             if number:
                 speeds[name].append((test.prompt + test.decode) / seconds)
     return {name: round(median(each), 2) for name, each in speeds.items()}
@@ -113,17 +114,20 @@ def judged(speeds: dict[str, float], subject: str, file_type: str, test: Trial) 
     return {OURS: speeds[OURS], "llama.cpp": theirs, "ratio": ratio, "wanted": wanted, "speeds": speeds}
 
 
-def time_llama_cpp(peer: Peer, tokens: Sequence[int], test: Trial) -> float:
-    """Seconds of the test, as `Session.run` has them."""
+def parts_of_llama_cpp(peer: Peer, tokens: Sequence[int], test: Trial) -> Iterator[float]:
+    """Seconds of the test's parts, as `Session.parts` has them."""
     peer.clear()
     if test.depth:
         peer.feed(tokens[: test.depth])
-    start = time.perf_counter()
     if test.prompt:
+        start = time.perf_counter()
         peer.feed(tokens[test.depth : test.depth + test.prompt])
-    for token in tokens[test.length - test.decode : test.length]:
-        peer.feed([token])
-    return time.perf_counter() - start
+        yield time.perf_counter() - start
+    for first in range(test.length - test.decode, test.length, PART):
+        start = time.perf_counter()
+        for token in tokens[first : min(first + PART, test.length)]:
+            peer.feed([token])
+        yield time.perf_counter() - start
 
 
 def error_of_logits(session: Session, peer: Peer) -> float:
