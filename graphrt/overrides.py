@@ -104,6 +104,12 @@ def n_cpu_moe(count: int, backend: str = "cpu") -> str:
     return rf"^blk\.{_layers(range(count))}\.{EXPERTS}\.={backend}"
 
 
+def layers_to(count: int, backend: str) -> str:
+    """The rule that puts the first `count` layers, with their cache, on a backend."""
+    numbers = _layers(range(count))
+    return rf"^(blk\.{numbers}\.|cache_\w+-{numbers}$)={backend}"
+
+
 def gpu_layers(count: int, layers: int, device: str) -> list[str]:
     """The rules of llama.cpp's -ngl: the output and the last `count` - 1 layers, with their cache, on a device."""
     if count <= 0:

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from graphrt.backend import Backend
-from graphrt.buffer import HOST
 from graphrt.copies import Copies, find_copies
 from graphrt.dtypes import Array
-from graphrt.errors import PlacementError
 from graphrt.explain import Explanation, explain
+from graphrt.fitting import require_room
 from graphrt.fusion import Readers, apart, fuse
 from graphrt.graph import Graph
 from graphrt.memory import MemoryPlan, plan_memory
 from graphrt.moving import MovingWeights, moving_weights
-from graphrt.overrides import Rule
+from graphrt.overrides import Rule, parse
 from graphrt.placement import Placements, place
 from graphrt.settings import Settings
 from graphrt.splits import SplitNodes, split
@@ -116,10 +115,11 @@ def make_schedule(
     rules: Sequence[Rule] = (),
     node_rules: Sequence[Rule] = (),
     assigned: Mapping[Tensor, str] | None = None,
+    must_fit: bool = True,
 ) -> Schedule:
     """Place, split, find copies, fuse, and plan memory; `compile` is kept for whoever wants to run the schedule.
 
-    Raises: PlacementError if no backend supports a node, or a memory's limit is exceeded.
+    Raises: PlacementError if no backend supports a node, or, if it must fit, a memory's limit is exceeded.
     """
     placements = place(graph, backends, settings, rules=rules, node_rules=node_rules, assigned=assigned)
     splits = split(graph, placements)
@@ -131,31 +131,10 @@ def make_schedule(
     schedule = Schedule(
         graph, backends, placements, splits, copies, memory, readers, moving, compile, rules, node_rules
     )
-    _check_limits(schedule)
+    if must_fit:
+        names = [backend.name for backend in backends]
+        again = partial(make_schedule, graph, backends, settings, compile=compile, node_rules=node_rules)
+        require_room(
+            schedule, lambda text: again(rules=[*parse([text], names), *rules], assigned=assigned, must_fit=False)
+        )
     return schedule
-
-
-def _check_limits(schedule: Schedule) -> None:
-    for backend in schedule.backends:
-        resident = schedule.resident(backend.memory)
-        needed = schedule.memory.sizes.get(backend.memory, 0) + sum(leaf.nbytes for leaf in resident)
-        if backend.limit is not None and needed > backend.limit:
-            raise _too_much(schedule, backend, resident, needed)
-
-
-def _too_much(schedule: Schedule, backend: Backend, resident: Sequence[Tensor], needed: int) -> PlacementError:
-    """The error for a full memory: how much is missing, the biggest tensors, and a rule that would move one away."""
-    held = [(leaf.name, leaf.nbytes) for leaf in resident] + schedule.memory.peaks.get(backend.memory, [])
-    biggest = sorted(held, key=lambda item: -item[1])[:5]
-    listed = ", ".join(f"{name} {nbytes:,} B" for name, nbytes in biggest)
-    host = next(other.name for other in schedule.backends if other.memory == HOST)
-    names = {leaf.name for leaf in resident}
-    movable = next((name for name, _ in biggest if name in names), None)
-    remedy = (
-        f'move some away with an override, as "{movable.replace(".", chr(92) + ".")}={host}"'
-        if movable is not None
-        else "choose a smaller batch, or raise the offload threshold (GRAPH_OP_OFFLOAD_MIN_BATCH)"
-    )
-    return PlacementError(
-        f"[memory] {backend.name} holds {backend.limit:,} bytes, {needed:,} are needed; the biggest: {listed}; {remedy}"
-    )

@@ -76,7 +76,8 @@ def product_cases(sizes: Sizes) -> Iterator[Case]:
     """Products with few columns over matrices that fill the memory, and with a prompt's."""
     for name in WEIGHTS:
         one = matrix(name, sizes.height, sizes.width)
-        weights = [graphrt.weight(f"w{i}", one) for i in range(max(1, sizes.memory // one.nbytes))]
+        # Copies: weights over the same bytes would be kept once, and then be read from the second-level cache.
+        weights = [graphrt.weight(f"w{i}", one.copy()) for i in range(max(1, sizes.memory // one.nbytes))]
         for columns in COLUMNS:
             x = graphrt.input("x", (columns, sizes.width))
             nodes = [ops.mul_mat(w, x) for w in weights]

@@ -77,9 +77,38 @@ def test_a_limit_that_is_exceeded_names_the_numbers_the_biggest_tensors_and_an_o
         "sim holds 20,000 bytes",
         "blk.0.big 16,384 B",
         "blk.0.small 8,192 B",
-        r'"blk\.0\.big=reference"',
+        "it would fit with",
     ):
         assert words in str(error.value)
+    rule = override_in(error.value)
+    within = Scheduler([SimBackend(limit=20_000), "reference"], overrides=[rule, "blk=sim"])
+    assert np.array_equal(within.plan(y).run(x=X)[0], Scheduler(["reference"]).plan(y).run(x=X)[0])
+
+
+def override_in(error: BaseException) -> str:
+    return str(error).split('it would fit with "')[1].removesuffix('" as the first override')
+
+
+def test_the_override_moves_the_experts_of_as_few_layers_as_will_do():
+    x, ids = graphrt.input("x", (1, 1, 8)), graphrt.constant("ids", np.array([[0, 1]], np.int32))
+    for layer in range(4):
+        experts = graphrt.weight(f"blk.{layer}.ffn_up_exps.weight", np.ones((2, 8, 8), np.float32))
+        square = graphrt.weight(f"blk.{layer}.attn_q.weight", np.ones((8, 8), np.float32))
+        x = ops.mul_mat(square, ops.mul_mat_id(experts, x, ids)[:, :1])
+    whole = Scheduler([SimBackend(), "reference"], overrides=["blk=sim"]).schedule(x)
+    needed = whole.memory.sizes["sim"] + 4 * (512 + 256)
+    scheduler = Scheduler([SimBackend(limit=needed - 600), "reference"], overrides=["blk=sim"])
+    with pytest.raises(PlacementError) as error:
+        scheduler.schedule(x)
+    rule = override_in(error.value)
+    assert rule == r"^blk\.(0|1)\.ffn_(gate|up|down|gate_up)_exps\.=reference"
+
+
+def test_where_no_override_would_do_the_batch_is_named():
+    y = ops.mul_mat(graphrt.weight("w", W), graphrt.input("x", (1000, 8)))
+    scheduler = Scheduler([SimBackend(limit=100), "reference"], node_overrides=["mul_mat=sim"])
+    with pytest.raises(PlacementError, match="choose a smaller batch or context, or raise the offload threshold"):
+        scheduler.plan(y)
 
 
 def test_memory_that_other_plans_took_is_an_error_and_is_given_back_with_them():
