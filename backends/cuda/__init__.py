@@ -15,6 +15,7 @@ from weakref import WeakSet
 from graphrt.backend import Backend, Group, Program, Progress, Split, Support
 from graphrt.backends.cuda import registry
 from graphrt.backends.cuda.device import Device
+from graphrt.backends.cuda.hardware import made_for
 from graphrt.backends.cuda.memory import CudaBuffer
 from graphrt.backends.cuda.registry import dtypes_in, floats, lowering
 from graphrt.errors import PlacementError
@@ -70,7 +71,8 @@ class CudaBackend(Backend):
 
     def workspace(self, node: Tensor) -> int:
         record = registry.find(node.op) if node.op is not None and node.size else None
-        return 0 if record is None else record.workspace(node)
+        with made_for(self.device.hardware):
+            return 0 if record is None else record.workspace(node)
 
     def allocate(self, nbytes: int) -> CudaBuffer:
         """Zeroed memory on the device.
@@ -103,18 +105,21 @@ class CudaBackend(Backend):
     def fuse(self, nodes: Sequence[Tensor], readers: Readers) -> list[Group]:
         from graphrt.backends.cuda.fusion import fuse
 
-        return fuse(nodes, readers, self.alone)
+        with made_for(self.device.hardware):
+            return fuse(nodes, readers, self.alone)
 
     def warm_up(self, groups: Sequence[Group], progress: Progress | None = None) -> int:
         from graphrt.backends.cuda.program import launches_of
 
-        kernels = [launch.kernel for group in groups for launch in launches_of(group)]
+        with made_for(self.device.hardware):
+            kernels = [launch.kernel for group in groups for launch in launches_of(group)]
         return self.device.load(list(dict.fromkeys(kernels)), progress)
 
     def compile(self, split: Split) -> Program:
         from graphrt.backends.cuda.program import compile_split
 
-        return compile_split(split, self.device)
+        with made_for(self.device.hardware):
+            return compile_split(split, self.device)
 
 
 def create(settings: Settings, device: int | None = None) -> CudaBackend:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphrt.backends.cuda.hardware import present
 from graphrt.backends.cuda.units import Unit
 
-PROCESSORS, SHARED_BYTES = 132, 227 << 10  # of a large GPU
 PROMPT = 128  # tokens from which on blocks take many rows, as these are likely to see the same cells
 NATIVE = ("q4_0", "q8_0")  # dtypes that tiles are made of as they lie, besides their own
 
@@ -36,8 +36,8 @@ class Shape:
 
     @property
     def at_once(self) -> int:
-        """Blocks that a large GPU runs at a time."""
-        return PROCESSORS * max(1, min(4, SHARED_BYTES // (self.shared + 4096)))
+        """Blocks that the device runs at a time."""
+        return present().processors * max(1, min(4, present().shared_bytes // (self.shared + 4096)))
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,6 @@ def shape_for(tokens: int, group: int, keys: int, values: int, dtypes: set[str],
     for width in WIDTHS if "f32" not in dtypes else ():
         fits = keys <= width.keys and values <= width.values and (joined or not width.joined)
         if fits and dtype in width.dtypes:
-            return width.shape(dtype, max(rows, min(width.rows)))
+            shapes = [width.shape(dtype, each) for each in (max(rows, min(width.rows)), min(width.rows))]
+            return next((shape for shape in shapes if shape.shared <= present().shared_bytes), shapes[-1])
     return Shape("attend_rows", "f32", 8, 64, 128, 4 * 8 * (keys + values))

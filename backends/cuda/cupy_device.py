@@ -9,6 +9,7 @@ from typing import Any
 
 from graphrt.backends.cuda import binaries, nvrtc
 from graphrt.backends.cuda.device import Device, Replay
+from graphrt.backends.cuda.hardware import Hardware
 from graphrt.backends.cuda.launch import Bound
 from graphrt.backends.cuda.units import Kernel
 from graphrt.dtypes import Array
@@ -75,6 +76,7 @@ class CupyDevice(Device):
         self.name = properties["name"].decode()
         self.architecture = str(self._device.compute_capability)
         self.speed = _speed(properties, int(self.architecture))
+        self.hardware = Hardware(properties["multiProcessorCount"], properties["sharedMemPerBlockOptin"])
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)
             self.total_bytes = max(0, int(cupy.cuda.runtime.memGetInfo()[0]) - RESERVE)

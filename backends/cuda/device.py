@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from graphrt.backends.cuda.hardware import Hardware
 from graphrt.backends.cuda.launch import Bound
 from graphrt.backends.cuda.units import Kernel
 from graphrt.dtypes import Array
@@ -21,12 +22,14 @@ class Device(ABC):
         name: in debug output.
         architecture: what kernels are compiled for, "90a"; "cpu" for the shim.
         total_bytes: of its memory that may be taken; None where that is the host's.
+        hardware: what launches are cut for.
         speed: operations per second, and bytes per second of its memory, where known.
     """
 
     name: str
     architecture: str
     total_bytes: int | None
+    hardware: Hardware
     speed: tuple[float, float] | None = None
 
     @abstractmethod

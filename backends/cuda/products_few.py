@@ -12,6 +12,7 @@ from math import prod
 from graphrt import ops
 from graphrt.backends.cuda import products_many
 from graphrt.backends.cuda.blocks import QUANTIZED, number_of
+from graphrt.backends.cuda.hardware import present
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
 from graphrt.backends.cuda.registry import FLOATS
 from graphrt.backends.cuda.units import Unit
@@ -21,7 +22,6 @@ from graphrt.tensor import Tensor
 COLUMNS = (1, 4)
 WARPS, ROWS, STAGES = 4, 2, 2  # as in products_few.cuh and mmvq.cuh
 STEP = 2048  # as in q8.cuh
-PROCESSORS = 132  # of an H200; what grids are sized by
 WARPS_PER_PROCESSOR = 16
 THREADS, PIECE = 256, 2048  # as in quantize.cu
 MOST_AT_ONCE = 3  # matrices that mmvq.cu multiplies by one x
@@ -49,7 +49,7 @@ def columns_for(unit: Unit, dtype: str, count: int) -> int:
 def split_of(groups: int, steps: int) -> int:
     """How many warps share a group of rows, out of so many: enough to keep the device busy, and a step for each."""
     split = 1
-    while split < WARPS and 2 * split <= steps and groups * split < PROCESSORS * WARPS_PER_PROCESSOR:
+    while split < WARPS and 2 * split <= steps and groups * split < present().processors * WARPS_PER_PROCESSOR:
         split *= 2
     return split
 

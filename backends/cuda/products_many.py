@@ -11,6 +11,7 @@ from math import prod
 
 from graphrt import dtypes, ops
 from graphrt.backends.cuda.blocks import QUANTIZED, number_of
+from graphrt.backends.cuda.hardware import present
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
@@ -22,7 +23,6 @@ FEWEST_ROWS_OF_EXPERT = 2  # on average: products of few read an expert's matrix
 STEP = 32  # elements of k, as in gemm_weights.cuh
 ALIGNMENT = 256
 THREADS, SLABS = 128, 4  # as in gemm.cu
-PROCESSORS = 132  # of an H200; what grids are sized by
 BLOCKS_PER_PROCESSOR = 3  # of narrow tiles
 LEAST_CHUNKS = 2  # of k, that a part has
 ONE, PARTS_OF_X, PARTS_OF_W = 1, 2, 3  # as in gemm_rows.cu
@@ -137,7 +137,7 @@ class _Product:
             return NARROW
         if self.ids is not None:
             return WIDE if 2 * self.columns >= WIDE * self.w.shape[0] else NARROW
-        return WIDE if self._blocks(WIDE) >= PROCESSORS else NARROW
+        return WIDE if self._blocks(WIDE) >= present().processors else NARROW
 
     def _blocks(self, tile: int) -> int:
         return self.batches * self.row_tiles * -(-self.columns // tile)
@@ -154,8 +154,8 @@ class _Product:
         """Parts of k, that blocks of their own add up, where tiles alone would leave processors idle."""
         if self.ids is not None or self.tile == WIDE:
             return 1
-        chunks = self.steps * STEP // 256
-        return max(1, min(chunks // LEAST_CHUNKS, PROCESSORS * BLOCKS_PER_PROCESSOR // self._blocks(self.tile)))
+        chunks, room = self.steps * STEP // 256, present().processors * BLOCKS_PER_PROCESSOR
+        return max(1, min(chunks // LEAST_CHUNKS, room // self._blocks(self.tile)))
 
     def launches(self) -> list[Launch]:
         found = [_to_rows(self.x, 0, self.padded, PARTS_OF_X if self.split else ONE)]

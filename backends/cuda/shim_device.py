@@ -22,6 +22,7 @@ import numpy as np
 
 from graphrt.backends.cuda import nvrtc
 from graphrt.backends.cuda.device import Device, Replay
+from graphrt.backends.cuda.hardware import Hardware, present
 from graphrt.backends.cuda.launch import Bound
 from graphrt.backends.cuda.units import KERNELS, SHIM, Kernel, digest, unit
 from graphrt.dtypes import Array
@@ -43,6 +44,7 @@ class ShimDevice(Device):
         poisoned: fill new memory with NaN in place of zeros.
         checked: compile with the undefined-behaviour sanitizer, which ends the process at the first misaligned load.
         limit: bytes of memory that it pretends to have.
+        hardware: that it pretends to be; None: what is lowered for at the moment.
     """
 
     architecture = "cpu"
@@ -55,9 +57,11 @@ class ShimDevice(Device):
         poisoned: bool = False,
         checked: bool = False,
         limit: int | None = None,
+        hardware: Hardware | None = None,
     ) -> None:
         self.name = "the CPU, through the shim"
         self.total_bytes = limit
+        self.hardware = hardware or present()
         self._order, self._guarded, self._poisoned, self._checked = order, guarded, poisoned, checked
         self._taken = 0
 

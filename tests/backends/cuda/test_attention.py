@@ -7,6 +7,7 @@ import pytest
 
 from graphrt import Tensor, ops
 from graphrt.backends.cuda import mla_attention, registry
+from graphrt.backends.cuda.hardware import Hardware, made_for
 from graphrt.ops.rope import Rotation
 from tests.backends.cuda.on_shim import agrees, drawn, leaf, on_cuda
 
@@ -38,6 +39,21 @@ def latent_attention(tokens: int, heads: int, cells: int, dtype: str) -> Tensor:
     latent = drawn(cells, 1, 576, dtype=dtype, seed=1)
     q = drawn(tokens, heads, 576)
     return ops.attention(q, latent, latent[..., :512], *where(tokens, cells), scale=0.05)
+
+
+@pytest.mark.parametrize("kind", ["keys and values", "latents"])
+@pytest.mark.parametrize("tokens", [1, 130])
+def test_blocks_fit_into_the_shared_memory_of_a_desktops_gpu(kind: str, tokens: int):
+    node = attention(tokens, (2, 1), 128, 140, "f16") if kind != "latents" else latent_attention(tokens, 3, 140, "f16")
+    record = registry.find(ops.attention)
+    assert record is not None
+    most = dict.fromkeys((99 << 10, 227 << 10), 0)
+    for shared in most:
+        with made_for(Hardware(processors=30, shared_bytes=shared)):
+            most[shared] = max(launch.shared for launch in record.lower(node))
+            assert most[shared] <= shared
+            agrees(node)
+    assert (len(set(most.values())) == 2) is (kind == "latents" and tokens > 1)
 
 
 @pytest.mark.parametrize("dtype", ["f16", "q8_0", "q4_0", "bf16", "f32"])

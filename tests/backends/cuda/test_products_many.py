@@ -10,6 +10,7 @@ import pytest
 import graphrt
 from graphrt import dtypes, ops
 from graphrt.backends.cuda import CudaBackend, products_many
+from graphrt.backends.cuda.hardware import Hardware, made_for
 from graphrt.backends.cuda.shim_device import ShimDevice
 from graphrt.numerics import normalised_error
 from graphrt.testing import Draw
@@ -47,11 +48,11 @@ def test_rows_of_weights_begin_and_end_anywhere(dtype):
 
 
 @pytest.mark.parametrize("dtype", products_many.IN_WIDE_TILES)
-def test_wide_tiles(dtype, monkeypatch):
-    monkeypatch.setattr(products_many, "PROCESSORS", 1)
+def test_wide_tiles(dtype):
     node = ops.mul_mat(drawn((150, width_of(dtype)), dtype), drawn((140, width_of(dtype)), "f32", seed=1))
-    assert kernels_of(node)[-1] == f"gemm<{dtype}, 128>"
-    assert agrees(node)
+    with made_for(Hardware(processors=1)):
+        assert kernels_of(node)[-1] == f"gemm<{dtype}, 128>"
+        assert agrees(node)
 
 
 @pytest.mark.parametrize("order", ORDERS)
