@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from graphrt.backend import Group
+from graphrt.backends.cpu.fusion_cells import rope_and_cells
 from graphrt.backends.cpu.fusion_norm import add_and_norm
 from graphrt.backends.cpu.fusion_products import products_at_once
 from graphrt.fusion import Readers
@@ -15,4 +16,4 @@ from graphrt.tensor import Tensor
 
 def fuse(nodes: Sequence[Tensor], readers: Readers, threads: int, alone: Callable[[Tensor], Group]) -> list[Group]:
     """The nodes in the groups that run as one, or alone."""
-    return in_groups(nodes, readers, (add_and_norm, partial(products_at_once, threads=threads)), alone)
+    return in_groups(nodes, readers, (add_and_norm, rope_and_cells, partial(products_at_once, threads=threads)), alone)

@@ -1,8 +1,8 @@
 """Products that do not wait for each other run as one: all are under way at once, and those of one x prepare it once.
 
-They are those that take x row by row, so not products of floats with many columns. With one column, two that a gated
-unit reads are taken in one pass with it (see gated.py), and so is a token's product with its experts whose results a
-weighted sum adds up (see expert_sum.py).
+They are those that take x row by row, so not products of floats with many columns. Two that a gated unit reads are
+taken in one pass with it, those with one column (see gated.py) and those in int8 (see int8_product.py); and so is a
+token's product with its experts whose results a weighted sum adds up (see expert_sum.py).
 
 The workspace holds, for each x and form that the weights want it in, what its preparation needs and x so prepared;
 then, for each product, its tables of groups and columns and its scratch memory (see grouping.py).
@@ -17,9 +17,9 @@ from math import prod
 from graphrt import dtypes
 from graphrt.backends.cpu import host, matmul
 from graphrt.backends.cpu.expert_sum import expert_sum_column
-from graphrt.backends.cpu.gated import gated_columns
 from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
+from graphrt.backends.cpu.int8_product import holds_whole_rows
 from graphrt.backends.cpu.jit import native
 from graphrt.backends.cpu.prepare import PIECE_BYTES, group_columns
 from graphrt.backends.cpu.registry import Call
@@ -162,20 +162,25 @@ def _gated_units(gate: Tensor, coming: Coming) -> list[Tensor]:
 
 
 def _is_whole(unit: Tensor, members: Sequence[Tensor], coming: Coming) -> bool:
-    """Whether both halves of a gated unit are products of one column of each matrix, alike, which it alone reads."""
+    """Whether both halves of a gated unit are products, alike, that one pass can make, and which it alone reads."""
     gate, up = unit.srcs
     if gate not in members or up not in members or gate is up or gate is None or up is None or gate.op is not up.op:
         return False
-    (w, _, *ids), (other, _, *other_ids) = matmul.operands(gate), matmul.operands(up)
+    (w, x, *ids), (other, other_x, *other_ids) = matmul.operands(gate), matmul.operands(up)
     alike = (w.dtype, w.shape, w.strides) == (other.dtype, other.shape, other.strides) and ids == other_ids
-    tokens = ids[0].shape[0] if ids else columns(gate)
     return (
         alike
-        and tokens == 1
-        and not matmul.has_many_columns(gate)
-        and gate.op is not mul_mat_transposed
+        and _same_rows(x, other_x)
+        and _can_be_halves(gate, ids[0].shape[0] if ids else columns(gate))
         and all(coming.readers.are_within(half, [unit]) for half in (gate, up))
     )
+
+
+def _can_be_halves(product: Tensor, tokens: int) -> bool:
+    """Whether there are kernels that take two such products at once: of one column, or in int8 of whole rows."""
+    if matmul.has_many_columns(product):
+        return _form(product) == "codes" and holds_whole_rows(_x(product).shape[-1])
+    return tokens == 1 and product.op is not mul_mat_transposed
 
 
 def _form(node: Tensor) -> str | None:
@@ -232,7 +237,7 @@ def _multiply(product: Product, part: Part, prepared: Part) -> Call:
         extras.append(weights.strides[1])
     elif product.kind == "gated unit":
         assert node.op is not None
-        function = native(gated_columns, w.dtype.name, w.has_dense_rows, lanes, node.op.name)
+        function = matmul.multiplication(product.first, node.op.name)
         tensors = [node, w, x, matmul.operands(product.factors[1])[0]]
     else:
         function, tensors = matmul.multiplication(node), [node, w, x, *(ids or [None])]

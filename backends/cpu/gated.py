@@ -13,6 +13,7 @@ from graphrt.backends.cpu.grouping import (
     COUNTER,
     FIRST,
     LAST,
+    UP,
     Y_ADDRESS,
     W,
     column_word,
@@ -25,8 +26,6 @@ from graphrt.backends.cpu.matvec import CHUNK, chunk_address, column_dot, distan
 from graphrt.backends.cpu.memory import load_f32, store_f32_first, store_one
 from graphrt.backends.cpu.prepare import UNITS
 from graphrt.backends.cpu.vecdot import units_of
-
-UP = 3  # the tensor that in other products is the ids, which this kernel does not need
 
 
 def gated_columns(dtype: str, dense: bool, lanes: int, name: str) -> Kernel:

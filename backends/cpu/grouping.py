@@ -25,6 +25,7 @@ from graphrt.backends.cpu.memory import load_integer, store_integer, store_one
 from graphrt.tensor import Tensor
 
 Y, W, X, IDS, TENSORS = 0, 1, 2, 3, 4
+UP = IDS  # of a gated unit, whose kernels need no ids: the other half's matrices
 WORKSPACE = TENSORS * TENSOR_WORDS
 COUNTER, COLUMNS, PREPARED, SCRATCH, SCRATCH_BYTES, SLICE_FIRST, SLICE_LAST = (WORKSPACE + i for i in range(1, 8))
 GROUPS, GROUP_BYTES, COLUMN_BYTES = 64, 32, 16

@@ -2,13 +2,15 @@
 
 x is brought to int8 once, row by row. A thread then claims a band of rows of one group's matrix, unpacks it into a
 panel that stays in its second-level cache, and multiplies that by the group's columns of x, a few at a time, while the
-memory of its next band is brought near.
+memory of its next band is brought near. Of a gated unit it takes the same band of both matrices, one after the other:
+the gate's product is still in the cache when the other half is multiplied onto it.
 """
 
 from __future__ import annotations
 
 from graphrt import dtypes
-from graphrt.backends.cpu.args import claim, row_address, rows, size, stride, word
+from graphrt.backends.cpu.args import address, claim, row_address, rows, size, stride, word
+from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import (
     COLUMN_BYTES,
     COLUMNS,
@@ -16,6 +18,7 @@ from graphrt.backends.cpu.grouping import (
     FIRST,
     LAST,
     MATRIX,
+    UP,
     WORKSPACE,
     X_ROW,
     Y_ADDRESS,
@@ -35,7 +38,7 @@ from graphrt.backends.cpu.int8_panel import ROWS, filler, panel_of
 from graphrt.backends.cpu.int8_tile import LINES_AHEAD, multiply_up_to
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.matmat import add_rows
-from graphrt.backends.cpu.memory import load_integer, store_integer
+from graphrt.backends.cpu.memory import load_f32_first, load_integer, store_f32_first, store_integer
 from graphrt.backends.cpu.prepare import PIECE, piece_expander
 
 DEPTH, MORE = 4096, 1024  # elements of K that a panel holds, and that may be added so as to leave no few
@@ -77,10 +80,18 @@ def prepare_codes(dtype: str) -> Kernel:
     return run
 
 
-def mul_mat_codes(dtype: str) -> Kernel:
-    """Native: y for every column, over x prepared by `prepare_codes`."""
-    multiply_band = _band_multiplier(dtype)
-    rows_of_band = shape().rows
+def holds_whole_rows(width: int) -> bool:
+    """Whether a panel holds rows of so many elements, as the two halves of a gated unit must be."""
+    return width <= DEPTH + MORE
+
+
+def mul_mat_codes(dtype: str, unit: str, lanes: int) -> Kernel:
+    """Native: y for every column, over x prepared by `prepare_codes`; the product, or the gated unit of that name.
+
+    Of a gated unit w is the gate's matrices, and tensor UP the other half's, laid out alike.
+    """
+    multiply_band = _band_multiplier(dtype, unit, lanes)
+    rows_of_band, halves = shape().rows, 2 if unit else 1
 
     def run(args, ith, nth):
         height, pitch = size(args, W, 2), stride(args, W, 2)
@@ -94,26 +105,34 @@ def mul_mat_codes(dtype: str) -> Kernel:
                 row = following % bands * rows_of_band
                 ahead = matrix_address(args, group_word(args, following // bands, MATRIX)) + row * pitch
                 ahead_end = ahead + min(rows_of_band, height - row) * pitch
-            multiply_band(args, item // bands, item % bands * rows_of_band, scratch(args, ith), ahead, ahead_end)
+            group, row = item // bands, item % bands * rows_of_band
+            weights = matrix_address(args, group_word(args, group, MATRIX)) + row * pitch
+            for half in range(halves):
+                near, near_end = ahead, ahead_end
+                if half + 1 < halves:
+                    near = weights + address(args, UP) - address(args, W)
+                    near_end = near + min(rows_of_band, height - row) * pitch
+                multiply_band(args, group, row, weights, half, scratch(args, ith), near, near_end)
+                weights = near
             item = following
 
     return run
 
 
-def _band_multiplier(dtype: str):
+def _band_multiplier(dtype: str, unit: str, lanes: int):
     block, nbytes = dtypes.get(dtype).block, dtypes.get(dtype).nbytes
     rows_of_band, columns = shape().rows, shape().columns
     form = panel_of(dtype, rows_of_band)
     panel_bytes, lines = form.nbytes, 64 * LINES_AHEAD
     fill_panel = _panel_filler(dtype, rows_of_band)
     multiply = multiply_up_to(rows_of_band, form.parts, form.has_least, columns)
+    put = _gated_rows(unit, lanes) if unit else _plain_rows
 
     @helper
-    def multiply_band(args, group, row, panel, ahead, ahead_end):
+    def multiply_band(args, group, row, weights, half, panel, ahead, ahead_end):
         """y for a band of rows of a group, while the memory ahead … ahead_end is brought near."""
         width, pitch = size(args, W, 3), stride(args, W, 2)
         rows_left = min(rows_of_band, size(args, W, 2) - row)
-        weights = matrix_address(args, group_word(args, group, MATRIX)) + row * pitch
         x_pitch = width // ELEMENTS * X_BYTES
         entries = word(args, WORKSPACE) + word(args, COLUMNS) + 8 * X_ROW
         start = 0
@@ -132,11 +151,33 @@ def _band_multiplier(dtype: str):
                 ahead += blocks * lines
                 for c in range(count):
                     y = column_word(args, column + c, Y_ADDRESS) + 4 * row
-                    add_rows(result + 4 * rows_of_band * c, y, rows_left, start > 0)
+                    put(result + 4 * rows_of_band * c, y, rows_left, start > 0, half)
                 column += count
             start += elements
 
     return multiply_band
+
+
+@helper
+def _plain_rows(source, target, count, onto, half):
+    add_rows(source, target, count, onto)
+
+
+def _gated_rows(unit: str, lanes: int):
+    """A helper: stores the gate's float32, and makes them their activation times the other half's."""
+    activation = ACTIVATIONS[unit]
+
+    @helper
+    def gated_rows(source, target, count, onto, half):
+        if half == 0:
+            add_rows(source, target, count, onto)
+            return
+        for i in range(0, count, lanes):
+            v = activation(load_f32_first(target + 4 * i, "f32", lanes, count - i))
+            v = v * load_f32_first(source + 4 * i, "f32", lanes, count - i)
+            store_f32_first(target + 4 * i, "f32", v, count - i)
+
+    return gated_rows
 
 
 @helper

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphrt.backends.cpu import int8_product, matmat, matmat_bf16, prepare_tiles, transposed
+from graphrt.backends.cpu import host, int8_product, matmat, matmat_bf16, prepare_tiles, transposed
+from graphrt.backends.cpu.gated import gated_columns
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
 from graphrt.backends.cpu.int8_panel import unit_elements
 from graphrt.backends.cpu.int8_unpack import UNPACK
@@ -135,13 +136,19 @@ def preparation(form: str, dtype: str) -> Native:
     return native(prepare_rows, form, dtype)
 
 
-def multiplication(node: Tensor) -> Native:
-    """What multiplies w by rows of x in the form that it takes."""
+def multiplication(node: Tensor, unit: str = "") -> Native:
+    """What multiplies w by rows of x in the form that it takes; of a gated unit's first product, what makes the unit.
+
+    Args:
+        unit: the gated unit's name, swiglu or such.
+    """
     w, *_ = operands(node)
     if node.op is mul_mat_transposed:
         return native(transposed.transposed_columns, w.dtype.name)
     if form_of_x(node) == "codes":
-        return native(int8_product.mul_mat_codes, w.dtype.name)
+        return native(int8_product.mul_mat_codes, w.dtype.name, unit, host.level().lanes)
+    if unit:
+        return native(gated_columns, w.dtype.name, w.has_dense_rows, host.level().lanes, unit)
     return native(mul_mat_columns, w.dtype.name, w.has_dense_rows)
 
 

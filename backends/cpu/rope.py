@@ -1,4 +1,4 @@
-"""Kernel of rope: cosines and sines once for each token, then all its heads.
+"""Kernels of rope: cosines and sines once for each token, then all its heads. Keys may go right into a cache's cells.
 
 Angles are taken in float64 and brought to [-π/4, π/4] before they become float32, so that they are exact at any
 position. Rows are handled in chunks of PAIRS pairs, for which there is room on the stack.
@@ -47,11 +47,14 @@ from graphrt.backends.cpu.simd import (
     select,
     shuffle,
 )
+from graphrt.backends.cpu.transfer import load_signed
 from graphrt.backends.cpu.vector_math import polynomial
 from graphrt.ops.rope import Rotation
 from graphrt.tensor import Tensor
 
 PAIRS = PIECE // 2
+CELLS = 4  # the tensor after those of a rope
+ID_BYTES, BEFORE, MAGNITUDE = 4, 5, 6  # scalars
 TWO_OVER_PI, HALF_PI = 2.0 / np.pi, np.pi / 2.0
 SHIFTER = 6755399441055744.0  # 1.5 · 2⁵²: adding it rounds a float64 to a whole number
 ONE, TWO, SIGN = np.int32(1), np.int32(2), np.int32(30)
@@ -184,22 +187,47 @@ def turn_halves(lanes):
 
 
 @helper
-def copy_elements(args, row, start, end, out_kind, x_kind):
+def copy_elements(args, target, row, start, end, out_kind, x_kind):
     """Elements of a row that are not rotated; nothing is to do where the output is the input."""
-    target, source = row_address(args, 0, row), row_address(args, 1, row)
+    source, step = row_address(args, 1, row), element_bytes(out_kind)
     if target == source:
         return
     for i in range(start, end):
-        store_number(target + i * stride(args, 0, 3), out_kind, load_number(source + i * stride(args, 1, 3), x_kind))
+        store_number(target + i * step, out_kind, load_number(source + i * stride(args, 1, 3), x_kind))
 
 
-def rope(lanes, mode):
-    """Scalars: the dtypes' numbers of out and x; first; dims; magnitude; then the angle of each pair at position 1."""
-    neighbours = mode == "normal"
+def _target_of(cells: bool):
+    """A helper: where a row of out goes; 0 where there is no such cell."""
+
+    @helper
+    def own(args, row, tensors):
+        return row_address(args, 0, row)
+
+    @helper
+    def in_cell(args, row, tensors):
+        heads, token = size(args, 1, 2), row // size(args, 1, 2)
+        cell = load_signed(address(args, CELLS) + token * stride(args, CELLS, 3), scalar(args, tensors, ID_BYTES))
+        if cell < 0 or cell >= size(args, 0, 2):
+            return 0
+        within = scalar(args, tensors, BEFORE) + row % heads * size(args, 1, 3) * stride(args, 0, 3)
+        return address(args, 0) + cell * stride(args, 0, 2) + within
+
+    return in_cell if cells else own
+
+
+def rope(lanes, mode, cells):
+    """Tensors: out, x, positions, factors; with `cells` out is a cache's table, and their numbers follow.
+
+    Scalars: the dtypes' numbers of out and x; first; dims; bytes of a cell's number and of its row before the first
+    column; magnitude; then the angle of each pair at position 1.
+    """
+    neighbours, tensors = mode == "normal", CELLS + cells
     table, turn = table_of(lanes), (turn_neighbours if neighbours else turn_halves)(lanes)
+    target_of, speeds_at = _target_of(cells), 8 * (tensors * TENSOR_WORDS + MAGNITUDE + 1)
 
     def run(args, ith, nth):
-        out_kind, x_kind, start, dims = scalar(args, 4, 0), scalar(args, 4, 1), scalar(args, 4, 2), scalar(args, 4, 3)
+        out_kind, x_kind = scalar(args, tensors, 0), scalar(args, tensors, 1)
+        start, dims = scalar(args, tensors, 2), scalar(args, tensors, 3)
         x_step = stride(args, 1, 3)
         cosines, sines, speeds, buffer = (
             stack_floats(PAIRS),
@@ -207,23 +235,26 @@ def rope(lanes, mode):
             stack_floats(PIECE),
             stack_floats(PIECE),
         )
-        magnitude = np.float32(float_scalar(args, 4, 4))
-        tokens, heads = size(args, 0, 1), size(args, 0, 2)
-        first, last = share(size(args, 0, 0) * tokens * heads, ith, nth)
+        magnitude = np.float32(float_scalar(args, tensors, MAGNITUDE))
+        tokens, heads = size(args, 1, 1), size(args, 1, 2)
+        first, last = share(size(args, 1, 0) * tokens * heads, ith, nth)
         for first_pair in range(0, dims // 2, PAIRS):
             count = min(PAIRS, dims // 2 - first_pair)
             at = start + (2 * first_pair if neighbours else first_pair)
             factors = address(args, 3)
             if factors:
                 factors += first_pair * stride(args, 3, 3)
-            load_speeds(speeds, args + 8 * (4 * TENSOR_WORDS + 5 + first_pair), factors, stride(args, 3, 3), count)
+            load_speeds(speeds, args + speeds_at + 8 * first_pair, factors, stride(args, 3, 3), count)
             token = -1
             for row in range(first, last):
                 if row // heads != token:
                     token = row // heads
                     position = load_integer(address(args, 2) + token % tokens * stride(args, 2, 3), "i32")
                     table(position, speeds, count, magnitude, cosines, sines)
-                y, x = row_address(args, 0, row) + at * element_bytes(out_kind), row_address(args, 1, row) + at * x_step
+                y, x = target_of(args, row, tensors), row_address(args, 1, row) + at * x_step
+                if y == 0:
+                    continue
+                y += at * element_bytes(out_kind)
                 x_upper, kind = x + dims // 2 * x_step, x_kind
                 if x_step != element_bytes(x_kind):
                     gather(buffer, x, x_kind, x_step, 2 * count if neighbours else count)
@@ -232,16 +263,28 @@ def rope(lanes, mode):
                     x, x_upper, kind = buffer, buffer + 4 * PAIRS, FLOAT32
                 turn(y, y + dims // 2 * element_bytes(out_kind), out_kind, x, x_upper, kind, cosines, sines, count)
         for row in range(first, last):
-            copy_elements(args, row, 0, start, out_kind, x_kind)
-            copy_elements(args, row, start + dims, size(args, 0, 3), out_kind, x_kind)
+            y = target_of(args, row, tensors)
+            if y != 0:
+                copy_elements(args, y, row, 0, start, out_kind, x_kind)
+                copy_elements(args, y, row, start + dims, size(args, 1, 3), out_kind, x_kind)
 
     return run
 
 
-@lowering(ops.rope)
-def _(node: Tensor) -> list[Call]:
-    tensors, rotation, row = [node, *node.srcs], Rotation(**node.params), node.shape[-1]
-    speeds = map(float, rotation.speeds(row))
-    scalars = [*kinds(tensors[:2]), rotation.first, rotation.width(row), float(rotation.magnitude), *speeds]
+def calls(node: Tensor, store: Tensor | None = None) -> list[Call]:
+    """The call of a rope; with a set_rows, of the two, from which the rotated rows go right into a cache's cells."""
+    rotation, row = Rotation(**node.params), node.shape[-1]
+    tensors, id_bytes, before = [store or node, *node.srcs], 0, 0
+    if store is not None:
+        cells = store.srcs[2]
+        assert cells is not None
+        tensors.append(cells)
+        id_bytes, before = cells.dtype.nbytes, (store.params["first"] or 0) * store.dtype.nbytes
+    scalars = [*kinds(tensors[:2]), rotation.first, rotation.width(row), id_bytes, before, float(rotation.magnitude)]
+    scalars += map(float, rotation.speeds(row))
     turned = node.size // max(1, row) * rotation.width(row)
-    return [Call(native(rope, host.level().lanes, rotation.mode), tensors, scalars, work=node.size + 3 * turned)]
+    function = native(rope, host.level().lanes, rotation.mode, store is not None)
+    return [Call(function, tensors, scalars, work=node.size + 3 * turned)]
+
+
+lowering(ops.rope)(calls)

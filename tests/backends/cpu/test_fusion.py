@@ -177,7 +177,8 @@ def test_products_of_a_prompt_at_once(level):
 def test_products_of_experts_of_a_prompt_at_once():
     x, ids = random("x", 64, 1, 256), graphrt.constant("ids", (np.arange(128, dtype=np.int32) * 7 % 4).reshape(64, 2))
     gate, up = (ops.mul_mat_id(weight(name, 4, 70, 256, dtype="q8_0"), x, ids) for name in ("gate", "up"))
-    assert_alike(Graph(ops.swiglu(gate, up)), "products at once")
+    assert_alike(Graph([gate, up]), "products at once")
+    assert_alike(Graph(ops.swiglu(gate, up)), "gated unit")
 
 
 def test_products_of_floats_with_many_columns_are_taken_alone():
@@ -199,6 +200,42 @@ def test_products_over_an_x_in_batches_and_strides():
     assert_alike(graph, "products at once")
 
 
+# -- keys into the cache ----------------------------------------------------------------------------------------------
+
+
+def stored(rope: Tensor, dtype: str, cells: list[int], first: int | None = None, width: int = 0) -> Tensor:
+    """The table after the rope's rows, all heads as one, are written to these cells."""
+    table = graphrt.state("cache", (9, width or rope.shape[1] * rope.shape[2]), dtype)
+    rows = rope.reshape(rope.shape[0], rope.shape[1] * rope.shape[2])
+    return ops.set_rows(table, rows, graphrt.constant("cells", np.array(cells, np.int64)), first=first)
+
+
+@pytest.mark.parametrize("level", host.levels())
+@pytest.mark.parametrize("mode", ["normal", "neox"])
+@pytest.mark.parametrize("dtype", ["f16", "f32", "bf16"])
+def test_rope_into_cells(level, mode, dtype):
+    positions = graphrt.constant("pos", np.array([5, 90, 7], np.int32))
+    with host.use_level(level):
+        for part in ({}, {"first": 8, "dims": 24}):
+            turned = ops.rope(random("k", 3, 2, 40), positions, mode=mode, **part)
+            assert_alike(Graph(stored(turned, dtype, [4, 0, 8])), "rope and cells")
+            assert_alike(Graph(stored(turned, dtype, [4, 0, 8], 16, 100)), "rope and cells")
+
+
+def test_rope_of_a_token_without_a_cell_is_not_written():
+    positions = graphrt.constant("pos", np.array([5, 90], np.int32))
+    graph = Graph(stored(ops.rope(random("k", 2, 2, 64), positions), "f32", [3, 9]))
+    assert_alike(graph, "rope and cells")
+    table = run(graph, 1)[0]
+    assert np.count_nonzero(table.any(axis=1)) == 1
+
+
+def test_no_rope_into_cells_of_what_is_read_elsewhere_or_of_blocks():
+    turned = ops.rope(random("k", 2, 2, 64), graphrt.constant("pos", np.array([5, 90], np.int32)))
+    assert_alike(Graph([stored(turned, "f16", [3, 0]), turned]))
+    assert_alike(Graph(stored(turned, "q8_0", [3, 0])))
+
+
 # -- gated units -------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +251,29 @@ def test_gated_unit(level, dtype, rows):
         graph = Graph(ops.swiglu(*halves(random("x", 1, 160), rows, dtype)))
         assert_alike(graph, "gated unit")
         assert Scheduler(["cpu"]).schedule(graph).explain().splits[0].fusions[0].unwritten == ("gate", "up")
+
+
+@pytest.mark.parametrize("level", host.levels())
+@pytest.mark.parametrize(("dtype", "rows", "width"), [("q8_0", 100, 160), ("q5_1", 70, 5120), ("q4_0", 33, 64)])
+def test_gated_unit_of_many_columns(level, dtype, rows, width):
+    with host.use_level(level):
+        graph = Graph(ops.swiglu(*halves(random("x", 29, width), rows, dtype)))
+        assert_alike(graph, "gated unit")
+
+
+@pytest.mark.parametrize("unit", [ops.swiglu, ops.geglu, ops.reglu])
+def test_gated_units_of_many_tokens_experts(unit):
+    tokens, experts = 40, 3
+    ids = np.random.default_rng(0).permuted(np.tile(np.arange(experts, dtype=np.int32), (tokens, 1)), axis=1)[:, :2]
+    ids[7, 1] = 5
+    each = ops.silu(random("x", tokens, 64)).reshape(tokens, 1, 64)
+    chosen = graphrt.constant("ids", np.ascontiguousarray(ids))
+    gate, up = (ops.mul_mat_id(weight(f"{name}s", experts, 75, 64, dtype="q4_0"), each, chosen) for name in ("g", "u"))
+    graph = Graph(unit(gate, up))
+    assert_alike(graph, "gated unit")
+    out = run(graph, 1)[0]
+    assert np.isnan(out[7, 1]).all(), "expert 5 does not exist"
+    assert np.isfinite(np.delete(out, 7, axis=0)).all()
 
 
 def test_gated_units_of_experts_beside_other_products():
@@ -268,5 +328,9 @@ def test_no_gated_unit_of_what_is_read_elsewhere_of_many_tokens_or_of_weights_th
     x = random("x", 1, 64)
     mixed = [ops.mul_mat(weight(dtype, 40, 64, dtype=dtype), x) for dtype in ("f32", "f16")]
     assert_alike(Graph(ops.swiglu(*mixed)), "products at once")
+    of_two = [ops.mul_mat(weight(f"w_{name}", 40, 64, dtype="q8_0"), random(name, 20, 64)) for name in "ab"]
+    assert_alike(Graph(ops.swiglu(*of_two)), "products at once")
+    too_wide_for_a_panel = random("x", 20, 7168)
+    assert_alike(Graph(ops.swiglu(*halves(too_wide_for_a_panel, 9, "q8_0"))), "products at once")
     one = ops.mul_mat(weight("w", 40, 64), x)
     assert_alike(Graph(ops.swiglu(one, one)))
