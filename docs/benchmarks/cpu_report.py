@@ -64,11 +64,11 @@ part, and fails where a share fell by more than 15 % of what is recorded here.
 {kernels}
 """
 
-PEERS = """Both read the same files with {threads} threads and an f16 cache, and take turns, when they decode every
-eight tokens: medians of {rounds} rounds, tokens a second. llama.cpp is the faster one of its two ways, with flash
-attention and without. Of the last layer's feed-forward part and of the output both compute the last token's only.
-Error: mean squared difference of the two sides' logits over their mean square, the median of {tokens} tokens; both
-round activations, and random weights leave routers undecided. Against the same values in f32 llama.cpp is off by
+PEERS = """Both take the same files, which llama.cpp maps, with {threads} threads and an f16 cache, and take turns,
+every eight tokens where they decode: medians of {rounds} rounds, tokens a second. llama.cpp is the faster of its ways,
+with flash attention and without. Of the last layer's feed-forward part and of the output both compute the last token's
+only. Error: mean squared difference of the two sides' logits over their mean square, the median of {tokens} tokens;
+both round activations, and random weights leave routers undecided. Against the same values in f32 llama.cpp is off by
 3.5e-3 in V2-Lite's q8_0 file, graphrt by 2.6e-3.
 `python -m tests.peers.bench_llama_cpp` measures again.
 """
