@@ -5,13 +5,13 @@ Overrides are tried, not guessed: a weight that is moved away may be copied back
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from graphrt.buffer import HOST
 from graphrt.errors import PlacementError
+from graphrt.layers import layers_of
 from graphrt.overrides import layers_to, n_cpu_moe
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from graphrt.tensor import Tensor
 
 LISTED = 5
-_LAYER = re.compile(r"^blk\.(\d+)\.")
 
 
 def require_room(schedule: Schedule, again: Callable[[str], Schedule]) -> None:
@@ -68,12 +67,8 @@ def _fitting(
 
 def _ever_more(resident: Sequence[Tensor], host: str) -> list[str]:
     """Overrides by what they move: the experts of the first layers, whole layers, all weights and caches."""
-    numbers = [int(match[1]) for match in (_LAYER.match(leaf.name) for leaf in resident) if match]
-    last = max(numbers, default=-1)
-    with_experts = [number for number in range(last + 1) if any(_has_experts(leaf, number) for leaf in resident)]
-    experts = [n_cpu_moe(number + 1, host) for number in with_experts]
-    return [*experts, *(layers_to(number + 1, host) for number in range(last + 1)), f".={host}"]
-
-
-def _has_experts(leaf: Tensor, layer: int) -> bool:
-    return leaf.name.startswith(f"blk.{layer}.ffn_") and "_exps" in leaf.name
+    layers = {leaf: layer for leaf, layer in layers_of(resident).items() if layer is not None}
+    with_experts = sorted({layer for leaf, layer in layers.items() if "_exps." in leaf.name})
+    experts = [n_cpu_moe(layer + 1, host) for layer in with_experts]
+    last = max(layers.values(), default=-1)
+    return [*experts, *(layers_to(layer + 1, host) for layer in range(last + 1)), f".={host}"]

@@ -70,7 +70,7 @@ class Session:
         return sum(self.parts(test))
 
     def parts(self, test: Trial) -> Iterator[float]:
-        """Seconds of the prompt, or of PART decoded tokens after the other."""
+        """Seconds of the prompt, or of every PART decoded tokens."""
         if self._reached != test.depth or not test.depth:
             self.context.clear()
             if test.depth:
@@ -115,6 +115,7 @@ Once = tuple[float, float, Mapping[str, float]]  # seconds, the share of the lim
 
 
 def prompt_once(session: Session, test: Trial, limits: Limits, work: Mapping[str, float]) -> Once:
+    """A prompt, right after the limits were measured."""
     found = limits.measure(work)
     seconds = session.run(test)
     return seconds, least_seconds(found, work) / seconds, found

@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -18,11 +19,11 @@
 namespace cuda_cpu {
 
 constexpr int WARP = 32;
-constexpr size_t PAGE = 4096;
+inline const size_t PAGE = (size_t)sysconf(_SC_PAGESIZE);
 constexpr size_t STACK_BYTES = 64 * 1024;
-constexpr size_t STACK_ROOM = STACK_BYTES + PAGE;
+inline const size_t STACK_ROOM = STACK_BYTES + PAGE;
 constexpr size_t SHARED_LIMIT = 227 * 1024;
-constexpr size_t SHARED_ROOM = 228 * 1024;  // in whole pages
+constexpr size_t SHARED_ROOM = 256 * 1024;  // in whole pages, be they of 64 KiB
 
 enum class State { ready, at_block_barrier, at_warp_barrier, done };
 
