@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from graphrt.buffer import HOST, Buffer, HostBuffer, Location
+from graphrt.copy_queue import CopyQueue
 from graphrt.errors import SettingsError
 from graphrt.events import PASSED, Event
 from graphrt.settings import AUTO, OFFLOAD_BATCH, Settings
@@ -102,6 +103,7 @@ class Backend(ABC):
         speed: operations per second, and bytes per second of its memory, where known.
         asynchronous: programs and copies are only begun by the host, and done in that order. What fails then raises
             where it is waited for; the rest of what the same thread began is left undone until it synchronizes.
+        copy_queue: of an asynchronous device that can bring weights here while its programs run.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Backend(ABC):
     limit: int | None = None
     speed: tuple[float, float] | None = None
     asynchronous: bool = False
+    copy_queue: CopyQueue | None = None
 
     @property
     def version(self) -> str:

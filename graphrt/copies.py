@@ -2,6 +2,9 @@
 
 What is copied is a value: a leaf or result, with everything that views of it span; or what a write left in a state. A
 weight that an offloaded mul_mat_id reads is copied by expert: only the rows of those that the tokens chose.
+
+Weights of offloaded nodes are large. Where a device has a copy queue they come through it, one split ahead: while the
+split before theirs still runs.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ class Copy:
         memory: where to.
         split: number of the split before which they are copied; the number of splits for an output read at the end.
         experts: the tensor of chosen experts, where only those experts' part of a weight is copied.
+        begins: number of the split with which it begins, in the device's copy queue: its own, or the one before; None
+            where it is done in turn with the device's programs.
     """
 
     value: Tensor
@@ -33,12 +38,23 @@ class Copy:
     first: int
     last: int
     experts: Tensor | None = None
+    begins: int | None = None
     readers: list[Tensor] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
         """Bytes at most; of a weight by expert, those of all experts."""
         return self.last - self.first
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether a copy queue does it."""
+        return self.begins is not None
+
+    @property
+    def beside(self) -> int | None:
+        """The split before its own, if it goes on while that one runs."""
+        return self.begins if self.begins != self.split else None
 
     def is_staged(self, home: str, asynchronous: Container[str]) -> bool:
         """Whether its bytes wait on the host for the device: all but weights of the host, which do not change."""
@@ -67,6 +83,11 @@ class Copies:
         """Every copy, in order."""
         return (copy for number in sorted(self.before) for copy in self.before[number])
 
+    def beginning_with(self, number: int) -> list[Copy]:
+        """The copies that need their room from a split on: its own that were not begun earlier, then those ahead."""
+        due = [*self.before.get(number, ()), *self.before.get(number + 1, ())]
+        return [copy for copy in due if (copy.split if copy.begins is None else copy.begins) == number]
+
 
 def find_copies(graph: Graph, placements: Placements, splits: Sequence[SplitNodes]) -> Copies:
     """What must be copied where, given the placement and the splits; outputs are brought to the host at the end.
@@ -84,6 +105,7 @@ def find_copies(graph: Graph, placements: Placements, splits: Sequence[SplitNode
     for output in graph.outputs:
         if output.size and output.root.role != "state" and placements.memory_of(output) != HOST:
             _need(copies, output, HOST, len(splits), None)
+    _begin_early(copies, placements, splits)
     return copies
 
 
@@ -99,3 +121,15 @@ def _need(copies: Copies, src: Tensor, memory: str, split: int, experts: Tensor 
     if experts is not copy.experts:
         copy.experts = None
     return copy
+
+
+def _begin_early(copies: Copies, placements: Placements, splits: Sequence[SplitNodes]) -> None:
+    """Give the weights of offloaded nodes to the copy queues, as soon as it is known what to copy; one split ahead."""
+    number_of = {node: number for number, part in enumerate(splits) for node in part.nodes}
+    for copy in copies.all():
+        is_offload = any(placements.nodes[node].offloaded for node in copy.readers)
+        if not is_offload or copy.value.root.role != "weight" or placements.memory_of(copy.value) != HOST:
+            continue
+        if splits[copy.split].backend.copy_queue is not None:
+            known = 0 if copy.experts is None else number_of.get(value_of(copy.experts), -1) + 1
+            copy.begins = max(known, copy.split - 1)

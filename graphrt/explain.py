@@ -58,13 +58,14 @@ class NodeNote:
 
 @dataclass(frozen=True)
 class CopyNote:
-    """A copy before a split; `by_expert` where only chosen experts' part is copied."""
+    """A copy before a split; `by_expert` where only chosen experts' part is copied; `beside` which split it is done."""
 
     name: str
     nbytes: int
     source: str
     target: str
     by_expert: bool
+    beside: int | None
 
 
 @dataclass(frozen=True)
@@ -213,10 +214,11 @@ class Explainer:
         )
 
     def _copies(self, number: int) -> tuple[CopyNote, ...]:
-        memory_of = self.schedule.placements.memory_of
+        copies = self.schedule.copies.before.get(number, ())
+        homes = [self.schedule.placements.memory_of(copy.value) for copy in copies]
         return tuple(
-            CopyNote(self._name(copy.value), copy.nbytes, memory_of(copy.value), copy.memory, copy.experts is not None)
-            for copy in self.schedule.copies.before.get(number, ())
+            CopyNote(self._name(each.value), each.nbytes, home, each.memory, each.experts is not None, each.beside)
+            for each, home in zip(copies, homes, strict=True)
         )
 
     def _home(self, leaf: Tensor, placement: Placement) -> HomeNote:
@@ -293,7 +295,8 @@ def _fusion(fusion: FusionNote) -> str:
 
 def _copy(copy: CopyNote) -> str:
     amount = f"at most {copy.nbytes:,} B, the chosen experts" if copy.by_expert else f"{copy.nbytes:,} B"
-    return f"copy {copy.name} {copy.source} -> {copy.target}: {amount}"
+    when = "" if copy.beside is None else f", beside split #{copy.beside}"
+    return f"copy {copy.name} {copy.source} -> {copy.target}: {amount}{when}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -60,6 +60,7 @@ def _data(schedule: Schedule) -> dict[str, Any]:
                 "from": schedule.placements.memory_of(copy.value),
                 "to": copy.memory,
                 "byExpert": copy.experts is not None,
+                "beside": copy.beside,
             }
             for copy in schedule.copies.before.get(before, ())
         ]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from graphrt.backend import Split
+from graphrt.backend import Backend, Split
 from graphrt.buffer import Buffer, Location
+from graphrt.copies import Copy
 from graphrt.memory import MemoryPlan
 from graphrt.residents import Residents
 from graphrt.schedule import Schedule
 from graphrt.splits import SplitNodes
 from graphrt.tensor import Tensor
-from graphrt.transfer import End, Slot, copy_step
+from graphrt.transfer import Arrivals, End, QueuedCopy, Slot, arrival_step, copy_step, queue_step
+
+Step = Callable[[], None]
 
 
 class Locations:
@@ -61,15 +64,36 @@ class Locations:
         workspace = {node: Location(self.arenas[memory], offsets[node]) for node in part.nodes if node in offsets}
         return Split(part.backend, part.nodes, location, workspace, part.groups)
 
-    def copies_before(self, number: int, slot: Slot) -> list[Callable[[], None]]:
-        """What does each of the copies that are due before a split, in order."""
-        steps = []
-        for copy in self.schedule.copies.before.get(number, ()):
-            source = self._end(self.at_home(copy.value).after(copy.first - copy.value.offset))
-            target = self._end(Location(self.arenas[copy.memory], self.memory.offsets[copy]))
-            chosen = None if copy.experts is None else self._end(self.at_home(copy.experts))
-            steps.append(copy_step(copy, source, target, chosen, slot))
+    def copies_before(self, number: int, slot: Slot) -> list[Step]:
+        """What does each of the copies that are due before a split, in order, and none of them ahead."""
+        return [self._in_turn(copy, slot) for copy in self.schedule.copies.before.get(number, ())]
+
+    def steps_before(self, number: int, slot: Slot, arrivals: Arrivals) -> list[Step]:
+        """What is to be done before a split runs, copies that go on beside it included."""
+        queued: dict[Backend, list[QueuedCopy]] = {}
+        for copy in self.schedule.copies.beginning_with(number):
+            if copy.is_queued:
+                source, target = self._ends(copy)
+                job = QueuedCopy(copy, source.place, target.place, self._chosen(copy))
+                queued.setdefault(target.backend, []).append(job)
+        steps = [queue_step(jobs, device, arrivals) for device, jobs in queued.items()]
+        due = self.schedule.copies.before.get(number, ())
+        steps += [self._in_turn(copy, slot) for copy in due if not copy.is_queued]
+        if any(copy.is_queued for copy in due):
+            steps.append(arrival_step(number, self.schedule.splits[number].backend, arrivals))
         return steps
+
+    def _in_turn(self, copy: Copy, slot: Slot) -> Step:
+        source, target = self._ends(copy)
+        return copy_step(copy, source, target, self._chosen(copy), slot)
+
+    def _ends(self, copy: Copy) -> tuple[End, End]:
+        """Where a copy's first byte comes from and goes to."""
+        source = self._end(self.at_home(copy.value).after(copy.first - copy.value.offset))
+        return source, self._end(Location(self.arenas[copy.memory], self.memory.offsets[copy]))
+
+    def _chosen(self, copy: Copy) -> End | None:
+        return None if copy.experts is None else self._end(self.at_home(copy.experts))
 
     def _end(self, place: Location) -> End:
         return End(place, self._backends[place.buffer.memory])

@@ -93,7 +93,7 @@ class _Planner:
                 self._take(HOST, leaf, leaf.nbytes, forever)
         time = 0
         for number, part in enumerate(self.splits):
-            for copy in self.copies.before.get(number, ()):
+            for copy in self.copies.beginning_with(number):
                 self._take(copy.memory, copy, copy.nbytes, self.last_use[copy])
             for group in part.groups:
                 self._place_group(group, time, part.backend.memory)

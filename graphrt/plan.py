@@ -18,7 +18,7 @@ from graphrt.copies import Copy
 from graphrt.dtypes import Array
 from graphrt.errors import Cancelled, GraphError
 from graphrt.events import Event
-from graphrt.locations import Locations
+from graphrt.locations import Locations, Step
 from graphrt.memory import MemoryPlan
 from graphrt.numerics import execute_watched
 from graphrt.placement import Placement
@@ -26,9 +26,8 @@ from graphrt.profile import Profile, execute_timed, measure
 from graphrt.residents import Residents
 from graphrt.schedule import Schedule
 from graphrt.tensor import Tensor
-from graphrt.transfer import Slot
+from graphrt.transfer import Arrivals, Slot
 
-Step = Callable[[], None]
 Watch = Callable[[Tensor, Array], bool | None]
 Result = TypeVar("Result")
 Allocate = Callable[[MemoryPlan], Mapping[str, Buffer]]
@@ -64,8 +63,9 @@ class Plan:
         self._devices = [backend for backend in schedule.backends if backend.asynchronous]
         self._slot = Slot()
         self._steps: list[Step] = []
+        arrivals: Arrivals = {}
         for number, part in enumerate(schedule.splits):
-            self._steps += locations.copies_before(number, self._slot)
+            self._steps += locations.steps_before(number, self._slot, arrivals)
             program = part.backend.compile(locations.split(part))
             self._steps.append(program.run)
             if sched_debug >= 3 and program.summary:

@@ -29,18 +29,26 @@ def split(graph: Graph, placements: Placements) -> list[SplitNodes]:
 
     Of the nodes whose sources are done, those of the present backend run first, in the graph's order; so nodes that do
     not depend on another backend do not wait behind a change. On one backend the order is the graph's. A split is also
-    cut where the experts have been chosen whose weights are copied from another memory: only then is it known which.
+    cut where the experts have been chosen whose weights are copied from another memory: only then is it known which;
+    and before an offloaded node that reads what comes of another: its weight is copied while that one runs, and the
+    weights of a long chain need not all have room at once.
     """
     splits: list[SplitNodes] = []
     within: set[Tensor] = set()
+    after_offloaded: set[Tensor] = set()
     for node in _order(graph, placements):
-        backend = placements.nodes[node].backend
-        chosen = copied_by_expert(node, placements)
-        if not splits or splits[-1].backend is not backend or (chosen is not None and value_of(chosen) in within):
-            splits.append(SplitNodes(backend))
+        placed, chosen = placements.nodes[node], copied_by_expert(node, placements)
+        values = {value_of(src) for src in node.srcs if src is not None}
+        waits = placed.offloaded and not after_offloaded.isdisjoint(values)
+        is_cut = waits or (chosen is not None and value_of(chosen) in within)
+        if not splits or splits[-1].backend is not placed.backend or is_cut:
+            splits.append(SplitNodes(placed.backend))
             within.clear()
+            after_offloaded.clear()
         splits[-1].nodes.append(node)
         within.add(node)
+        if placed.offloaded or not after_offloaded.isdisjoint(values):
+            after_offloaded.add(node)
     return splits
 
 

@@ -2,19 +2,23 @@
 
 Between memories of which one belongs to an asynchronous device the host only begins to move them, through memory of its
 own in which they wait (staging), so that their source may change meanwhile; it waits itself for what it will read.
+Weights that a device's copy queue brings do not change, and go from where they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from graphrt.backend import Backend
 from graphrt.buffer import HOST, HostBuffer, Location, failed_copy
 from graphrt.copies import Copy
+from graphrt.copy_queue import CopyQueue
 from graphrt.dtypes import Array
+from graphrt.events import Event
 from graphrt.tensor import Tensor
 
 
@@ -42,8 +46,7 @@ def copy_step(copy: Copy, source: End, target: End, chosen: End | None, slot: Sl
 
     It raises KernelError, naming the tensor and both memories, if a device fails to copy.
     """
-    memory, other = source.place.buffer.memory, target.place.buffer.memory
-    label = f"{copy.value.name} ({copy.nbytes:,} bytes) from {memory} to {other}"
+    label = _label(copy, source.place, target.place)
     spans = _all_of(copy) if copy.experts is None or chosen is None else _chosen_of(copy, copy.experts, chosen, label)
     carry = _carrier(copy, source, target, label, slot)
 
@@ -54,24 +57,32 @@ def copy_step(copy: Copy, source: End, target: End, chosen: End | None, slot: Sl
     return run
 
 
+def _label(copy: Copy, source: Location, target: Location) -> str:
+    return f"{copy.value.name} ({copy.nbytes:,} bytes) from {source.buffer.memory} to {target.buffer.memory}"
+
+
 def _all_of(copy: Copy) -> Spans:
     everything = [(0, copy.nbytes)]
     return lambda: everything
 
 
 def _chosen_of(copy: Copy, experts: Tensor, chosen: End, label: str) -> Spans:
-    """The chosen experts' rows of a weight, as (first byte, bytes)."""
-    weight = copy.value
+    return lambda: _rows_of(copy.value, _read(experts, chosen, label))
+
+
+def _read(experts: Tensor, chosen: End, label: str) -> Array:
+    """The numbers of the chosen experts, once they are there."""
+    numbers = np.empty(experts.extent, np.uint8)
+    chosen.place.buffer.begin_read(chosen.place.offset, numbers, label)
+    chosen.backend.record().wait()
+    return experts.array_over(numbers)
+
+
+def _rows_of(weight: Tensor, ids: Array) -> Iterator[tuple[int, int]]:
+    """The chosen experts' part of a weight, as (first byte, bytes)."""
     width = weight.strides[0]
-
-    def spans() -> Iterator[tuple[int, int]]:
-        numbers = np.empty(experts.extent, np.uint8)
-        chosen.place.buffer.begin_read(chosen.place.offset, numbers, label)
-        chosen.backend.synchronize()
-        for first, last in runs(experts.array_over(numbers), weight.shape[0]):
-            yield first * width, (last - first) * width
-
-    return spans
+    for first, last in runs(ids, weight.shape[0]):
+        yield first * width, (last - first) * width
 
 
 def _carrier(copy: Copy, source: End, target: End, label: str, slot: Slot) -> Carry:
@@ -103,7 +114,7 @@ def _to_host(source: End, target: Location, label: str) -> Carry:
     def carry(first: int, nbytes: int) -> None:
         start = target.offset + first
         place.buffer.begin_read(place.offset + first, buffer.data[start : start + nbytes], label)
-        source.backend.synchronize()
+        source.backend.record().wait()
 
     return carry
 
@@ -131,6 +142,53 @@ def _staged(copy: Copy, source: End, target: End, label: str, slot: Slot) -> Car
         there.buffer.begin_write(there.offset + first, waiting, label)
 
     return carry
+
+
+@dataclass(frozen=True)
+class QueuedCopy:
+    """A copy of a weight that a device's copy queue does; `chosen` as in `copy_step`."""
+
+    copy: Copy
+    source: Location
+    target: Location
+    chosen: End | None
+
+    def begin(self, queue: CopyQueue, ids: dict[Tensor, Array]) -> None:
+        """Begin it; `ids` are the chosen experts' numbers that were read for copies begun with it."""
+        copy, label = self.copy, _label(self.copy, self.source, self.target)
+        spans: Iterable[tuple[int, int]] = [(0, copy.nbytes)]
+        if copy.experts is not None and self.chosen is not None:
+            if copy.experts not in ids:
+                ids[copy.experts] = _read(copy.experts, self.chosen, label)
+            spans = _rows_of(copy.value, ids[copy.experts])
+        for first, nbytes in spans:
+            data = self.source.buffer.read(self.source.offset + first, nbytes)
+            queue.begin_write(self.target.after(first), data, label)
+
+
+Arrivals = dict[int, Event]  # by the number of a split: after it all is there that copy queues bring for it
+
+
+def queue_step(copies: Sequence[QueuedCopy], device: Backend, arrivals: Arrivals) -> Callable[[], None]:
+    """What begins copies, those needed first ahead, as soon as the device has done what was begun before."""
+    queue = device.copy_queue
+    assert queue is not None
+    by_split = [(number, list(due)) for number, due in groupby(copies, lambda each: each.copy.split)]
+
+    def run() -> None:
+        queue.wait_for(device.record())  # their room was something else's until now
+        ids: dict[Tensor, Array] = {}
+        for number, due in by_split:
+            for each in due:
+                each.begin(queue, ids)
+            arrivals[number] = queue.record()
+
+    return run
+
+
+def arrival_step(number: int, device: Backend, arrivals: Arrivals) -> Callable[[], None]:
+    """What lets a device wait, before a split, for what its copy queue brings for it."""
+    return lambda: device.wait_for(arrivals[number])
 
 
 def runs(ids: Array, count: int) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 It has memory of its own, with a limit, that nothing but its programs reaches; ops that it lacks; rates by which a
 virtual clock runs; and failures on demand. It computes through the ops' references, so its results are right. It may
-work while the host goes on, as GPUs do.
+work while the host goes on, as GPUs do; a second queue then brings it weights meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from graphrt.backend import YES, Backend, Split, Support
 from graphrt.backends.sim.clock import Clock, Host, Rates
+from graphrt.backends.sim.copies import SimCopies
 from graphrt.backends.sim.failures import Failures
 from graphrt.backends.sim.memory import SimBuffer
 from graphrt.backends.sim.program import SimProgram, Step
@@ -62,6 +63,7 @@ class SimBackend(Backend):
         self.failures = Failures(fail_copy, fail_kernel, failure or RuntimeError("a failure on demand"))
         self.asynchronous = asynchronous
         self._queue: Queue = InOrder(name, self.clock) if asynchronous else AtOnce(self.clock)
+        self.copy_queue = SimCopies(f"{name}'s copies", self.clock.beside()) if asynchronous else None
         self._buffers: WeakSet[SimBuffer] = WeakSet()
 
     @property
@@ -95,10 +97,16 @@ class SimBackend(Backend):
         self._queue.wait_for(event)
 
     def synchronize(self) -> None:
-        self._queue.synchronize()
+        try:
+            self._queue.synchronize()
+        finally:
+            if self.copy_queue is not None:
+                self.copy_queue.synchronize()
 
     def drop(self, thread: int) -> None:
         self._queue.drop(thread)
+        if self.copy_queue is not None:
+            self.copy_queue.drop(thread)
 
     def compile(self, split: Split) -> SimProgram:
         return SimProgram([Step.of(node, split) for node in split.nodes], self._queue, self.clock, self.failures)

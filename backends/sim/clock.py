@@ -51,6 +51,10 @@ class Clock:
         """All seconds of work."""
         return sum(self.seconds.values())
 
+    def beside(self) -> Clock:
+        """A clock for what goes on beside this one's work; both count together."""
+        return Clock(self.rates, self.host, self.now, self.seconds, self.nbytes, self.count)
+
     def reach(self, time: float) -> None:
         """Move on to a time, idle, unless it is over."""
         self.now = max(self.now, time)

@@ -11,6 +11,7 @@ from graphrt.buffer import Buffer, failed_copy
 from graphrt.dtypes import Array
 from graphrt.errors import KernelError, PlacementError
 from graphrt.tensor import Tensor
+from graphrt.worker import Action
 
 
 class SimBuffer(Buffer):
@@ -39,6 +40,10 @@ class SimBuffer(Buffer):
     def begin_write(self, offset: int, data: Array, label: str) -> None:
         self._copy(UPLOAD, self._span(offset, data.nbytes), data, label)
 
+    def begin_write_beside(self, queue: Queue, clock: Clock, offset: int, data: Array, label: str) -> None:
+        """The same, by another queue and its clock."""
+        queue.begin(self._copying(UPLOAD, self._span(offset, data.nbytes), data, label, clock))
+
     def array_on_device(self, tensor: Tensor, offset: int) -> Array:
         """The elements of a tensor, for the programs of this device and nobody else."""
         return tensor.array_over(self._bytes, offset)
@@ -49,12 +54,15 @@ class SimBuffer(Buffer):
         return self._bytes[offset : offset + nbytes]
 
     def _copy(self, direction: str, target: Array, source: Array, label: str | None = None) -> None:
+        self._queue.begin(self._copying(direction, target, source, label, self._clock))
+
+    def _copying(self, direction: str, target: Array, source: Array, label: str | None, clock: Clock) -> Action:
         def run() -> None:
             try:
                 self._failures.before_copy()
                 target[:] = source
             except Exception as error:
                 raise error if label is None else failed_copy(label, error) from error
-            self._clock.copy(direction, source.nbytes)
+            clock.copy(direction, source.nbytes)
 
-        self._queue.begin(run)
+        return run

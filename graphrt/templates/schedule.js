@@ -243,7 +243,7 @@ function drawTransfer(copies, backend, arrow) {
     "button", { type: "button", class: "copy", colour: colour(tensors[copy.tensor].backend), onclick: () => reveal(copy.tensor) },
     tensors[copy.tensor].name,
     element("b", {}, `${copy.byExpert ? "≤ " : ""}${bytes(copy.nbytes)}`),
-    element("span", {}, `${copy.from} → ${copy.to}${copy.byExpert ? ", chosen experts" : ""}`),
+    element("span", {}, `${copy.from} → ${copy.to}${copy.byExpert ? ", chosen experts" : ""}${copy.beside === null ? "" : `, beside split #${copy.beside}`}`),
   ));
   if (pills.length > 2) pills.unshift(element("span", { class: "total" }, `${bytes(total)} in ${plural(copies.length, "copy").replace("copys", "copies")}`));
   const classes = `transfer${copies.length ? " crossing" : ""}`;

@@ -59,6 +59,10 @@ CASES: dict[str, tuple[Callable[[], Schedule], int]] = {
     # 2 of 8 experts: a batch of 64 brings each weight 16 rows, one of 128 brings 32, and only then is it offloaded.
     "experts_on_cpu_prompt_64": (lambda: mixtral(64, [overrides.cpu_moe(), ON_DEVICE], SimBackend("gpu0")), 3),
     "experts_on_cpu_prompt_128": (lambda: mixtral(128, [overrides.cpu_moe(), ON_DEVICE], SimBackend("gpu0")), 3),
+    "experts_on_cpu_prompt_128_asynchronous": (
+        lambda: mixtral(128, [overrides.cpu_moe(), ON_DEVICE], SimBackend("gpu0", asynchronous=True)),
+        1,
+    ),
     "dense_offload_31": (lambda: mixtral(31, [], SimBackend("gpu0")), 3),
     "dense_offload_32": (lambda: mixtral(32, [], SimBackend("gpu0")), 3),
     "gpu_layers": (layers_on_device, 2),
