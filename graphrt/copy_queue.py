@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from graphrt.buffer import Location
 from graphrt.dtypes import Array
 from graphrt.events import Event
+
+Part = tuple[Location, Array]
 
 
 class CopyQueue(ABC):
@@ -16,10 +19,11 @@ class CopyQueue(ABC):
     """
 
     @abstractmethod
-    def begin_write(self, target: Location, data: Array, label: str) -> None:
-        """Begin to put bytes (u8, on the host) at a place; nobody may change them until the next event has passed.
+    def begin_writes(self, parts: Sequence[Part], label: str) -> None:
+        """Begin to put bytes (u8, on the host) at places; nobody may change them until the next event has passed.
 
         Args:
+            parts: each a place on the device and the bytes for it.
             label: what is copied and where to, for the error of a copy that fails.
         """
 

@@ -161,9 +161,9 @@ class QueuedCopy:
             if copy.experts not in ids:
                 ids[copy.experts] = _read(copy.experts, self.chosen, label)
             spans = _rows_of(copy.value, ids[copy.experts])
-        for first, nbytes in spans:
-            data = self.source.buffer.read(self.source.offset + first, nbytes)
-            queue.begin_write(self.target.after(first), data, label)
+        read, here = self.source.buffer.read, self.source.offset
+        parts = [(self.target.after(first), read(here + first, nbytes)) for first, nbytes in spans]
+        queue.begin_writes(parts, label)
 
 
 Arrivals = dict[int, Event]  # by the number of a split: after it all is there that copy queues bring for it

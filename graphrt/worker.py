@@ -52,6 +52,12 @@ class Worker:
         self._works = False
         self._lock = threading.Lock()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to wait for, nor to be told of, for the calling thread."""
+        with self._lock:
+            return not self._works and threading.get_ident() not in self._failed
+
     def begin(self, action: Action) -> None:
         """Have something done after all that was begun before."""
         self._put(action)

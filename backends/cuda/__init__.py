@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from graphrt.backend import Backend, Group, Program, Progress, Split, Support
 from graphrt.backends.cuda import registry
+from graphrt.backends.cuda.copies import Arrival, Copies
 from graphrt.backends.cuda.device import Device
 from graphrt.backends.cuda.hardware import made_for
 from graphrt.backends.cuda.memory import CudaBuffer
@@ -44,6 +45,7 @@ class CudaBackend(Backend):
         self.device = device
         self.name = self.memory = name
         self.limit, self.speed = device.total_bytes, device.speed
+        self.copy_queue = Copies(device, name)
         self._buffers: WeakSet[CudaBuffer] = WeakSet()
         self._break_even: BreakEven | None = None
 
@@ -66,7 +68,7 @@ class CudaBackend(Backend):
         if self._break_even is None:
             from graphrt.backends.cuda.offload import BreakEven
 
-            self._break_even = BreakEven(settings, self.device)
+            self._break_even = BreakEven(settings, self)
         return self._break_even.least_batch(weight.dtype)
 
     def workspace(self, node: Tensor) -> int:
@@ -97,10 +99,16 @@ class CudaBackend(Backend):
         return self.device.record()
 
     def wait_for(self, event: Event) -> None:
-        self.device.wait_for(event)
+        self.device.wait_for(event.event if isinstance(event, Arrival) else event)
+
+    def drop(self, thread: int) -> None:
+        self.copy_queue.drop(thread)
 
     def synchronize(self) -> None:
-        self.device.synchronize()
+        try:
+            self.copy_queue.synchronize()
+        finally:
+            self.device.synchronize()
 
     def fuse(self, nodes: Sequence[Tensor], readers: Readers) -> list[Group]:
         from graphrt.backends.cuda.fusion import fuse

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from graphrt.backends.cuda import binaries, nvrtc
-from graphrt.backends.cuda.device import Device, Replay
+from graphrt.backends.cuda.device import Device, Replay, Stream
 from graphrt.backends.cuda.hardware import Hardware
 from graphrt.backends.cuda.launch import Bound
 from graphrt.backends.cuda.units import Kernel
@@ -62,8 +64,43 @@ class CupyEvent(Event):
         self._device.guarded("waiting", self.event.synchronize)
 
 
+class CupyStream(Stream):
+    """A stream of a GPU for copies."""
+
+    def __init__(self, device: CupyDevice, cupy: Any) -> None:
+        self._device, self._cupy = device, cupy
+        self.stream = device.guarded("making a stream", lambda: cupy.cuda.Stream(non_blocking=True))
+
+    def upload(self, address: int, data: Array) -> None:
+        self.copy(address, data.ctypes.data, data.nbytes, "memcpyHostToDevice")
+
+    def copy(self, target: int, source: int, nbytes: int, direction: str) -> None:
+        """Begin a copy in a direction of the runtime's."""
+        runtime = self._cupy.cuda.runtime
+        kind = getattr(runtime, direction)
+        if nbytes:
+            self._device.guarded("a copy", lambda: runtime.memcpyAsync(target, source, nbytes, kind, self.stream.ptr))
+
+    def record(self) -> Event:
+        def record() -> CupyEvent:
+            event = self._cupy.cuda.Event(disable_timing=True)
+            event.record(self.stream)
+            return CupyEvent(event, self._device)
+
+        return self._device.guarded("recording an event", record)
+
+    def wait_for(self, event: Event) -> None:
+        if isinstance(event, CupyEvent):
+            self._device.guarded("waiting for an event", lambda: self.stream.wait_event(event.event))
+        else:
+            event.wait()
+
+    def synchronize(self) -> None:
+        self._device.guarded("waiting", self.stream.synchronize)
+
+
 class CupyDevice(Device):
-    """One GPU: an arena's memory, and one stream on which everything happens in order."""
+    """One GPU: an arena's memory, and one stream on which everything but copies ahead happens in order."""
 
     def __init__(self, number: int) -> None:
         import cupy
@@ -77,8 +114,9 @@ class CupyDevice(Device):
         self.architecture = str(self._device.compute_capability)
         self.speed = _speed(properties, int(self.architecture))
         self.hardware = Hardware(properties["multiProcessorCount"], properties["sharedMemPerBlockOptin"])
+        self._queue = CupyStream(self, cupy)
+        self._stream = self._queue.stream
         with self._device:
-            self._stream = cupy.cuda.Stream(non_blocking=True)
             self.total_bytes = max(0, int(cupy.cuda.runtime.memGetInfo()[0]) - RESERVE)
         self._functions: dict[Kernel, Any] = {}
         self._lock = threading.Lock()
@@ -123,17 +161,22 @@ class CupyDevice(Device):
             raise MemoryError(f"{self.name} has {free:,} of {total:,} bytes free ({error})") from error
         return memory.ptr, memory
 
+    def pinned(self, nbytes: int) -> Array:
+        try:
+            with self._device:
+                memory = self._cupy.cuda.alloc_pinned_memory(nbytes)
+        except (*self._errors, self._cupy.cuda.memory.OutOfMemoryError) as error:
+            raise MemoryError(f"no room for {nbytes:,} bytes of pinned memory on the host ({error})") from error
+        return np.frombuffer(memory, np.uint8, nbytes)
+
+    def stream(self) -> Stream:
+        return CupyStream(self, self._cupy)
+
     def upload(self, address: int, data: Array) -> None:
-        self._copy(address, data.ctypes.data, data.nbytes, "memcpyHostToDevice")
+        self._queue.upload(address, data)
 
     def download(self, address: int, into: Array) -> None:
-        self._copy(into.ctypes.data, address, into.nbytes, "memcpyDeviceToHost")
-
-    def _copy(self, target: int, source: int, nbytes: int, direction: str) -> None:
-        runtime = self._cupy.cuda.runtime
-        kind = getattr(runtime, direction)
-        if nbytes:
-            self.guarded("a copy", lambda: runtime.memcpyAsync(target, source, nbytes, kind, self._stream.ptr))
+        self._queue.copy(into.ctypes.data, address, into.nbytes, "memcpyDeviceToHost")
 
     def load(self, kernels: Sequence[Kernel], progress: Callable[[int, int, str], None] | None = None) -> int:
         binaries.make_all(kernels, self.architecture, progress or binaries.show_progress)
@@ -208,21 +251,13 @@ class CupyDevice(Device):
             return self.guarded("capturing a graph", capture)
 
     def record(self) -> Event:
-        def record() -> CupyEvent:
-            event = self._cupy.cuda.Event(disable_timing=True)
-            event.record(self._stream)
-            return CupyEvent(event, self)
-
-        return self.guarded("recording an event", record)
+        return self._queue.record()
 
     def wait_for(self, event: Event) -> None:
-        if isinstance(event, CupyEvent):
-            self.guarded("waiting for an event", lambda: self._stream.wait_event(event.event))
-        else:
-            event.wait()
+        self._queue.wait_for(event)
 
     def synchronize(self) -> None:
-        self.guarded("waiting", self._stream.synchronize)
+        self._queue.synchronize()
 
 
 def _speed(properties: dict[str, Any], capability: int) -> tuple[float, float]:

@@ -15,8 +15,31 @@ from graphrt.events import Event
 Replay = Callable[[], None]
 
 
-class Device(ABC):
-    """Memory, and a queue of copies and launches that are done in the order in which they were begun.
+class Stream(ABC):
+    """Copies to a device in the order in which they were begun, beside what is done in other streams."""
+
+    @abstractmethod
+    def upload(self, address: int, data: Array) -> None:
+        """Begin to copy bytes to the device; nobody may change `data` until the next event has passed."""
+
+    @abstractmethod
+    def record(self) -> Event:
+        """The point after everything begun so far."""
+
+    @abstractmethod
+    def wait_for(self, event: Event) -> None:
+        """Let what is begun later wait for an event."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything is done.
+
+        Raises: KernelError with what failed.
+        """
+
+
+class Device(Stream):
+    """Memory, and a stream of copies and launches; further streams for copies alone.
 
     Attributes:
         name: in debug output.
@@ -40,8 +63,15 @@ class Device(ABC):
         """
 
     @abstractmethod
-    def upload(self, address: int, data: Array) -> None:
-        """Begin to copy bytes to the device; nobody may change `data` until the next event has passed."""
+    def pinned(self, nbytes: int) -> Array:
+        """Host memory, as u8, that the device itself reads: copies from it hold up nobody.
+
+        Raises: MemoryError if there is no room.
+        """
+
+    @abstractmethod
+    def stream(self) -> Stream:
+        """A stream for copies beside the device's own."""
 
     @abstractmethod
     def download(self, address: int, into: Array) -> None:
@@ -58,18 +88,3 @@ class Device(ABC):
     @abstractmethod
     def prepare(self, launches: Sequence[Bound]) -> tuple[Replay, str]:
         """What begins all of these launches, and how it does, for debug output."""
-
-    @abstractmethod
-    def record(self) -> Event:
-        """The point after everything begun so far."""
-
-    @abstractmethod
-    def wait_for(self, event: Event) -> None:
-        """Let what is begun later wait for an event."""
-
-    @abstractmethod
-    def synchronize(self) -> None:
-        """Wait until everything is done.
-
-        Raises: KernelError with what failed.
-        """

@@ -14,7 +14,8 @@ import numpy as np
 
 import graphrt
 from graphrt.backend import create
-from graphrt.backends.cuda.device import Device
+from graphrt.backends.cuda import CudaBackend
+from graphrt.buffer import Location
 from graphrt.dtypes import DType
 from graphrt.kept import Kept
 from graphrt.settings import Settings
@@ -31,11 +32,12 @@ class BreakEven:
 
     Args:
         settings: of the CPU backend that would compute otherwise.
-        device: that weights would be brought to.
+        backend: of the device that weights would be brought to.
     """
 
-    def __init__(self, settings: Settings, device: Device) -> None:
-        self._settings, self._device = settings, device
+    def __init__(self, settings: Settings, backend: CudaBackend) -> None:
+        self._settings, self._backend = settings, backend
+        device = backend.device
         machine = f"{device.name} {device.architecture} threads {settings.thread_count}"
         self._kept = Kept("offload.json", machine, f"graphrt {graphrt.__version__} {create('cpu', settings).version}")
         self._known: dict[str, int] = {}
@@ -51,16 +53,16 @@ class BreakEven:
         return self._known[dtype.name]
 
     def _link_rate(self) -> float:
-        """Bytes per second from the host's memory to the device's."""
+        """Bytes per second from the host's memory to the device's, on the way that offloaded weights take."""
         rate = self._kept.get("link")
         if isinstance(rate, float):
             return rate
         data = np.ones(LINK_BYTES, np.uint8)
-        address, _keeps = self._device.allocate(data.nbytes)
+        buffer, queue = self._backend.allocate(data.nbytes), self._backend.copy_queue
 
         def upload() -> None:
-            self._device.upload(address, data)
-            self._device.synchronize()
+            queue.begin_writes([(Location(buffer, 0), data)], "the link's measurement")
+            queue.synchronize()
 
         rate = data.nbytes / _least_seconds(upload)
         self._kept.put("link", rate)

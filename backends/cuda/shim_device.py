@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from graphrt.backends.cuda import nvrtc
-from graphrt.backends.cuda.device import Device, Replay
+from graphrt.backends.cuda.device import Device, Replay, Stream
 from graphrt.backends.cuda.hardware import Hardware, present
 from graphrt.backends.cuda.launch import Bound
 from graphrt.backends.cuda.units import KERNELS, SHIM, Kernel, digest, unit
@@ -35,7 +35,23 @@ FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-strict-aliasing", 
 UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined")
 
 
-class ShimDevice(Device):
+class ShimStream(Stream):
+    """Copies that are done as soon as they are begun."""
+
+    def upload(self, address: int, data: Array) -> None:
+        ctypes.memmove(address, data.ctypes.data, data.nbytes)
+
+    def record(self) -> Event:
+        return PASSED
+
+    def wait_for(self, event: Event) -> None:
+        event.wait()
+
+    def synchronize(self) -> None:
+        return
+
+
+class ShimDevice(ShimStream, Device):
     """The CPU as a CUDA device.
 
     Args:
@@ -84,8 +100,11 @@ class ShimDevice(Device):
         """Memory that nobody uses any longer."""
         self._taken -= nbytes
 
-    def upload(self, address: int, data: Array) -> None:
-        ctypes.memmove(address, data.ctypes.data, data.nbytes)
+    def pinned(self, nbytes: int) -> Array:
+        return np.zeros(nbytes, np.uint8)
+
+    def stream(self) -> Stream:
+        return ShimStream()
 
     def download(self, address: int, into: Array) -> None:
         ctypes.memmove(into.ctypes.data, address, into.nbytes)
@@ -103,15 +122,6 @@ class ShimDevice(Device):
                 self._launch(bound, function)
 
         return replay, f"{len(launches)} launches on the CPU"
-
-    def record(self) -> Event:
-        return PASSED
-
-    def wait_for(self, event: Event) -> None:
-        event.wait()
-
-    def synchronize(self) -> None:
-        return
 
     def _launch(self, bound: Bound, function: Any) -> None:
         library = _library(bound.kernel.unit, self._checked)

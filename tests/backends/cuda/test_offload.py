@@ -22,10 +22,10 @@ def test_break_even_is_where_the_link_overtakes_the_cpu():
 def test_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     settings = Settings.from_env({}, threads=1)
-    least = BreakEven(settings, ShimDevice()).least_batch(graphrt.dtypes.q8_0)
+    least = BreakEven(settings, CudaBackend(ShimDevice())).least_batch(graphrt.dtypes.q8_0)
     assert least in (*BATCHES, 2 * BATCHES[-1])
     monkeypatch.setattr(BreakEven, "_cpu_rate", lambda *_: pytest.fail("measured again"))
-    assert BreakEven(settings, ShimDevice()).least_batch(graphrt.dtypes.q8_0) == least
+    assert BreakEven(settings, CudaBackend(ShimDevice())).least_batch(graphrt.dtypes.q8_0) == least
 
 
 @pytest.mark.parametrize(("rows", "backend"), [(2, "cpu"), (4, "cuda"), (7, "cuda")])
