@@ -15,6 +15,19 @@ class PlacementError(GraphrtError):
     """No backend can take a node or hold its memory."""
 
 
+class MemoryFullError(PlacementError):
+    """A device's memory has no room for a buffer.
+
+    Args:
+        backend: its name.
+        free: bytes that it still has.
+    """
+
+    def __init__(self, message: str, backend: str, free: int) -> None:
+        super().__init__(message)
+        self.backend, self.free = backend, free
+
+
 class KernelError(GraphrtError):
     """A kernel cannot be compiled or failed while it ran."""
 

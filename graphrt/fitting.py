@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from graphrt.buffer import HOST
-from graphrt.errors import PlacementError
+from graphrt.errors import MemoryFullError, PlacementError
 from graphrt.layers import layers_of
 from graphrt.overrides import layers_to, n_cpu_moe
 
@@ -22,15 +22,25 @@ if TYPE_CHECKING:
 LISTED = 5
 
 
-def require_room(schedule: Schedule, again: Callable[[str], Schedule]) -> None:
-    """Raise PlacementError if a memory's limit is exceeded.
+def require_room(schedule: Schedule) -> None:
+    """Raise PlacementError if a memory's limit is exceeded."""
+    for backend in schedule.backends:
+        limit = backend.limit
+        if limit is not None and (needed := _needed(schedule, backend)) > limit:
+            advice = _advice(schedule, backend, limit)
+            raise PlacementError(f"[memory] {backend.name} holds {limit:,} bytes, {needed:,} are needed; {advice}")
+
+
+def no_room(schedule: Schedule, error: MemoryFullError, has_already: Callable[[str], int]) -> PlacementError:
+    """The error for an allocation that failed though the limit is kept: others use the same memory.
 
     Args:
-        again: makes the schedule once more with an override before all others.
+        has_already: bytes of a memory that the schedule was given before.
     """
-    for backend in schedule.backends:
-        if backend.limit is not None and _needed(schedule, backend) > backend.limit:
-            raise PlacementError(_explain(schedule, backend, again))
+    backend = next(each for each in schedule.backends if each.name == error.backend)
+    room = error.free + has_already(backend.memory)
+    advice = _advice(schedule, backend, room)
+    return PlacementError(f"{error}; this graph needs {_needed(schedule, backend):,} and can have {room:,}; {advice}")
 
 
 def _needed(schedule: Schedule, backend: Backend) -> int:
@@ -38,30 +48,24 @@ def _needed(schedule: Schedule, backend: Backend) -> int:
     return schedule.memory.sizes.get(backend.memory, 0) + sum(leaf.nbytes for leaf in resident)
 
 
-def _explain(schedule: Schedule, backend: Backend, again: Callable[[str], Schedule]) -> str:
-    """How much is missing, what takes most, and what to do."""
+def _advice(schedule: Schedule, backend: Backend, room: int) -> str:
+    """What takes most of a memory, and what to do."""
     resident = schedule.resident(backend.memory)
     held = [(leaf.name, leaf.nbytes) for leaf in resident] + schedule.memory.peaks.get(backend.memory, [])
     biggest = sorted(held, key=lambda item: -item[1])[:LISTED]
     listed = ", ".join(f"{name} {nbytes:,} B" for name, nbytes in biggest)
-    rule = _fitting(schedule, backend, resident, again)
+    rule = _fitting(schedule, backend, room, resident)
     remedy = "choose a smaller batch or context, or raise the offload threshold (GRAPH_OP_OFFLOAD_MIN_BATCH)"
     if rule is not None:
         remedy = f'it would fit with "{rule}" as the first override'
-    needed = _needed(schedule, backend)
-    return (
-        f"[memory] {backend.name} holds {backend.limit:,} bytes, {needed:,} are needed; the biggest: {listed}; {remedy}"
-    )
+    return f"the biggest: {listed}; {remedy}"
 
 
-def _fitting(
-    schedule: Schedule, backend: Backend, resident: Sequence[Tensor], again: Callable[[str], Schedule]
-) -> str | None:
+def _fitting(schedule: Schedule, backend: Backend, room: int, resident: Sequence[Tensor]) -> str | None:
     """The first of the overrides that move ever more away under which the rest fits; None if under none."""
     host = next(other.name for other in schedule.backends if other.memory == HOST)
     rules = _ever_more(resident, host)
-    limit = backend.limit or 0
-    found = bisect_left(rules, True, key=lambda rule: _needed(again(rule), backend) <= limit)
+    found = bisect_left(rules, True, key=lambda rule: _needed(schedule.again(rule), backend) <= room)
     return rules[found] if found < len(rules) else None
 
 

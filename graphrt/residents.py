@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from graphrt.buffer import HOST, Buffer, HostBuffer
@@ -34,6 +35,11 @@ class Residents:
                 )
             held[memory] = HostBuffer.of_leaf(leaf) if home is None or memory == HOST else _upload(leaf, home)
         return held[memory]
+
+    def held_bytes(self, leafs: Iterable[Tensor], memory: str) -> int:
+        """Bytes that these leafs have in a memory by now."""
+        held = (self._held.get(self._first.get(leaf.origin, leaf), {}).get(memory) for leaf in leafs)
+        return sum(buffer.nbytes for buffer in held if buffer is not None)
 
     def find(self, state: Tensor) -> Buffer:
         """The buffer of a state where it lives now; on the host while no plan has used it."""

@@ -41,6 +41,7 @@ class Schedule:
         readers: who reads each result.
         moving: the weights that each run copies, though they could be kept where they are read.
         compile: allocates its memory and makes the plan.
+        again: makes the schedule once more with an override before all others, and whether it fits or not.
     """
 
     graph: Graph
@@ -52,6 +53,7 @@ class Schedule:
     readers: Readers = field(repr=False)
     moving: Sequence[MovingWeights]
     compile: Compile = field(repr=False)
+    again: Callable[[str], Schedule] = field(repr=False)
     rules: Sequence[Rule] = ()
     node_rules: Sequence[Rule] = ()
 
@@ -128,13 +130,15 @@ def make_schedule(
     splits = fuse(splits, readers) if settings.fuse else apart(splits)
     memory = plan_memory(graph, splits, placements, copies, readers)
     moving = moving_weights(placements, copies)
+
+    def again(text: str) -> Schedule:
+        first = parse([text], [backend.name for backend in backends])
+        make = partial(make_schedule, graph, backends, settings, compile=compile, node_rules=node_rules)
+        return make(rules=[*first, *rules], assigned=assigned, must_fit=False)
+
     schedule = Schedule(
-        graph, backends, placements, splits, copies, memory, readers, moving, compile, rules, node_rules
+        graph, backends, placements, splits, copies, memory, readers, moving, compile, again, rules, node_rules
     )
     if must_fit:
-        names = [backend.name for backend in backends]
-        again = partial(make_schedule, graph, backends, settings, compile=compile, node_rules=node_rules)
-        require_room(
-            schedule, lambda text: again(rules=[*parse([text], names), *rules], assigned=assigned, must_fit=False)
-        )
+        require_room(schedule)
     return schedule

@@ -10,7 +10,9 @@ from functools import cached_property, partial
 
 from graphrt.backend import Backend, Group, Progress, create
 from graphrt.buffer import HOST, Buffer
+from graphrt.errors import MemoryFullError
 from graphrt.explain import describe
+from graphrt.fitting import no_room
 from graphrt.graph import Graph
 from graphrt.memory import MemoryPlan
 from graphrt.overrides import Rule, parse
@@ -38,6 +40,10 @@ class SharedArena:
         if buffer is None or buffer.nbytes < nbytes:
             buffer = self._buffers[backend.memory] = backend.allocate(nbytes)
         return buffer
+
+    def holds(self, memory: str, nbytes: int) -> bool:
+        """Whether so many bytes of a memory were taken."""
+        return memory in self._buffers and self._buffers[memory].nbytes >= nbytes
 
     def by_node(self, backend: Backend, nbytes: int) -> Buffer:
         """Bytes for the same plans' runs node by node: the same ones where they are enough, else others."""
@@ -221,13 +227,16 @@ def _make_plan(schedule: Schedule, residents: Residents, settings: Settings, are
 
     if settings.sched_debug:
         print(describe(schedule, settings.sched_debug), file=sys.stderr)
-    return Plan(
-        schedule,
-        allocate,
-        residents,
-        check_numerics=settings.check_numerics,
-        sched_debug=settings.sched_debug,
-    )
+
+    def has_already(memory: str) -> int:
+        needed = schedule.memory.sizes.get(memory, 0)
+        return residents.held_bytes(schedule.resident(memory), memory) + needed * arena.holds(memory, needed)
+
+    checks = {"check_numerics": settings.check_numerics, "sched_debug": settings.sched_debug}
+    try:
+        return Plan(schedule, allocate, residents, **checks)
+    except MemoryFullError as error:
+        raise no_room(schedule, error, has_already) from error
 
 
 def _fresh(rules: Sequence[Rule]) -> list[Rule]:

@@ -19,7 +19,7 @@ from graphrt.backends.cuda.device import Device
 from graphrt.backends.cuda.hardware import made_for
 from graphrt.backends.cuda.memory import CudaBuffer
 from graphrt.backends.cuda.registry import dtypes_in, floats, lowering
-from graphrt.errors import PlacementError
+from graphrt.errors import MemoryFullError
 from graphrt.events import Event
 from graphrt.settings import AUTO, Settings
 from graphrt.tensor import Tensor
@@ -79,7 +79,7 @@ class CudaBackend(Backend):
     def allocate(self, nbytes: int) -> CudaBuffer:
         """Zeroed memory on the device.
 
-        Raises: PlacementError if there is no room.
+        Raises: MemoryFullError if there is no room.
         """
         try:
             buffer = CudaBuffer(self.memory, nbytes, self.device)
@@ -87,10 +87,12 @@ class CudaBackend(Backend):
             largest = ", ".join(
                 f"{size:,}" for size in sorted((each.nbytes for each in self._buffers), reverse=True)[:3]
             )
-            raise PlacementError(
+            raise MemoryFullError(
                 f"[{self.name}] no room for {nbytes:,} bytes: {error}; {self.used:,} are taken by graphrt"
                 f"{f', its largest buffers {largest}' if largest else ''}; move weights to the host with an override "
-                f'("exps=cpu" moves the experts), lower n_ctx, or drop plans with Scheduler.clear()'
+                f'("exps=cpu" moves the experts), lower n_ctx, or drop plans with Scheduler.clear()',
+                self.name,
+                self.device.free_bytes(),
             ) from error
         self._buffers.add(buffer)
         return buffer

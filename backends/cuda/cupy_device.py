@@ -157,9 +157,12 @@ class CupyDevice(Device):
                 runtime.memsetAsync(memory.ptr, 0, nbytes, self._stream.ptr)
         except (runtime.CUDARuntimeError, self._cupy.cuda.memory.OutOfMemoryError) as error:
             with self._device:
-                free, total = runtime.memGetInfo()
-            raise MemoryError(f"{self.name} has {free:,} of {total:,} bytes free ({error})") from error
+                total = runtime.memGetInfo()[1]
+            raise MemoryError(f"{self.name} has {self.free_bytes():,} of {total:,} bytes free ({error})") from error
         return memory.ptr, memory
+
+    def free_bytes(self) -> int:
+        return int(self.guarded("asking for free memory", self._cupy.cuda.runtime.memGetInfo)[0])
 
     def pinned(self, nbytes: int) -> Array:
         try:

@@ -63,6 +63,10 @@ class Device(Stream):
         """
 
     @abstractmethod
+    def free_bytes(self) -> int:
+        """Bytes of its memory that nobody has taken."""
+
+    @abstractmethod
     def pinned(self, nbytes: int) -> Array:
         """Host memory, as u8, that the device itself reads: copies from it hold up nobody.
 

@@ -100,6 +100,9 @@ class ShimDevice(ShimStream, Device):
         """Memory that nobody uses any longer."""
         self._taken -= nbytes
 
+    def free_bytes(self) -> int:
+        return (self.total_bytes or 1 << 62) - self._taken
+
     def pinned(self, nbytes: int) -> Array:
         return np.zeros(nbytes, np.uint8)
 

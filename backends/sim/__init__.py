@@ -17,7 +17,7 @@ from graphrt.backends.sim.failures import Failures
 from graphrt.backends.sim.memory import SimBuffer
 from graphrt.backends.sim.program import SimProgram, Step
 from graphrt.backends.sim.queue import AtOnce, InOrder, Queue
-from graphrt.errors import PlacementError
+from graphrt.errors import MemoryFullError
 from graphrt.events import Event
 from graphrt.settings import Settings
 from graphrt.tensor import Tensor
@@ -79,12 +79,14 @@ class SimBackend(Backend):
     def allocate(self, nbytes: int) -> SimBuffer:
         """Zeroed memory on this device.
 
-        Raises: PlacementError if the limit would be exceeded.
+        Raises: MemoryFullError if the limit would be exceeded.
         """
         if self.limit is not None and self.used + nbytes > self.limit:
-            raise PlacementError(
+            raise MemoryFullError(
                 f"[{self.name}] no room for {nbytes:,} bytes: {self.used:,} of {self.limit:,} are taken; "
-                f'move weights away with an override ("regex=cpu"), or drop plans with Scheduler.clear()'
+                f'move weights away with an override ("regex=cpu"), or drop plans with Scheduler.clear()',
+                self.name,
+                self.limit - self.used,
             )
         buffer = SimBuffer(self.memory, nbytes, self._queue, self.clock, self.failures)
         self._buffers.add(buffer)

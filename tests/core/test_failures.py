@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import graphrt
 from graphrt import Graph, KernelError, PlacementError, Scheduler, ops
+from graphrt.backend import Backend
 from graphrt.backends.sim import SimBackend
 from graphrt.errors import Cancelled
 from graphrt.plan import Plan
@@ -85,8 +87,31 @@ def test_a_limit_that_is_exceeded_names_the_numbers_the_biggest_tensors_and_an_o
     assert np.array_equal(within.plan(y).run(x=X)[0], Scheduler(["reference"]).plan(y).run(x=X)[0])
 
 
+def on_shim(limit: int) -> Backend:
+    from graphrt.backends.cuda import CudaBackend
+    from graphrt.backends.cuda.shim_device import ShimDevice
+
+    return CudaBackend(ShimDevice(limit=limit))
+
+
 def override_in(error: BaseException) -> str:
     return str(error).split('it would fit with "')[1].removesuffix('" as the first override')
+
+
+@pytest.mark.parametrize("make", [lambda limit: SimBackend(limit=limit), on_shim], ids=["sim", "cuda"])
+def test_an_allocation_that_fails_since_others_took_the_memory_names_an_override_for_the_rest(make):
+    big, small = np.zeros((512, 8), np.float32), np.zeros((4, 512), np.float32)
+    hidden = ops.mul_mat(graphrt.weight("blk.0.big", big), graphrt.input("x", X.shape))
+    y = ops.mul_mat(graphrt.weight("blk.1.small", small), hidden)
+    device = make(100_000)
+    taken, rules = device.allocate(80_000), [f"blk={device.name}"]
+    with pytest.raises(PlacementError) as error:
+        Scheduler([device, "reference"], overrides=rules).plan(y)
+    numbers = r"no room for 16,384 bytes.*needs 28,736 and can have 20,000; the biggest: blk\.0\.big 16,384 B"
+    assert re.search(numbers, str(error.value))
+    rules.insert(0, override_in(error.value))
+    assert Scheduler([device, "reference"], overrides=rules).plan(y).run(x=X)[0].shape == (len(X), 4)
+    assert taken.nbytes == 80_000
 
 
 def test_the_override_moves_the_experts_of_as_few_layers_as_will_do():
