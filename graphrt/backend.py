@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from graphrt.buffer import HOST, Buffer, HostBuffer, Location
 from graphrt.copy_queue import CopyQueue
+from graphrt.dtypes import Array
 from graphrt.errors import SettingsError
 from graphrt.events import PASSED, Event
 from graphrt.settings import AUTO, OFFLOAD_BATCH, Settings
@@ -158,6 +161,10 @@ class Backend(ABC):
     def allocate(self, nbytes: int) -> Buffer:
         """Zeroed memory on this device."""
         return HostBuffer.allocate(nbytes)
+
+    def staging(self, nbytes: int) -> Array:
+        """Host memory, as u8, in which bytes wait for this device."""
+        return np.empty(nbytes, np.uint8)
 
     def synchronize(self) -> None:  # noqa: B027 -- nothing to wait for is the rule
         """Wait until everything that was begun on this device is done.

@@ -135,7 +135,7 @@ def _staged(copy: Copy, source: End, target: End, label: str, slot: Slot) -> Car
     def carry(first: int, nbytes: int) -> None:
         held = staging.get(slot.number)
         if held is None:
-            held = staging[slot.number] = np.empty(copy.nbytes, np.uint8)
+            held = staging[slot.number] = target.backend.staging(copy.nbytes)
         waiting = held[first : first + nbytes]
         here.buffer.begin_read(here.offset + first, waiting, label)
         target.backend.wait_for(source.backend.record())

@@ -19,6 +19,7 @@ from graphrt.backends.cuda.device import Device
 from graphrt.backends.cuda.hardware import made_for
 from graphrt.backends.cuda.memory import CudaBuffer
 from graphrt.backends.cuda.registry import dtypes_in, floats, lowering
+from graphrt.dtypes import Array
 from graphrt.errors import MemoryFullError
 from graphrt.events import Event
 from graphrt.settings import AUTO, Settings
@@ -96,6 +97,13 @@ class CudaBackend(Backend):
             ) from error
         self._buffers.add(buffer)
         return buffer
+
+    def staging(self, nbytes: int) -> Array:
+        """Memory that the device reads itself; where the host can pin no more, the driver copies once more."""
+        try:
+            return self.device.pinned(nbytes)
+        except MemoryError:
+            return super().staging(nbytes)
 
     def record(self) -> Event:
         return self.device.record()
