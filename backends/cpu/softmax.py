@@ -59,23 +59,50 @@ def share_of_total(z, highest, factor):
     return exp(z - like(z, highest)) * like(z, factor)
 
 
-def soft_max(lanes):
-    """Scalars: the dtypes' numbers of out, x, mask and sinks; scale."""
-    logits, distribute = logits_of(lanes), loop_one(lanes, share_of_total)
+def highest_of(lanes):
+    """A helper: the highest of `count` logits at `buffer`, filled up with -inf; NaN counts for nothing."""
 
     @helper
-    def highest_of(buffer, count):
+    def highest(buffer, count):
         top = splat(HIDDEN, lanes)
         for i in range(0, count, lanes):
             top = maximum(top, load_f32(buffer + 4 * i, "f32", lanes))
         return reduce_max(top)
 
+    return highest
+
+
+def powers_of(lanes):
+    """A helper: the sum of e to the (logit - highest) of `count` logits at `buffer`, filled up with -inf."""
+
     @helper
-    def powers_of(buffer, count, highest):
+    def powers(buffer, count, highest):
         total = splat(np.float32(0), lanes)
         for i in range(0, count, lanes):
             total = total + exp(load_f32(buffer + 4 * i, "f32", lanes) - highest)
         return reduce_add(total)
+
+    return powers
+
+
+def sum_of(lanes):
+    """A helper: the sum of `count` elements that lie side by side."""
+
+    @helper
+    def total(x, kind, count):
+        step = element_bytes(kind)
+        partial = splat(np.float32(0), lanes)
+        for i in range(0, count, lanes):
+            partial = partial + load_float_first(x + i * step, kind, lanes, count - i)
+        return reduce_add(partial)
+
+    return total
+
+
+def soft_max(lanes):
+    """Scalars: the dtypes' numbers of out, x, mask and sinks; scale."""
+    logits, distribute = logits_of(lanes), loop_one(lanes, share_of_total)
+    highest_logit, powers = highest_of(lanes), powers_of(lanes)
 
     def run(args, ith, nth):
         out_kind, x_kind, mask_kind, sink_kind = (
@@ -98,7 +125,7 @@ def soft_max(lanes):
             for start in range(0, n, PIECE):
                 count = min(PIECE, n - start)
                 logits(args, row, start, count, scale, x_kind, mask_kind, buffer, x_buffer, mask_buffer)
-                highest = max(highest, highest_of(buffer, count))
+                highest = max(highest, highest_logit(buffer, count))
             if highest == HIDDEN:
                 highest = np.float32(0)
             total = 0.0
@@ -106,7 +133,7 @@ def soft_max(lanes):
                 count = min(PIECE, n - start)
                 if n > PIECE:
                     logits(args, row, start, count, scale, x_kind, mask_kind, buffer, x_buffer, mask_buffer)
-                total += powers_of(buffer, count, highest)
+                total += powers(buffer, count, highest)
             total += np.exp(np.float64(sink) - highest)
             factor = np.float32(1.0 / total) if total != 0.0 else np.float32(0)
             for start in range(0, n, PIECE):
@@ -128,6 +155,7 @@ def _(node: Tensor) -> list[Call]:
 
 def sum_rows(lanes):
     """Scalars: the dtypes' numbers of out and x."""
+    add_up = sum_of(lanes)
 
     def run(args, ith, nth):
         out_kind, x_kind = scalar(args, 2, 0), scalar(args, 2, 1)
@@ -139,11 +167,7 @@ def sum_rows(lanes):
             for start in range(0, n, PIECE):
                 count = min(PIECE, n - start)
                 x, kind = piece_of(args, 1, x_kind, False, row, start, count, buffer)
-                step = element_bytes(kind)
-                partial = splat(np.float32(0), lanes)
-                for i in range(0, count, lanes):
-                    partial = partial + load_float_first(x + i * step, kind, lanes, count - i)
-                total += reduce_add(partial)
+                total += add_up(x, kind, count)
             store_number(row_address(args, 0, row), out_kind, np.float32(total))
 
     return run

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 
 from graphrt.backends.cuda.elements import WARP, blocks
 from graphrt.backends.cuda.launch import Address, Argument, Launch
 from graphrt.backends.cuda.units import Unit
-from graphrt.tensor import Tensor
+from graphrt.router_pattern import GATES, Choice, Most
 
-GATES = ("none", "soft_max", "sigmoid", "sqrt_softplus")  # Gate of router.cu
 SHARES = (1, 2, 4, 8, 16)  # experts of a lane
-MOST_EXPERTS, MOST_USED, MOST_GROUPS = WARP * SHARES[-1], WARP, WARP
+MOST = Most(experts=WARP * SHARES[-1], used=WARP, groups=WARP)
 UNIT = Unit("router", [f"route<{share}>" for share in SHARES])
-
-
-@dataclass
-class Choice:
-    """A choice of experts among the nodes of a graph.
-
-    Args:
-        logits: [T, E] f32.
-        gate: one of GATES.
-        bias: [E] f32 on the scores for the choice, or None.
-        groups, groups_used, best_of_group: groups 1: all experts can be chosen; else those of the best groups, a
-            group's score being the sum of so many of its best.
-        ids: [T, U] i32.
-        weights: [T, U] f32.
-        softmax_of_chosen: the weights are the softmax over the chosen ones' scores.
-        limits: of the sum that the weights are divided by; None where they are not.
-        factor: on the weights.
-    """
-
-    logits: Tensor
-    gate: str
-    ids: Tensor
-    weights: Tensor
-    bias: Tensor | None = None
-    groups: int = 1
-    groups_used: int = 1
-    best_of_group: int = 1
-    softmax_of_chosen: bool = False
-    limits: tuple[float, float] | None = None
-    factor: float = 1.0
 
 
 def route(choice: Choice) -> list[Launch]:

@@ -7,7 +7,7 @@
 #include "activations.cuh"
 #include "order.cuh"
 
-enum Gate { AS_IT_IS, SOFTMAX, SIGMOID, SQRT_SOFTPLUS };  // as fusion_router.py numbers them
+enum Gate { AS_IT_IS, SOFTMAX, SIGMOID, SQRT_SOFTPLUS };  // as graphrt/router_pattern.py numbers them
 
 constexpr uint32_t NONE = 0xffffffffu;
 

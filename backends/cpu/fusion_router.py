@@ -1,0 +1,10 @@
+"""Fusion of the choice of experts, as models/routing.py writes it with a dozen ops."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from graphrt import router_pattern
+from graphrt.backends.cpu.router import MOST, calls
+
+router = partial(router_pattern.router, most=MOST, lower=calls)
