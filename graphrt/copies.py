@@ -105,6 +105,9 @@ def find_copies(graph: Graph, placements: Placements, splits: Sequence[SplitNode
     for output in graph.outputs:
         if output.size and output.root.role != "state" and placements.memory_of(output) != HOST:
             _need(copies, output, HOST, len(splits), None)
+    order = {leaf: number for number, leaf in enumerate(graph.inputs.values())}
+    for due in copies.before.values():  # inputs first, as they lie in memory: neighbours go as one
+        due.sort(key=lambda copy: order.get(copy.value, len(order)))
     _begin_early(copies, placements, splits)
     return copies
 

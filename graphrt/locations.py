@@ -12,7 +12,18 @@ from graphrt.residents import Residents
 from graphrt.schedule import Schedule
 from graphrt.splits import SplitNodes
 from graphrt.tensor import Tensor
-from graphrt.transfer import Arrivals, End, QueuedCopy, Slot, arrival_step, copy_step, queue_step
+from graphrt.transfer import (
+    Arrivals,
+    End,
+    Placed,
+    QueuedCopy,
+    Slot,
+    arrival_step,
+    copy_step,
+    in_rows,
+    queue_step,
+    row_step,
+)
 
 Step = Callable[[], None]
 
@@ -78,7 +89,8 @@ class Locations:
                 queued.setdefault(target.backend, []).append(job)
         steps = [queue_step(jobs, device, arrivals) for device, jobs in queued.items()]
         due = self.schedule.copies.before.get(number, ())
-        steps += [self._in_turn(copy, slot) for copy in due if not copy.is_queued]
+        for row in in_rows(Placed(copy, *self._ends(copy)) for copy in due if not copy.is_queued):
+            steps.append(self._in_turn(row[0].copy, slot) if len(row) == 1 else row_step(row, slot))
         if any(copy.is_queued for copy in due):
             steps.append(arrival_step(number, self.schedule.splits[number].backend, arrivals))
         return steps

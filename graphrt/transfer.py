@@ -14,7 +14,7 @@ from itertools import groupby
 import numpy as np
 
 from graphrt.backend import Backend
-from graphrt.buffer import HOST, HostBuffer, Location, failed_copy
+from graphrt.buffer import ALIGNMENT, HOST, HostBuffer, Location, failed_copy
 from graphrt.copies import Copy
 from graphrt.copy_queue import CopyQueue
 from graphrt.dtypes import Array
@@ -46,7 +46,7 @@ def copy_step(copy: Copy, source: End, target: End, chosen: End | None, slot: Sl
 
     It raises KernelError, naming the tensor and both memories, if a device fails to copy.
     """
-    label = _label(copy, source.place, target.place)
+    label = _label(copy.value.name, copy.nbytes, source.place, target.place)
     spans = _all_of(copy) if copy.experts is None or chosen is None else _chosen_of(copy, copy.experts, chosen, label)
     carry = _carrier(copy, source, target, label, slot)
 
@@ -57,8 +57,56 @@ def copy_step(copy: Copy, source: End, target: End, chosen: End | None, slot: Sl
     return run
 
 
-def _label(copy: Copy, source: Location, target: Location) -> str:
-    return f"{copy.value.name} ({copy.nbytes:,} bytes) from {source.buffer.memory} to {target.buffer.memory}"
+@dataclass(frozen=True)
+class Placed:
+    """A copy, and where its bytes come from and go to."""
+
+    copy: Copy
+    source: End
+    target: End
+
+    @property
+    def end(self) -> int:
+        """The offset where its source ends."""
+        return self.source.place.offset + self.copy.nbytes
+
+    @property
+    def is_staged(self) -> bool:
+        devices = [end.place.buffer.memory for end in (self.source, self.target) if end.backend.asynchronous]
+        return self.copy.experts is None and self.copy.is_staged(self.source.place.buffer.memory, devices)
+
+    def is_followed_by(self, other: Placed) -> bool:
+        """Whether both can go as one copy: with nothing but padding between them, at both ends."""
+        (here, there), (next_here, next_there) = ((each.source.place, each.target.place) for each in (self, other))
+        same = here.buffer is next_here.buffer and there.buffer is next_there.buffer
+        is_near = 0 <= next_here.offset - self.end < ALIGNMENT
+        is_alike = next_there.offset - next_here.offset == there.offset - here.offset
+        return self.is_staged and other.is_staged and same and is_near and is_alike
+
+
+def in_rows(copies: Iterable[Placed]) -> list[list[Placed]]:
+    """The copies in order, those together that can go as one."""
+    found: list[list[Placed]] = []
+    for each in copies:
+        if found and found[-1][-1].is_followed_by(each):
+            found[-1].append(each)
+        else:
+            found.append([each])
+    return found
+
+
+def row_step(row: Sequence[Placed], slot: Slot) -> Callable[[], None]:
+    """What does neighbouring copies as one: a device begins few long copies sooner than many short ones."""
+    first, last = row[0], row[-1]
+    nbytes = last.end - first.source.place.offset
+    names = ", ".join(each.copy.value.name for each in row)
+    label = _label(names, nbytes, first.source.place, first.target.place)
+    carry = _staged(nbytes, first.source, first.target, label, slot)
+    return lambda: carry(0, nbytes)
+
+
+def _label(names: str, nbytes: int, source: Location, target: Location) -> str:
+    return f"{names} ({nbytes:,} bytes) from {source.buffer.memory} to {target.buffer.memory}"
 
 
 def _all_of(copy: Copy) -> Spans:
@@ -94,7 +142,7 @@ def _carrier(copy: Copy, source: End, target: End, label: str, slot: Slot) -> Ca
         return _to_host(source, target.place, label)
     if not copy.is_staged(source.place.buffer.memory, devices):
         return _held(source.place, target.place, label)
-    return _staged(copy, source, target, label, slot)
+    return _staged(copy.nbytes, source, target, label, slot)
 
 
 def _at_once(source: Location, target: Location, label: str) -> Carry:
@@ -128,14 +176,14 @@ def _held(source: Location, target: Location, label: str) -> Carry:
     return carry
 
 
-def _staged(copy: Copy, source: End, target: End, label: str, slot: Slot) -> Carry:
+def _staged(room: int, source: End, target: End, label: str, slot: Slot) -> Carry:
     staging: dict[int, Array] = {}
     here, there = source.place, target.place
 
     def carry(first: int, nbytes: int) -> None:
         held = staging.get(slot.number)
         if held is None:
-            held = staging[slot.number] = target.backend.staging(copy.nbytes)
+            held = staging[slot.number] = target.backend.staging(room)
         waiting = held[first : first + nbytes]
         here.buffer.begin_read(here.offset + first, waiting, label)
         target.backend.wait_for(source.backend.record())
@@ -155,7 +203,7 @@ class QueuedCopy:
 
     def begin(self, queue: CopyQueue, ids: dict[Tensor, Array]) -> None:
         """Begin it; `ids` are the chosen experts' numbers that were read for copies begun with it."""
-        copy, label = self.copy, _label(self.copy, self.source, self.target)
+        copy, label = self.copy, _label(self.copy.value.name, self.copy.nbytes, self.source, self.target)
         spans: Iterable[tuple[int, int]] = [(0, copy.nbytes)]
         if copy.experts is not None and self.chosen is not None:
             if copy.experts not in ids:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import graphrt
-from graphrt import Graph, Scheduler, Tensor, ops
+from graphrt import Graph, KernelError, Scheduler, Tensor, ops
 from graphrt.backends.sim import SimBackend
 from graphrt.plan import Plan
 
@@ -149,3 +149,25 @@ def test_a_state_on_a_device_is_made_there_and_read_only_when_asked_for():
     assert device.clock.nbytes["upload"] == ROW + 4
     assert device.clock.nbytes["download"] == 0
     assert np.flatnonzero(made.output().sum(1)).tolist() == [7]
+
+
+def test_inputs_that_lie_side_by_side_go_to_a_device_as_one_copy():
+    device = SimBackend(asynchronous=True)
+    sizes = (1, 16, 17, 100)
+    inputs = [graphrt.input(f"x{i}", (size,)) for i, size in enumerate(sizes)]
+    plan_made = plan([ops.relu(x) for x in inputs], device, node_overrides=["relu=sim"])
+    values = {f"x{i}": np.arange(size, dtype=np.float32) + i for i, size in enumerate(sizes)}
+    for _ in range(2):
+        device.clock.reset()
+        results = plan_made.run(values)
+        assert device.clock.count["upload"] == 1
+        assert all(np.array_equal(got, values[f"x{i}"]) for i, got in enumerate(results))
+
+
+def test_a_copy_of_several_that_fails_names_them_all():
+    device = SimBackend(asynchronous=True, fail_copy=1)
+    a, b = graphrt.input("a", (4,)), graphrt.input("b", (4,))
+    made = plan(ops.add(a, b), device, node_overrides=["add=sim"])
+    with pytest.raises(KernelError, match=r"a, b \(80 bytes\) from host to sim failed"):
+        made.run(a=np.ones(4, np.float32), b=np.ones(4, np.float32))
+    assert made.run()[0].tolist() == [2, 2, 2, 2]
