@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,20 +85,24 @@ class HostBuffer(Buffer):
         self._owner = owner
 
     @classmethod
-    def allocate(cls, nbytes: int) -> HostBuffer:
+    def allocate(cls, nbytes: int, raw: Callable[[int], Array] | None = None) -> HostBuffer:
         """Zeroed memory of that size.
 
+        Args:
+            raw: gives bytes of any alignment and content; NumPy's where None.
         Raises: PlacementError if the machine has no room.
         """
         try:
-            raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+            memory = np.zeros(nbytes + ALIGNMENT, np.uint8) if raw is None else raw(nbytes + ALIGNMENT)
         except MemoryError as error:
             raise PlacementError(
                 f"[memory] no room for {nbytes:,} bytes on the host; lower n_ctx or the batch size, "
                 f"or choose a smaller cache type"
             ) from error
-        start = -raw.__array_interface__["data"][0] % ALIGNMENT
-        return cls(raw[start : start + nbytes])
+        if raw is not None:
+            memory[:] = 0
+        start = -memory.__array_interface__["data"][0] % ALIGNMENT
+        return cls(memory[start : start + nbytes])
 
     @classmethod
     def of_leaf(cls, leaf: Tensor) -> HostBuffer:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 
 from graphrt.backend import Backend, Group, Progress, create
-from graphrt.buffer import HOST, Buffer
+from graphrt.buffer import HOST, Buffer, HostBuffer
 from graphrt.errors import MemoryFullError
 from graphrt.explain import describe
 from graphrt.fitting import no_room
@@ -25,6 +26,9 @@ from graphrt.tensor import Tensor
 DEFAULT_BACKENDS = ("cpu", "reference")
 
 
+Allocate = Callable[[int], Buffer]
+
+
 class SharedArena:
     """Memory for several plans of which one runs at a time, as a model's plans for prompts and for single tokens.
 
@@ -34,23 +38,19 @@ class SharedArena:
     def __init__(self) -> None:
         self._buffers: dict[str, Buffer] = {}
 
-    def at_least(self, backend: Backend, nbytes: int) -> Buffer:
-        """Bytes of a backend's memory, so many or more; plans made before keep theirs."""
-        buffer = self._buffers.get(backend.memory)
-        if buffer is None or buffer.nbytes < nbytes:
-            buffer = self._buffers[backend.memory] = backend.allocate(nbytes)
-        return buffer
+    def at_least(self, memory: str, nbytes: int, allocate: Allocate) -> Buffer:
+        """Bytes of a memory, so many or more; plans made before keep theirs."""
+        if not self.holds(memory, nbytes):
+            self._buffers[memory] = allocate(nbytes)
+        return self._buffers[memory]
 
     def holds(self, memory: str, nbytes: int) -> bool:
         """Whether so many bytes of a memory were taken."""
         return memory in self._buffers and self._buffers[memory].nbytes >= nbytes
 
-    def by_node(self, backend: Backend, nbytes: int) -> Buffer:
+    def by_node(self, memory: str, nbytes: int, allocate: Allocate) -> Buffer:
         """Bytes for the same plans' runs node by node: the same ones where they are enough, else others."""
-        buffer = self._buffers.get(backend.memory)
-        if buffer is not None and buffer.nbytes >= nbytes:
-            return buffer
-        return self._larger.at_least(backend, nbytes)
+        return (self if self.holds(memory, nbytes) else self._larger).at_least(memory, nbytes, allocate)
 
     @cached_property
     def _larger(self) -> SharedArena:
@@ -110,8 +110,8 @@ class Scheduler:
         Raises: PlacementError if a memory has no room.
         """
         schedule = self._decide(graph)
-        for backend in schedule.backends:
-            arena.at_least(backend, schedule.memory.sizes.get(backend.memory, 0))
+        with _naming_what_fits(schedule, self._residents, arena):
+            _allocate(schedule.memory, schedule.backends, arena.at_least)
 
     def home(self, name: str) -> Backend:
         """The backend that the rules give a state of that name to; where they say nothing, the first on the host."""
@@ -222,20 +222,37 @@ def _make_plan(schedule: Schedule, residents: Residents, settings: Settings, are
     arena = arena or SharedArena()
 
     def allocate(memory: MemoryPlan) -> dict[str, Buffer]:
-        take = arena.at_least if memory is schedule.memory else arena.by_node
-        return {backend.memory: take(backend, memory.sizes.get(backend.memory, 0)) for backend in schedule.backends}
+        return _allocate(memory, schedule.backends, arena.at_least if memory is schedule.memory else arena.by_node)
 
     if settings.sched_debug:
         print(describe(schedule, settings.sched_debug), file=sys.stderr)
-
-    def has_already(memory: str) -> int:
-        needed = schedule.memory.sizes.get(memory, 0)
-        return residents.held_bytes(schedule.resident(memory), memory) + needed * arena.holds(memory, needed)
-
     checks = {"check_numerics": settings.check_numerics, "sched_debug": settings.sched_debug}
-    try:
+    with _naming_what_fits(schedule, residents, arena):
         return Plan(schedule, allocate, residents, **checks)
+
+
+def _allocate(
+    memory: MemoryPlan, backends: Sequence[Backend], take: Callable[[str, int, Allocate], Buffer]
+) -> dict[str, Buffer]:
+    """The arena of each memory; the host's is such as devices copy to and from fastest."""
+    makers: dict[str, Allocate] = {backend.memory: backend.allocate for backend in reversed(backends)}
+    device = next((backend for backend in backends if backend.asynchronous), None)
+    if device is not None:
+        makers[HOST] = partial(HostBuffer.allocate, raw=device.staging)
+    return {name: take(name, memory.sizes.get(name, 0), make) for name, make in makers.items()}
+
+
+@contextmanager
+def _naming_what_fits(schedule: Schedule, residents: Residents, arena: SharedArena) -> Iterator[None]:
+    """Let an allocation that fails say what the schedule takes, and with which override it would fit."""
+    try:
+        yield
     except MemoryFullError as error:
+
+        def has_already(memory: str) -> int:
+            needed = schedule.memory.sizes.get(memory, 0)
+            return residents.held_bytes(schedule.resident(memory), memory) + needed * arena.holds(memory, needed)
+
         raise no_room(schedule, error, has_already) from error
 
 
