@@ -53,10 +53,10 @@ def _jobs_of(coming: Coming, node: Tensor, members: list[Tensor]) -> Iterator[Jo
 
 
 def _is_into_a_cache(store: Tensor) -> bool:
-    """Whether a set_rows writes one row for each id into a table."""
+    """Whether a set_rows writes one row for each id, of some, into a table."""
     rows, ids = store.srcs[1], store.srcs[2]
     is_table = store.has_dense_rows and store.rank == 2
-    return is_table and rows is not None and rows.rank == 2 and ids is not None and ids.rank == 1
+    return is_table and rows is not None and rows.rank == 2 and rows.size > 0 and ids is not None and ids.rank == 1
 
 
 def _fits(job: Job, jobs: list[Job]) -> bool:

@@ -32,6 +32,13 @@ def test_rows_into_a_cache(cache: str):
         agrees(written)
 
 
+@pytest.mark.parametrize(("rows", "width", "first"), [(0, 32, None), (3, 0, 8)])
+def test_nothing_to_write_leaves_a_table_as_it_is(rows: int, width: int, first: int | None):
+    target = graphrt.state("cache", data=np.ones((4, 32), np.float16))
+    written = ops.set_rows(target, drawn(rows, width), leaf(np.arange(rows), "i64"), first=first)
+    agrees(written)
+
+
 def test_rows_that_do_not_exist_read_as_nan():
     x = np.arange(24, dtype=np.float32).reshape(3, 8)
     got = on_cuda(ops.get_rows(leaf(x), leaf(IDS, "i32")))[0]
