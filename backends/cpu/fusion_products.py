@@ -1,8 +1,9 @@
 """Products that do not wait for each other run as one: all are under way at once, and those of one x prepare it once.
 
 They are those that take x row by row, so not products of floats with many columns. Two that a gated unit reads are
-taken in one pass with it, those with one column (see gated.py) and those in int8 (see int8_product.py); and so is a
-token's product with its experts whose results a weighted sum adds up (see expert_sum.py).
+taken in one pass with it, those with one column (see gated.py), those in int8 (see int8_product.py), and, as a group of
+their own, those of floats with many columns (see matmat.py); and so is a token's product with its experts whose results
+a weighted sum adds up (see expert_sum.py).
 
 The workspace holds, for each x and form that the weights want it in, what its preparation needs and x so prepared;
 then, for each product, its tables of groups and columns and its scratch memory (see grouping.py).
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 from graphrt import dtypes
@@ -82,7 +84,7 @@ class Product:
 def products_at_once(coming: Coming, threads: int) -> Fused | None:
     """A product, others that could run now, and gated units of two of them."""
     if _form(coming.first) is None:
-        return None
+        return _gated_tiles(coming, threads)
     members, is_next = [coming.first], True
     for node in coming.after_first():
         can_run = len(members) < MOST and _form(node) is not None and coming.is_ready(node, [])
@@ -96,6 +98,19 @@ def products_at_once(coming: Coming, threads: int) -> Fused | None:
     kinds = sorted({product.kind for product in found} - {""})
     name = ", ".join(["products at once"] * (len(found) > 1) + kinds)
     return Fused(nodes, name, nbytes, lower=lambda: calls)
+
+
+def _gated_tiles(coming: Coming, threads: int) -> Fused | None:
+    """A product with many columns that takes x as tiles, another, and the gated unit that alone reads them."""
+    gate = coming.first
+    if gate.op is None or gate.op.name not in PRODUCTS:
+        return None
+    for unit in _gated_units(gate, coming):
+        up = unit.srcs[1]
+        if up is not None and coming.is_ready(up, []) and _is_whole(unit, (gate, up), coming):
+            nbytes = matmul.layout(gate, 2).nbytes(threads)
+            return Fused((gate, up, unit), "gated unit", nbytes, lower=partial(matmul.tile_calls, gate, unit, up))
+    return None
 
 
 def products(found: Sequence[Product], threads: int) -> tuple[list[Call], int]:
@@ -177,10 +192,12 @@ def _is_whole(unit: Tensor, members: Sequence[Tensor], coming: Coming) -> bool:
 
 
 def _can_be_halves(product: Tensor, tokens: int) -> bool:
-    """Whether there are kernels that take two such products at once: of one column, or in int8 of whole rows."""
+    """Whether there are kernels that take two such products at once: with many columns, in int8 only of whole rows."""
+    if product.op is mul_mat_transposed:
+        return False
     if matmul.has_many_columns(product):
-        return _form(product) == "codes" and holds_whole_rows(_x(product).shape[-1])
-    return tokens == 1 and product.op is not mul_mat_transposed
+        return _form(product) != "codes" or holds_whole_rows(_x(product).shape[-1])
+    return tokens == 1
 
 
 def _form(node: Tensor) -> str | None:

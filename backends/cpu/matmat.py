@@ -3,7 +3,9 @@
 Weights are expanded, a panel at a time, to float32, and multiplied by tiles of x.
 
 A thread claims `tile.rows` rows of one group's matrix. For every DEPTH elements of K it expands them into a panel that
-stays in the second-level cache, and takes the product with each of the group's tiles of x.
+stays in the second-level cache, and takes the product with each of the group's tiles of x. Of a gated unit it takes
+these rows of both matrices, each tile of x with one panel after the other, and keeps the sums of both until K is
+through: only the unit is written to y.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from __future__ import annotations
 import numpy as np
 
 from graphrt import dtypes
-from graphrt.backends.cpu.args import claim, size, stride, word
+from graphrt.backends.cpu.args import address, claim, size, stride, word
 from graphrt.backends.cpu.codes import prefetch
 from graphrt.backends.cpu.dequant import expander
+from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import (
     COUNTER,
     FIRST,
@@ -22,6 +25,7 @@ from graphrt.backends.cpu.grouping import (
     MATRIX,
     SLICE_FIRST,
     SLICE_LAST,
+    UP,
     Y_ADDRESS,
     W,
     column_word,
@@ -33,55 +37,114 @@ from graphrt.backends.cpu.grouping import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.memory import load_f32_first, store_f32, store_f32_first
+from graphrt.backends.cpu.memory import load_f32, load_f32_first, store_f32, store_f32_first
 from graphrt.backends.cpu.simd import splat
 from graphrt.backends.cpu.tile import Tile, multiply_up_to, transpose_block
 
 DEPTH = 1024  # of a panel
 STRIP = 256  # elements of a row expanded at a time: a whole number of blocks of every dtype
+TILES = 64  # of x that panels of a gated unit's halves meet while the sums of both are kept: at most so many
 
 
-def scratch_bytes(tile: Tile) -> int:
-    """Scratch memory of a thread: the panel (and the last transpose's overhang), a strip of rows, and a tile of y."""
-    return 4 * (tile.rows * (DEPTH + tile.lanes) + tile.lanes * STRIP + tile.rows * tile.columns)
+def scratch_bytes(tile: Tile, halves: int) -> int:
+    """Scratch memory of a thread: panels (and the last transpose's overhang), a strip of rows, and tiles of y."""
+    panels = 4 * tile.rows * (DEPTH + tile.lanes) * halves
+    return panels + 4 * tile.lanes * STRIP + results_bytes(tile.rows, tile.columns, halves)
 
 
-def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int) -> Kernel:
-    """Native: y for every column, over a slice of x prepared as tiles of `columns` columns; later slices add to it."""
-    height_of_tile = lanes * vectors
+def results_bytes(rows: int, columns: int, halves: int) -> int:
+    """Bytes of a tile of y, and of a gated unit of those of both products, and of their sums for TILES of x."""
+    return 4 * rows * columns * (1 if halves == 1 else 2 + 2 * TILES)
+
+
+def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int, unit: str) -> Kernel:
+    """Native: y for every column, over a slice of x prepared as tiles of `columns` columns; later slices add to it.
+
+    Args:
+        unit: empty, or the gated unit of that name is made: w is then the gate's matrices, tensor UP the other half's,
+            laid out alike, and the slice is all of x.
+    """
+    height_of_tile, halves = lanes * vectors, 2 if unit else 1
     fill_panel = _panel_filler(dtype, lanes, vectors)
     multiply = tile_multiplier(lanes, vectors, columns)
-    strip_at = 4 * height_of_tile * (DEPTH + lanes)
+    put = gated_results(unit, lanes, height_of_tile, columns) if unit else plain_results(height_of_tile)
+    panel_bytes, result_bytes = 4 * height_of_tile * (DEPTH + lanes), 4 * height_of_tile * columns
+    strip_at = halves * panel_bytes
     result_at = strip_at + 4 * lanes * STRIP
+    sums_at = result_at + halves * result_bytes
 
     def run(args, ith, nth):
         first_element, last_element = word(args, SLICE_FIRST), word(args, SLICE_LAST)
         height, width = size(args, W, 2), last_element - first_element
         bands = (height + height_of_tile - 1) // height_of_tile
         total = group_count(args) * bands
-        panel = scratch(args, ith)
+        panels = scratch(args, ith)
+        result = panels + result_at
         item = claim(word(args, COUNTER), 1)
         while item < total:
             group, row = item // bands, item % bands * height_of_tile
             matrix = matrix_address(args, group_word(args, group, MATRIX))
             rows = min(height_of_tile, height - row)
             first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
+            at_once = TILES * columns if halves > 1 else last - first
             tiles = prepared(args) + group_word(args, group, FIRST_TILE) * width * columns * 4
-            for start in range(first_element, max(last_element, 1), DEPTH):
-                depth = min(DEPTH, last_element - start)
-                fill_panel(args, matrix, row, rows, start, depth, panel, panel + strip_at)
-                x = tiles + (start - first_element) * columns * 4
-                for column in range(first, last, columns):
-                    count = min(columns, last - column)
-                    prefetch_rows(args, column, count, row, height_of_tile)
-                    multiply(panel, x, depth, panel + result_at, count)
-                    for c in range(count):
-                        y = column_word(args, column + c, Y_ADDRESS) + 4 * row
-                        add_rows(panel + result_at + 4 * height_of_tile * c, y, rows, start > 0)
-                    x += width * columns * 4
+            for begin in range(first, last, at_once):
+                for start in range(first_element, max(last_element, 1), DEPTH):
+                    depth, is_last = min(DEPTH, last_element - start), start + DEPTH >= last_element
+                    for half in range(halves):
+                        weights = matrix + half * (address(args, UP) - address(args, W))
+                        panel = panels + half * panel_bytes
+                        fill_panel(args, weights, row, rows, start, depth, panel, panels + strip_at)
+                    x, sums = tiles + (start - first_element) * columns * 4, panels + sums_at
+                    for column in range(begin, min(begin + at_once, last), columns):
+                        count = min(columns, last - column)
+                        prefetch_rows(args, column, count, row, height_of_tile)
+                        for half in range(halves):
+                            multiply(panels + half * panel_bytes, x, depth, result + half * result_bytes, count)
+                        put(args, column, count, row, rows, start > 0, is_last, result, sums)
+                        x += width * columns * 4
+                        sums += halves * result_bytes
+                tiles += TILES * width * columns * 4
             item = claim(word(args, COUNTER), 1)
 
     return run
+
+
+def plain_results(rows_of_panel: int):
+    """A helper: stores the products of a panel with a tile of x, or adds them onto what is there."""
+    pitch = 4 * rows_of_panel
+
+    @helper
+    def put_results(args, column, count, row, rows, onto, is_last, result, sums):
+        for c in range(count):
+            y = column_word(args, column + c, Y_ADDRESS) + 4 * row
+            add_rows(result + c * pitch, y, rows, onto)
+
+    return put_results
+
+
+def gated_results(unit: str, lanes: int, rows_of_panel: int, columns: int):
+    """A helper: keeps the products of the gate's panel and the other with a tile of x; in the end, stores the unit."""
+    activation, pitch = ACTIVATIONS[unit], 4 * rows_of_panel
+    to_up = columns * pitch
+
+    @helper
+    def put_results(args, column, count, row, rows, onto, is_last, result, sums):
+        for c in range(count):
+            y = column_word(args, column + c, Y_ADDRESS) + 4 * row
+            for i in range(0, rows, lanes):
+                at = c * pitch + 4 * i
+                gate, up = load_f32(result + at, "f32", lanes), load_f32(result + to_up + at, "f32", lanes)
+                if onto:
+                    gate = gate + load_f32(sums + at, "f32", lanes)
+                    up = up + load_f32(sums + to_up + at, "f32", lanes)
+                if is_last:
+                    store_f32_first(y + 4 * i, "f32", activation(gate) * up, rows - i)
+                else:
+                    store_f32(sums + at, "f32", gate)
+                    store_f32(sums + to_up + at, "f32", up)
+
+    return put_results
 
 
 @helper

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from graphrt.backends.cpu import bf16
-from graphrt.backends.cpu.args import claim, size, stride, word
+from graphrt.backends.cpu.args import address, claim, size, stride, word
 from graphrt.backends.cpu.codes import prefetch
 from graphrt.backends.cpu.grouping import (
     COUNTER,
@@ -22,9 +22,8 @@ from graphrt.backends.cpu.grouping import (
     MATRIX,
     SLICE_FIRST,
     SLICE_LAST,
-    Y_ADDRESS,
+    UP,
     W,
-    column_word,
     group_count,
     group_word,
     matrix_address,
@@ -33,7 +32,7 @@ from graphrt.backends.cpu.grouping import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.matmat import add_rows, prefetch_rows
+from graphrt.backends.cpu.matmat import TILES, gated_results, plain_results, prefetch_rows, results_bytes
 from graphrt.backends.cpu.memory import emit_prefetch, load_f32_first, load_vector, store_f32
 from graphrt.backends.cpu.simd import F32, I64, broadcast, constant, literal
 from graphrt.backends.cpu.tile import loop, tile, transpose_block
@@ -42,7 +41,7 @@ from graphrt.tensor import Tensor
 
 LANES = bf16.LANES
 DEPTH = 1024  # elements of a panel
-PANELS = 2  # filled at a time: each tile of x that comes to the first-level cache is used so often
+PANELS = 2  # filled at a time: each tile of x that comes to the first-level cache is used so often; or both halves
 BLOCK = 2 * LANES  # elements of a row in a vector of words
 AHEAD = 4 * 64  # bytes of a row, where no product is under way
 
@@ -56,23 +55,29 @@ def takes(node: Tensor) -> bool:
     return w.dtype.name == "bf16" and w.has_dense_rows and bf16.has_pairs()
 
 
-def scratch_bytes() -> int:
-    """Scratch memory of a thread: panels, and a block of their rows and a tile of y."""
+def scratch_bytes(halves: int) -> int:
+    """Scratch memory of a thread: panels, and a block of their rows and tiles of y."""
     shape = tile()
-    return PANELS * shape.rows * DEPTH * 2 + LANES * 4 * LANES + 4 * shape.rows * shape.columns
+    panels = PANELS * shape.rows * DEPTH * 2
+    return panels + LANES * 4 * LANES + results_bytes(shape.rows, shape.columns, halves)
 
 
-def mul_mat_pairs(vectors: int, columns: int) -> Kernel:
+def mul_mat_pairs(vectors: int, columns: int, unit: str) -> Kernel:
     """Native: y for every column, over a slice of x prepared as tiles of `columns` columns; later slices add to it.
 
     While panels are multiplied, the rows of the next ones are prefetched.
+
+    Args:
+        unit: empty, or the gated unit of that name is made, as by `mul_mat_tiles`.
     """
-    rows_of_panel = LANES * vectors
-    rows_of_band = PANELS * rows_of_panel
+    rows_of_panel, halves = LANES * vectors, 2 if unit else 1
+    rows_of_band = PANELS // halves * rows_of_panel
     multiply, fill_panel = pairs_multiplier(vectors, columns), panel_filler(vectors)
-    panel_pitch, panel_bytes = 4 * rows_of_panel, rows_of_panel * DEPTH * 2
+    put = gated_results(unit, LANES, rows_of_panel, columns) if unit else plain_results(rows_of_panel)
+    panel_bytes, result_bytes = rows_of_panel * DEPTH * 2, 4 * rows_of_panel * columns
     strip_at = PANELS * panel_bytes
     result_at = strip_at + LANES * 4 * LANES
+    sums_at = result_at + halves * result_bytes
 
     @helper
     def source_of(args, item, bands):
@@ -87,41 +92,51 @@ def mul_mat_pairs(vectors: int, columns: int) -> Kernel:
         total = group_count(args) * bands
         panels = scratch(args, ith)
         result = panels + result_at
+        to_next_panel = address(args, UP) - address(args, W) if halves > 1 else rows_of_panel * pitch
         item = claim(word(args, COUNTER), 1)
         while item < total:
             following = claim(word(args, COUNTER), 1)
             group, row = item // bands, item % bands * rows_of_band
             rows = min(rows_of_band, height - row)
+            used = halves if halves > 1 else (rows + rows_of_panel - 1) // rows_of_panel
             source = source_of(args, item, bands)
             first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
+            at_once = TILES * columns if halves > 1 else last - first
             tiles = prepared(args) + group_word(args, group, FIRST_TILE) * words * columns * 4
-            for start in range(first_element, max(last_element, 1), DEPTH):
-                depth = min(DEPTH, last_element - start)
-                for at in range(0, rows, rows_of_panel):
-                    panel = panels + at // rows_of_panel * panel_bytes
-                    fill_panel(source + at * pitch + 2 * start, pitch, rows - at, depth, panel, panels + strip_at)
-                ahead, lines = source + 2 * (start + DEPTH), (last_element - start - DEPTH + 31) // 32
-                if lines <= 0:
-                    ahead = source_of(args, min(following, total - 1), bands) + 2 * first_element
-                    lines = (last_element - first_element + 31) // 32
-                lines = max(1, min(lines, DEPTH // 32))
-                x, line = tiles + (start - first_element) // 2 * columns * 4, 0
-                for column in range(first, last, columns):
-                    count = min(columns, last - column)
-                    for at in range(0, rows, rows_of_panel):
-                        panel = panels + at // rows_of_panel * panel_bytes
-                        prefetch_rows(args, column, count, row + at, rows_of_panel)
-                        is_new = line < rows_of_band * lines
-                        row_ahead = ahead + line // lines * pitch if is_new else x
-                        next_line = row_ahead + line % lines * 64 if is_new else x
-                        end_of_row = row_ahead + lines * 64 if is_new else x + 64
-                        step, distance = pitch - lines * 64 if is_new else -64, pitch if is_new else 0
-                        multiply(panel, x, (depth + 1) // 2, result, count, next_line, end_of_row, step, distance)
-                        line += (depth + 1) // 2
-                        for c in range(count):
-                            y = column_word(args, column + c, Y_ADDRESS) + 4 * (row + at)
-                            add_rows(result + panel_pitch * c, y, min(rows_of_panel, rows - at), start > 0)
-                    x += words * columns * 4
+            for begin in range(first, last, at_once):
+                for start in range(first_element, max(last_element, 1), DEPTH):
+                    depth, is_last = min(DEPTH, last_element - start), start + DEPTH >= last_element
+                    for p in range(used):
+                        weights, panel = source + p * to_next_panel + 2 * start, panels + p * panel_bytes
+                        left = rows - p * rows_of_panel if halves == 1 else rows
+                        fill_panel(weights, pitch, left, depth, panel, panels + strip_at)
+                    ahead, lines = source + 2 * (start + DEPTH), (last_element - start - DEPTH + 31) // 32
+                    if lines <= 0:
+                        ahead = source_of(args, min(following, total - 1), bands) + 2 * first_element
+                        lines = (last_element - first_element + 31) // 32
+                    lines = max(1, min(lines, DEPTH // 32))
+                    x, sums, line = tiles + (start - first_element) // 2 * columns * 4, panels + sums_at, 0
+                    for column in range(begin, min(begin + at_once, last), columns):
+                        count = min(columns, last - column)
+                        for p in range(used):
+                            below = p * rows_of_panel if halves == 1 else 0
+                            if halves == 1 or (is_last and p == 0):
+                                prefetch_rows(args, column, count, row + below, rows_of_panel)
+                            is_new, next_row = line < PANELS * rows_of_panel * lines, line // lines
+                            row_ahead = ahead + next_row // rows_of_panel * to_next_panel
+                            row_ahead = row_ahead + next_row % rows_of_panel * pitch if is_new else x
+                            next_line = row_ahead + line % lines * 64 if is_new else x
+                            end_of_row = row_ahead + lines * 64 if is_new else x + 64
+                            step, distance = pitch - lines * 64 if is_new else -64, pitch if is_new else 0
+                            panel, target = panels + p * panel_bytes, result + (p * result_bytes if halves > 1 else 0)
+                            multiply(panel, x, (depth + 1) // 2, target, count, next_line, end_of_row, step, distance)
+                            line += (depth + 1) // 2
+                            if p + 1 >= halves:
+                                left = min(rows_of_panel, rows - below)
+                                put(args, column, count, row + below, left, start > 0, is_last, result, sums)
+                        x += words * columns * 4
+                        sums += halves * result_bytes
+                tiles += TILES * words * columns * 4
             item = following
 
     return run

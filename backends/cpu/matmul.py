@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from graphrt.backends.cpu import host, int8_product, matmat, matmat_bf16, prepare_tiles, transposed
 from graphrt.backends.cpu.gated import gated_columns
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
 from graphrt.backends.cpu.int8_panel import unit_elements
 from graphrt.backends.cpu.int8_unpack import UNPACK
-from graphrt.backends.cpu.jit import Kernel, Native, native
+from graphrt.backends.cpu.jit import Native, native
 from graphrt.backends.cpu.matvec import mul_mat_columns
 from graphrt.backends.cpu.prepare import PIECE, PIECE_BYTES, group_columns, prepare_rows, row_bytes
 from graphrt.backends.cpu.registry import Call, lowering
@@ -41,17 +39,18 @@ def is_in_int8(node: Tensor) -> bool:
     return w.shape[-1] >= unit_elements(w.dtype.name)
 
 
-def layout(node: Tensor) -> Layout:
-    """The workspace of a product."""
+def layout(node: Tensor, halves: int = 1) -> Layout:
+    """The workspace of a product, or of two alike and their gated unit."""
     w, x, *ids = operands(node)
     if has_many_columns(node) and is_in_int8(node):
         prepared = x.size // max(1, x.shape[-1]) * int8_product.row_bytes(x.shape[-1])
         scratch = int8_product.scratch_bytes(w.dtype.name, x.shape[-1])
     elif has_many_columns(node):
         shape = tile()
-        prepared = tiled_columns(node) * column_bytes(node, min(x.shape[-1], slice_depth(node)))
-        multiplying = (matmat.scratch_bytes(shape), transposed.scratch_bytes(shape), matmat_bf16.scratch_bytes())
-        scratch = max(prepare_tiles.scratch_bytes(shape.columns), *multiplying)
+        depth = x.shape[-1] if halves > 1 else min(x.shape[-1], slice_depth(node))
+        prepared = tiled_columns(node) * column_bytes(node, depth)
+        of_floats = (matmat.scratch_bytes(shape, halves), matmat_bf16.scratch_bytes(halves))
+        scratch = max(prepare_tiles.scratch_bytes(shape.columns), transposed.scratch_bytes(shape), *of_floats)
     else:
         prepared = x.size // max(1, x.shape[-1]) * row_bytes(units(node).form, x.shape[-1])
         scratch = transposed.scratch_bytes(tile())
@@ -88,33 +87,42 @@ def units(node: Tensor) -> Units:
 
 def product_calls(node: Tensor) -> list[Call]:
     """The calls of a product: group the columns and prepare x, then multiply."""
-    w, x, *_ = operands(node)
-    tensors = [node, *node.srcs, *[None] * (3 - len(node.srcs))]
-    depth, offsets = x.shape[-1], layout(node).offsets
-    is_transposed = node.op is mul_mat_transposed
-
-    def call(function: Callable[..., Kernel], *constants: object, first: int = 0, last: int = depth) -> Call:
-        return Call(native(function, *constants), tensors, extras=[*offsets, first, last])
-
     form = form_of_x(node)
     if form is None:
-        shape, step = tile(), slice_depth(node)
-        multiply = transposed.transposed_tiles if is_transposed else matmat.mul_mat_tiles
-        calls = [call(group_columns, shape.columns)]
-        for first in range(0, max(depth, 1), step):
-            part = {"first": first, "last": min(first + step, depth)}
-            pairs = matmat_bf16.takes(node)
-            calls.append(call(prepare_tiles.prepare_tiles, shape.columns, x.dtype.name, pairs, **part))
-            if pairs:
-                calls.append(call(matmat_bf16.mul_mat_pairs, shape.vectors, shape.columns, **part))
-            else:
-                calls.append(call(multiply, w.dtype.name, shape.lanes, shape.vectors, shape.columns, **part))
-        return calls
-    prepare, multiply = (
-        Call(function, tensors, extras=[*offsets, 0, depth])
-        for function in (preparation(form, x.dtype.name), multiplication(node))
-    )
-    return [prepare, multiply] if form != "codes" else [call(group_columns, 1), prepare, multiply]
+        return tile_calls(node)
+    w, x, *ids = operands(node)
+    functions = [preparation(form, x.dtype.name), multiplication(node)]
+    if form == "codes":
+        functions.insert(0, native(group_columns, 1))
+    extras = [*layout(node).offsets, 0, x.shape[-1]]
+    return [Call(function, [node, w, x, *(ids or [None])], extras=extras) for function in functions]
+
+
+def tile_calls(product: Tensor, unit: Tensor | None = None, up: Tensor | None = None) -> list[Call]:
+    """The calls of a product that takes x as tiles, slice by slice; or of the gated unit of it and of another.
+
+    Args:
+        unit, up: the gated unit whose first half is the product, and its other half, alike. It can be made only where
+            K is through, so that all of x is one slice.
+    """
+    w, x, *ids = operands(product)
+    name, shape, pairs = "" if unit is None or unit.op is None else unit.op.name, tile(), matmat_bf16.takes(product)
+    depth, step = x.shape[-1], slice_depth(product) if unit is None else max(1, x.shape[-1])
+    tensors = [product if unit is None else unit, w, x, *(ids or [None])]
+    multiplied = tensors if up is None else [unit, w, x, operands(up)[0]]
+    prepare = native(prepare_tiles.prepare_tiles, shape.columns, x.dtype.name, pairs)
+    if pairs:
+        multiply = native(matmat_bf16.mul_mat_pairs, shape.vectors, shape.columns, name)
+    elif product.op is mul_mat_transposed:
+        multiply = native(transposed.transposed_tiles, w.dtype.name, shape.lanes, shape.vectors, shape.columns)
+    else:
+        multiply = native(matmat.mul_mat_tiles, w.dtype.name, shape.lanes, shape.vectors, shape.columns, name)
+    offsets = layout(product, 1 if unit is None else 2).offsets
+    calls = [Call(native(group_columns, shape.columns), tensors, extras=[*offsets, 0, depth])]
+    for first in range(0, max(depth, 1), step):
+        extras = [*offsets, first, min(first + step, depth)]
+        calls += [Call(prepare, tensors, extras=extras), Call(multiply, multiplied, extras=extras)]
+    return calls
 
 
 def form_of_x(node: Tensor) -> str | None:

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 import graphrt
 from graphrt import Graph, Scheduler, Tensor, dtypes, ops
-from graphrt.backends.cpu import host
+from graphrt.backends.cpu import host, matmat, matmul
+from graphrt.backends.cpu.tile import tile
 from graphrt.models.batch import Batch
 from graphrt.models.synth import synthesise
 from graphrt.schedule import Schedule
-from graphrt.testing import Draw
+from graphrt.testing import Draw, normalised_error
 from tests.core.random_graphs import random_graph
 
 
@@ -253,23 +254,54 @@ def test_gated_unit(level, dtype, rows):
         assert Scheduler(["cpu"]).schedule(graph).explain().splits[0].fusions[0].unwritten == ("gate", "up")
 
 
+OF_MANY_COLUMNS = [("q8_0", 100, 160), ("q5_1", 70, 5120), ("q4_0", 33, 64), ("bf16", 70, 2499), ("f16", 45, 1100)]
+
+
 @pytest.mark.parametrize("level", host.levels())
-@pytest.mark.parametrize(("dtype", "rows", "width"), [("q8_0", 100, 160), ("q5_1", 70, 5120), ("q4_0", 33, 64)])
+@pytest.mark.parametrize(("dtype", "rows", "width"), OF_MANY_COLUMNS)
 def test_gated_unit_of_many_columns(level, dtype, rows, width):
     with host.use_level(level):
         graph = Graph(ops.swiglu(*halves(random("x", 29, width), rows, dtype)))
         assert_alike(graph, "gated unit")
 
 
-@pytest.mark.parametrize("unit", [ops.swiglu, ops.geglu, ops.reglu])
-def test_gated_units_of_many_tokens_experts(unit):
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_gated_unit_of_more_columns_than_sums_are_kept_of(dtype):
+    columns = matmat.TILES * tile().columns + 17
+    assert_alike(Graph(ops.swiglu(*halves(random("x", columns, 1100), 9, dtype))), "gated unit")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize("width", [48, 1100])
+def test_gated_unit_of_what_is_not_finite(dtype, width):
+    x = np.random.default_rng(0).standard_normal((30, width), np.float32)
+    x[3, 5], x[12, -1], x[20, 0] = np.nan, np.inf, -np.inf
+    graph = Graph(ops.swiglu(*halves(graphrt.constant("x", x), 40, dtype)))
+    assert_alike(graph, "gated unit")
+    assert np.isnan(run(graph, 1)[0][3]).all()
+
+
+def test_gated_unit_of_an_x_that_each_product_alone_takes_in_slices(monkeypatch):
+    gate, up = halves(random("x", 30, 2100), 40, "f16")
+    of_a_panel = matmul.tiled_columns(gate) * matmul.column_bytes(gate, matmat.DEPTH)
+    monkeypatch.setattr(matmul, "SLICE_BYTES", of_a_panel)
+    assert matmul.slice_depth(gate) == 768
+    graph = Graph(ops.swiglu(gate, up))
+    assert normalised_error(run(graph, 1)[0], run(graph, 0)[0]) < 1e-11
+
+
+OF_EXPERTS = [("swiglu", "q4_0", 64), ("geglu", "q4_0", 64), ("reglu", "q4_0", 64), ("swiglu", "bf16", 1100)]
+
+
+@pytest.mark.parametrize(("unit", "dtype", "width"), [*OF_EXPERTS, ("geglu", "f16", 1100)])
+def test_gated_units_of_many_tokens_experts(unit, dtype, width):
     tokens, experts = 40, 3
     ids = np.random.default_rng(0).permuted(np.tile(np.arange(experts, dtype=np.int32), (tokens, 1)), axis=1)[:, :2]
     ids[7, 1] = 5
-    each = ops.silu(random("x", tokens, 64)).reshape(tokens, 1, 64)
+    each = ops.silu(random("x", tokens, width)).reshape(tokens, 1, width)
     chosen = graphrt.constant("ids", np.ascontiguousarray(ids))
-    gate, up = (ops.mul_mat_id(weight(f"{name}s", experts, 75, 64, dtype="q4_0"), each, chosen) for name in ("g", "u"))
-    graph = Graph(unit(gate, up))
+    halves = (ops.mul_mat_id(weight(name, experts, 75, width, dtype=dtype), each, chosen) for name in ("gs", "us"))
+    graph = Graph(getattr(ops, unit)(*halves))
     assert_alike(graph, "gated unit")
     out = run(graph, 1)[0]
     assert np.isnan(out[7, 1]).all(), "expert 5 does not exist"
