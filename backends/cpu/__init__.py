@@ -15,8 +15,9 @@ from pathlib import Path
 from graphrt.backend import Backend, Group, Program, Progress, Split, Support
 from graphrt.backends.cpu import host, registry
 from graphrt.backends.cpu.jit import native
-from graphrt.backends.cpu.registry import Call, dtypes_in, floats, kernel
+from graphrt.backends.cpu.registry import Call, kernel
 from graphrt.fusion import Readers
+from graphrt.kernels import dtypes_in, floats
 from graphrt.settings import Settings
 from graphrt.tensor import Tensor
 

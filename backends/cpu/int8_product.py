@@ -9,7 +9,7 @@ the gate's product is still in the cache when the other half is multiplied onto 
 from __future__ import annotations
 
 from graphrt import dtypes
-from graphrt.backends.cpu.args import address, claim, row_address, rows, size, stride, word
+from graphrt.backends.cpu.args import address, claim, size, stride, word
 from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import (
     COLUMN_BYTES,
@@ -23,7 +23,6 @@ from graphrt.backends.cpu.grouping import (
     X_ROW,
     Y_ADDRESS,
     W,
-    X,
     column_word,
     group_count,
     group_word,
@@ -39,7 +38,7 @@ from graphrt.backends.cpu.int8_tile import LINES_AHEAD, multiply_up_to
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.matmat import add_rows
 from graphrt.backends.cpu.memory import load_f32_first, load_integer, store_f32_first, store_integer
-from graphrt.backends.cpu.prepare import PIECE, piece_expander
+from graphrt.backends.cpu.prepare import unit_writer
 
 DEPTH, MORE = 4096, 1024  # elements of K that a panel holds, and that may be added so as to leave no few
 
@@ -58,26 +57,17 @@ def scratch_bytes(dtype: str, width: int) -> int:
 
 def prepare_codes(dtype: str) -> Kernel:
     """Native: x row by row in int8."""
-    piece_of = piece_expander(dtype)
+    prepare = unit_writer(dtype, ELEMENTS, X_BYTES, _write_block)
 
     def run(args, ith, nth):
-        width = size(args, X, 3)
-        pieces = (width + PIECE - 1) // PIECE
-        pitch = width // ELEMENTS * X_BYTES
-        total = rows(args, X) * pieces
-        buffer = scratch(args, ith)
-        item = claim(word(args, COUNTER), 4)
-        while item < total:
-            for at in range(item, min(item + 4, total)):
-                row, start = at // pieces, at % pieces * PIECE
-                count = min(PIECE, width - start)
-                source = piece_of(row_address(args, X, row), stride(args, X, 3), start, count, buffer)
-                target = prepared(args) + row * pitch + start // ELEMENTS * X_BYTES
-                for block in range(count // ELEMENTS):
-                    write_codes(source + 4 * ELEMENTS * block, target + X_BYTES * block, True)
-            item = claim(word(args, COUNTER), 4)
+        prepare(args, ith)
 
     return run
+
+
+@helper
+def _write_block(source, target):
+    write_codes(source, target, True)
 
 
 def holds_whole_rows(width: int) -> bool:

@@ -67,13 +67,27 @@ def group_columns(tile: int) -> Kernel:
 
 def prepare_rows(form: str, dtype: str) -> Kernel:
     """Native: write the tables, and x row by row in the form "rows", "bytes" or "sums"."""
-    piece_of = piece_expander(dtype)
-    per_unit, unit_bytes = UNITS[form]
-    write = {"rows": _copy_unit, "bytes": _bytes_unit, "sums": _sums_unit}[form]
+    prepare = unit_writer(dtype, *UNITS[form], {"rows": _copy_unit, "bytes": _bytes_unit, "sums": _sums_unit}[form])
 
     def run(args, ith, nth):
         if ith == 0:
             _group(args, 1, scratch(args, 0))
+        prepare(args, ith)
+
+    return run
+
+
+def unit_writer(dtype: str, per_unit: int, unit_bytes: int, write):
+    """A helper by which threads share x's rows; it calls write(source, target) for each unit of elements, as float32.
+
+    Args:
+        dtype: of x.
+        per_unit, unit_bytes: elements of a unit, and its bytes in the prepared x.
+    """
+    piece_of = piece_expander(dtype)
+
+    @helper
+    def prepare(args, ith):
         width = size(args, X, 3)
         pieces = (width + PIECE - 1) // PIECE
         pitch = (width + per_unit - 1) // per_unit * unit_bytes
@@ -90,7 +104,7 @@ def prepare_rows(form: str, dtype: str) -> Kernel:
                     write(source + 4 * per_unit * unit, target + unit_bytes * unit)
             item = claim(word(args, COUNTER), 4)
 
-    return run
+    return prepare
 
 
 def piece_expander(dtype: str):

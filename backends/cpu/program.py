@@ -12,9 +12,10 @@ import numpy as np
 from graphrt.backend import Group, Program, Split
 from graphrt.backends.cpu import jit, registry
 from graphrt.backends.cpu.barriers import ALL, TOGETHER, Span, Touched, turns_of
-from graphrt.backends.cpu.registry import MAX_RANK, Call
+from graphrt.backends.cpu.registry import Call
 from graphrt.backends.cpu.threads import Pool
 from graphrt.errors import KernelError
+from graphrt.kernels import MAX_RANK
 from graphrt.patterns import Fused
 from graphrt.tensor import Tensor
 

@@ -24,20 +24,16 @@ An op whose nodes take several kernels, or workspace, has a lowering and no kern
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
-from graphrt.backend import YES, Support
+from graphrt.backend import YES
 from graphrt.backends.cpu import host
 from graphrt.backends.cpu.jit import Kernel, Native, native
 from graphrt.errors import KernelError
+from graphrt.kernels import Kernels, Takes
 from graphrt.op import Op
 from graphrt.tensor import Tensor
-
-MAX_RANK = 4
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class KernelRecord:
 
     op: Op
     factory: Callable[..., Kernel] | None
-    takes: Callable[[Tensor], Support] = lambda node: YES
+    takes: Takes = lambda node: YES
     _workspace: Callable[[Tensor, int], int] = field(default=lambda node, threads: 0)
     _lower: Callable[[Tensor], list[Call]] | None = None
 
@@ -114,13 +110,11 @@ def numbers(node: Tensor) -> list[float]:
     return found
 
 
-_KERNELS: dict[str, KernelRecord] = {}
-_ORIGINS: dict[str, str] = {}
+KERNELS = Kernels[KernelRecord]("cpu", "it runs on the reference backend; add one with @cpu.kernel")
+find, supports = KERNELS.find, KERNELS.supports
 
 
-def kernel(
-    op: Op, *, takes: Callable[[Tensor], Support] = lambda node: YES
-) -> Callable[[Callable[..., Kernel]], KernelRecord]:
+def kernel(op: Op, *, takes: Takes = lambda node: YES) -> Callable[[Callable[..., Kernel]], KernelRecord]:
     """Register the decorated factory as the CPU kernel of `op`.
 
     Args:
@@ -129,13 +123,13 @@ def kernel(
     Raises: KernelError if another function is registered for the op.
     """
 
-    return lambda factory: _register(KernelRecord(op, factory, takes), factory)
+    return lambda factory: KERNELS.add(KernelRecord(op, factory, takes), factory)
 
 
 def lowering(
     op: Op,
     *,
-    takes: Callable[[Tensor], Support] = lambda node: YES,
+    takes: Takes = lambda node: YES,
     workspace: Callable[[Tensor, int], int] = lambda node, threads: 0,
 ) -> Callable[[Callable[[Tensor], list[Call]]], KernelRecord]:
     """Register the decorated function, node -> calls, for an op whose nodes become calls of several kernels.
@@ -145,57 +139,4 @@ def lowering(
         workspace: (node, threads) -> bytes of workspace.
     Raises: KernelError if another function is registered for the op.
     """
-    return lambda function: _register(KernelRecord(op, None, takes, workspace, function), function)
-
-
-def _register(record: KernelRecord, function: Callable[..., object]) -> KernelRecord:
-    """Keep a record; the same function defined once more (a module reloaded) replaces its own."""
-    origin = f"{function.__module__}.{function.__qualname__}"
-    name = record.op.name
-    if _ORIGINS.setdefault(name, origin) != origin:
-        raise KernelError(f"[cpu] op {name} has a kernel already, {_ORIGINS[name]}; {origin} cannot be another")
-    _KERNELS[name] = record
-    return record
-
-
-def find(op: Op) -> KernelRecord | None:
-    """The CPU kernel of an op, or None. Those of graphrt/ops/NAME.py are looked for in graphrt/backends/cpu/NAME.py."""
-    if op.name not in _KERNELS:
-        package, _, stem = op.rule.__module__.rpartition(".")
-        if package == "graphrt.ops":
-            _import_kernels(stem)
-    return _KERNELS.get(op.name)
-
-
-@cache
-def _import_kernels(stem: str) -> None:
-    name = f"graphrt.backends.cpu.{stem}"
-    if importlib.util.find_spec(name) is not None:
-        importlib.import_module(name)
-
-
-def supports(node: Tensor) -> Support:
-    """Whether the CPU backend has a kernel for the node, and if not, why."""
-    assert node.op is not None
-    record = find(node.op)
-    if record is None:
-        return Support(False, "no kernel", "it runs on the reference backend; add one with @cpu.kernel")
-    for tensor in (node, *node.srcs):
-        if tensor is not None and tensor.rank > MAX_RANK:
-            return Support(False, f"{tensor!r} has {tensor.rank} axes, kernels take {MAX_RANK}", "reshape it")
-    return record.takes(node)
-
-
-def dtypes_in(*names: str) -> Callable[[Tensor], Support]:
-    """A `takes` that wants the output and every source in one of the named dtypes."""
-
-    def takes(node: Tensor) -> Support:
-        for tensor in (node, *node.srcs):
-            if tensor is not None and tensor.dtype.name not in names:
-                return Support(False, f"no kernel for {tensor.dtype}", f"cast it to one of {', '.join(names)}")
-        return YES
-
-    return takes
-
-
-floats = dtypes_in("f32", "f16", "bf16")
+    return lambda function: KERNELS.add(KernelRecord(op, None, takes, workspace, function), function)

@@ -18,10 +18,11 @@ from graphrt.backends.cuda.copies import Arrival, Copies
 from graphrt.backends.cuda.device import Device
 from graphrt.backends.cuda.hardware import made_for
 from graphrt.backends.cuda.memory import CudaBuffer
-from graphrt.backends.cuda.registry import dtypes_in, floats, lowering
+from graphrt.backends.cuda.registry import lowering
 from graphrt.dtypes import Array
 from graphrt.errors import MemoryFullError
 from graphrt.events import Event
+from graphrt.kernels import dtypes_in, floats
 from graphrt.settings import AUTO, Settings
 from graphrt.tensor import Tensor
 

@@ -7,8 +7,9 @@ import numpy as np
 from graphrt import ops
 from graphrt.backends.cuda.elements import THREADS, blocks, is_flat, kind, width_of
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole
-from graphrt.backends.cuda.registry import floats, lowering
+from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Kernel, Unit
+from graphrt.kernels import floats
 from graphrt.op import Op
 from graphrt.tensor import Tensor
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from graphrt import ops
 from graphrt.backends.cuda.elementwise import elementwise
 from graphrt.backends.cuda.launch import Launch
-from graphrt.backends.cuda.registry import floats, lowering
+from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
+from graphrt.kernels import floats
 from graphrt.op import Op
 from graphrt.tensor import Tensor
 

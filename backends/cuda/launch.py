@@ -11,9 +11,9 @@ from graphrt.backends.cuda.memory import address_of
 from graphrt.backends.cuda.units import Kernel
 from graphrt.buffer import Location
 from graphrt.errors import KernelError
+from graphrt.kernels import MAX_RANK
 from graphrt.tensor import Tensor
 
-MAX_RANK = 4
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 
 

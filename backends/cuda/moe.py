@@ -5,8 +5,9 @@ from __future__ import annotations
 from graphrt import ops
 from graphrt.backends.cuda.launch import Launch, Whole
 from graphrt.backends.cuda.matmul import product_launches, product_workspace
-from graphrt.backends.cuda.registry import FLOATS, floats, lowering
+from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
+from graphrt.kernels import FLOATS, floats
 from graphrt.tensor import Tensor
 
 THREADS = 256

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from graphrt import ops
 from graphrt.backends.cuda.elements import WIDTH, kind, row_geometry, rows_by_eight
 from graphrt.backends.cuda.launch import Address, Launch
-from graphrt.backends.cuda.registry import floats, lowering
+from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
 from graphrt.dtypes import DType
+from graphrt.kernels import floats
 from graphrt.tensor import Tensor
 
 MOST_TERMS = 3

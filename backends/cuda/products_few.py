@@ -14,9 +14,9 @@ from graphrt.backends.cuda import products_many
 from graphrt.backends.cuda.blocks import QUANTIZED, number_of
 from graphrt.backends.cuda.hardware import present
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
-from graphrt.backends.cuda.registry import FLOATS
 from graphrt.backends.cuda.units import Unit
 from graphrt.dtypes import DType
+from graphrt.kernels import FLOATS
 from graphrt.tensor import Tensor
 
 COLUMNS = (1, 4)

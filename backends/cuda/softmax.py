@@ -5,8 +5,9 @@ from __future__ import annotations
 from graphrt import ops
 from graphrt.backends.cuda.elements import kind, row_geometry
 from graphrt.backends.cuda.launch import Address, Argument, Launch
-from graphrt.backends.cuda.registry import floats, lowering
+from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
+from graphrt.kernels import floats
 from graphrt.tensor import Tensor
 
 UNIT = Unit("softmax", ["soft_max", "sum_rows"], registers=64)

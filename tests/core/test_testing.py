@@ -63,7 +63,7 @@ def test_check_finds_a_wrong_kernel(monkeypatch):
 
 def test_support_mode_counts_refusals_with_their_reasons():
     report = check(double, backends=["cpu"], mode="support", examples=5)
-    assert report.refused["cpu"] == {"no kernel": 5}
+    assert report.refused["cpu"] == {"cpu has no kernel for test.double": 5}
     assert "no kernel" in str(report)
 
 
