@@ -13,8 +13,9 @@ from graphrt.backends.cpu.elements import stack_floats
 from graphrt.backends.cpu.grouping import COUNTER, IDS, WORKSPACE, W, X, Y, matrix_address, prepared, scratch
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.matvec import CHUNK, column_dot, distance_ahead
+from graphrt.backends.cpu.matvec import column_dot, distance_ahead
 from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_f32_first, store_one
+from graphrt.backends.cpu.portions import MOST, portion_start
 from graphrt.backends.cpu.prepare import UNITS
 from graphrt.backends.cpu.simd import fma, splat
 from graphrt.backends.cpu.vecdot import units_of
@@ -33,14 +34,14 @@ def expert_sum_column(dtype: str, dense: bool, lanes: int) -> Kernel:
         height, width, used = size(args, W, 2), size(args, W, 3), size(args, IDS, 3)
         pitch, step = stride(args, W, 2), stride(args, W, 3)
         x_pitch = (width + per_unit - 1) // per_unit * x_unit_bytes
-        total = (height + CHUNK - 1) // CHUNK
-        buffer, products, sums = scratch(args, ith), stack_floats(CHUNK), stack_floats(CHUNK)
-        item = claim(word(args, COUNTER), 1)
-        while item < total:
-            following = claim(word(args, COUNTER), 1)
-            row = item * CHUNK
-            count = min(CHUNK, height - row)
-            for i in range(0, CHUNK, lanes):
+        buffer, products, sums = scratch(args, ith), stack_floats(MOST), stack_floats(MOST)
+        number = claim(word(args, COUNTER), 1)
+        row, row_end = portion_start(height, number, nth), portion_start(height, number + 1, nth)
+        while row < height:
+            number = claim(word(args, COUNTER), 1)
+            next_row = portion_start(height, number, nth)
+            count = min(row_end, height) - row
+            for i in range(0, count, lanes):
                 store_f32(sums + 4 * i, "f32", splat(ZERO, lanes))
             for rank in range(used):
                 weights = expert_address(args, rank) + row * pitch
@@ -48,7 +49,7 @@ def expert_sum_column(dtype: str, dense: bool, lanes: int) -> Kernel:
                 if rank + 1 < used:
                     next_rows = expert_address(args, rank + 1) + row * pitch
                 else:
-                    next_rows = expert_address(args, 0) + following * CHUNK * pitch if following < total else end
+                    next_rows = expert_address(args, 0) + next_row * pitch if next_row < height else end
                 x = prepared(args) + rank * x_pitch
                 for i in range(count):
                     w = weights + i * pitch
@@ -61,7 +62,7 @@ def expert_sum_column(dtype: str, dense: bool, lanes: int) -> Kernel:
             for i in range(0, count, lanes):
                 y = address(args, Y) + 4 * (row + i)
                 store_f32_first(y, "f32", load_f32(sums + 4 * i, "f32", lanes), count - i)
-            item = following
+            row, row_end = next_row, portion_start(height, number + 1, nth)
 
     return run
 

@@ -1,8 +1,8 @@
 """Products with few columns: rows of weights are read once, straight from their own layout.
 
 Rows are taken one by one: memory is then read in one ascending stream, which the processor prefetches best. A thread
-claims its next rows before it begins with those at hand, and asks for them at their end: without that every chunk would
-begin by waiting for memory. A unit of a row is unpacked once for up to four columns.
+claims its next rows before it begins with those at hand, and asks for them at their end: without that every portion
+would begin by waiting for memory. A unit of a row is unpacked once for up to four columns.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from graphrt.backends.cpu.grouping import (
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.memory import store_one
+from graphrt.backends.cpu.portions import portion_start
 from graphrt.backends.cpu.prepare import UNITS
 from graphrt.backends.cpu.simd import lane, reduce_add, splat
 from graphrt.backends.cpu.vecdot import Units, units_of
 
-CHUNK = 32  # rows that a thread claims at a time
-AHEAD = 4096  # bytes: measured; the processor's own prefetching, which stops at pages, leaves 5 to 25 % to gain
+AHEAD = 8192  # bytes: measured; the processor's own prefetching, which stops at pages, leaves 5 to 25 % to gain
 
 
 def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
@@ -50,46 +50,54 @@ def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
         height, width = size(args, W, 2), size(args, W, 3)
         pitch, step = stride(args, W, 2), stride(args, W, 3)
         x_pitch = (width + per_unit - 1) // per_unit * x_unit_bytes
-        chunks = (height + CHUNK - 1) // CHUNK
-        total = group_count(args) * chunks
+        total = group_count(args) * height
         buffer = scratch(args, ith)
-        item = claim(word(args, COUNTER), 1)
-        while item < total:
-            following = claim(word(args, COUNTER), 1)
-            group, row = item // chunks, item % chunks * CHUNK
-            end = min(row + CHUNK, height)
-            weights = chunk_address(args, item, chunks, pitch)
-            end_address = weights + (end - row) * pitch
-            following_address = chunk_address(args, following, chunks, pitch) if following < total else end_address
-            first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
-            for y_row in range(row, end):
-                ahead = distance_ahead(weights, pitch, end_address, following_address)
-                column = first
-                while column + 4 <= last:
-                    four(args, weights, step, width, column, x_pitch, y_row, ahead, buffer)
-                    column += 4
-                if column + 2 <= last:
-                    two(args, weights, step, width, column, x_pitch, y_row, ahead, buffer)
-                    column += 2
-                if column < last:
-                    one(args, weights, step, width, column, x_pitch, y_row, ahead, buffer)
-                weights += pitch
-            item = following
+        number = claim(word(args, COUNTER), 1)
+        row, end = portion_start(total, number, nth), portion_start(total, number + 1, nth)
+        while row < total:
+            number = claim(word(args, COUNTER), 1)
+            next_row = portion_start(total, number, nth)
+            while row < min(end, total):
+                group, count = row // height, rows_within(row, min(end, total), height)
+                weights = weights_address(args, row, height, pitch)
+                end_address = weights + count * pitch
+                following = row + count if row + count < end else next_row
+                next_address = weights_address(args, following, height, pitch) if following < total else end_address
+                first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
+                for y_row in range(row % height, row % height + count):
+                    ahead = distance_ahead(weights, pitch, end_address, next_address)
+                    column = first
+                    while column + 4 <= last:
+                        four(args, weights, step, width, column, x_pitch, y_row, ahead, buffer)
+                        column += 4
+                    if column + 2 <= last:
+                        two(args, weights, step, width, column, x_pitch, y_row, ahead, buffer)
+                        column += 2
+                    if column < last:
+                        one(args, weights, step, width, column, x_pitch, y_row, ahead, buffer)
+                    weights += pitch
+                row += count
+            row, end = next_row, portion_start(total, number + 1, nth)
 
     return run
 
 
 @helper
-def chunk_address(args, item, chunks, pitch):
-    """Address of the first row of weights of a chunk."""
-    return matrix_address(args, group_word(args, item // chunks, MATRIX)) + item % chunks * CHUNK * pitch
+def rows_within(row, end, height):
+    """Rows from `row` up to `end`, of all groups' rows counted through, that are in the same group."""
+    return min(end - row, height - row % height)
+
+
+@helper
+def weights_address(args, row, height, pitch):
+    """Address of a row of weights, of all groups' rows counted through."""
+    return matrix_address(args, group_word(args, row // height, MATRIX)) + row % height * pitch
 
 
 @helper
 def distance_ahead(weights, pitch, end, following):
-    """How far from a row of a chunk lies what is to be asked for: in its chunk, or in the one to follow."""
-    reach = min(AHEAD, CHUNK * pitch)
-    return reach if weights + pitch + reach <= end else reach + following - end
+    """How far from a row lies what is to be asked for: before the end of the rows at hand, or among those to follow."""
+    return AHEAD if weights + pitch + AHEAD <= end else AHEAD + following - end
 
 
 @helper
