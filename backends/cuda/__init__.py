@@ -2,8 +2,8 @@
 
 Start reading at device.py (what is asked of hardware) and its two implementations, cupy_device.py (a GPU, by CuPy) and
 shim_device.py (the CPU, for tests); then units.py and nvrtc.py (kernels and their compiler), launch.py (how a kernel is
-started), registry.py (how an op gets kernels), program.py (how a split runs) and copies.py (how weights come from the host
-meanwhile). Kernels stand under kernels/, and their launches in files named like those of ops/.
+started), registry.py (how an op gets kernels), program.py (how a split runs) and copies.py (how weights come from
+the host meanwhile). Kernels stand under kernels/, and their launches in files named like those of ops/.
 """
 
 from __future__ import annotations
