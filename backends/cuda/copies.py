@@ -81,8 +81,10 @@ class Copies(CopyQueue):
     def __init__(self, device: Device, name: str) -> None:
         self._device, self._stream = device, device.stream()
         self._worker = Worker(f"copies to {name}")
+        self._may_be_under_way = False  # copies that the device is still fetching, when the worker is long done
 
     def begin_writes(self, parts: Sequence[Part], label: str) -> None:
+        self._may_be_under_way = True
         there = [(address_of(target), data) for target, data in parts]
         self._worker.begin(lambda: self._send(there, label))
 
@@ -99,8 +101,9 @@ class Copies(CopyQueue):
 
         Raises: what the calling thread's copies failed with.
         """
-        if self._worker.is_idle:  # as in every step of decoding
+        if self._worker.is_idle and not self._may_be_under_way:  # as in every step of decoding
             return
+        self._may_be_under_way = False
         try:
             self._worker.synchronize()
         finally:

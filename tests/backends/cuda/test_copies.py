@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -90,6 +91,19 @@ def test_the_device_waits_for_what_was_begun_before_the_event():
     buffer = backend.allocate(data.nbytes)
     backend.copy_queue.begin_writes([(Location(buffer, 0), data)], "a weight")
     backend.wait_for(backend.copy_queue.record())
+    assert np.array_equal(buffer.read(0, data.nbytes), data)
+
+
+def test_nothing_is_under_way_after_a_wait_for_everything():
+    """After a cancelled run the device may still be fetching what the host's worker has long begun."""
+    backend, data = CudaBackend(LateDevice()), np.arange(BLOCK, dtype=np.uint32).view(np.uint8)
+    buffer = backend.allocate(data.nbytes)
+    backend.copy_queue.begin_writes([(Location(buffer, 0), data)], "a weight")
+    assert backend.copy_queue.record().event is not PASSED
+    while not backend.copy_queue._worker.is_idle:
+        time.sleep(0.0001)
+    backend.drop(threading.get_ident())
+    backend.synchronize()
     assert np.array_equal(buffer.read(0, data.nbytes), data)
 
 
