@@ -17,6 +17,7 @@ from graphrt.backends.cuda import registry
 from graphrt.backends.cuda.copies import Arrival, Copies
 from graphrt.backends.cuda.device import Device
 from graphrt.backends.cuda.hardware import made_for
+from graphrt.backends.cuda.launch import kernels_of
 from graphrt.backends.cuda.memory import CudaBuffer
 from graphrt.backends.cuda.registry import lowering
 from graphrt.dtypes import Array
@@ -131,8 +132,8 @@ class CudaBackend(Backend):
         from graphrt.backends.cuda.program import launches_of
 
         with made_for(self.device.hardware):
-            kernels = [launch.kernel for group in groups for launch in launches_of(group)]
-        return self.device.load(list(dict.fromkeys(kernels)), progress)
+            kernels = kernels_of(step for group in groups for step in launches_of(group))
+        return self.device.load(kernels, progress)
 
     def compile(self, split: Split) -> Program:
         from graphrt.backends.cuda.program import compile_split

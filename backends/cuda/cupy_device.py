@@ -5,14 +5,17 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from graphrt.backends.cuda import binaries, nvrtc
+from graphrt.backends.cuda.cublas import Cublas, try_out
 from graphrt.backends.cuda.device import Device, Replay, Stream
 from graphrt.backends.cuda.hardware import Hardware
-from graphrt.backends.cuda.launch import Bound
+from graphrt.backends.cuda.launch import Bound, BoundGemm, BoundStep, Gemm, counted
 from graphrt.backends.cuda.units import Kernel
 from graphrt.dtypes import Array
 from graphrt.errors import KernelError, PlacementError
@@ -113,12 +116,15 @@ class CupyDevice(Device):
         self.name = properties["name"].decode()
         self.architecture = str(self._device.compute_capability)
         self.speed = _speed(properties, int(self.architecture))
-        self.hardware = Hardware(properties["multiProcessorCount"], properties["sharedMemPerBlockOptin"])
+        self.hardware = Hardware(
+            properties["multiProcessorCount"], properties["sharedMemPerBlockOptin"], self._without_library
+        )
         self._queue = CupyStream(self, cupy)
         self._stream = self._queue.stream
         with self._device:
             self.total_bytes = max(0, int(cupy.cuda.runtime.memGetInfo()[0]) - RESERVE)
         self._functions: dict[Kernel, Any] = {}
+        self._cublas: Cublas | str | None = None  # or why there is none
         self._lock = threading.Lock()
 
     @classmethod
@@ -200,20 +206,38 @@ class CupyDevice(Device):
                 self._functions[kernel] = self.guarded(f"loading {kernel}", load)
             return self._functions[kernel]
 
-    def prepare(self, launches: Sequence[Bound]) -> tuple[Replay, str]:
-        functions = [self._function(bound.kernel) for bound in launches]
-        for bound, function in zip(launches, functions, strict=True):
-            if bound.shared > PLAIN_SHARED:
-                self._allow_shared(function, bound)
-        begin = self._launcher(launches, functions)
+    def prepare(self, launches: Sequence[BoundStep]) -> tuple[Replay, str]:
+        begin = self._launcher(launches)
         try:
             graph = self._capture(begin)
         except KernelError as error:
-            return begin, f"{len(launches)} launches one by one, since they could not be captured: {error}"
-        stream = self._stream
-        return lambda: self.guarded("a CUDA graph", lambda: graph.launch(stream)), (
-            f"a CUDA graph of {len(launches)} launches"
-        )
+            return begin, f"{counted(launches)} one by one, since they could not be captured: {error}"
+        replay = partial(self.guarded, "a CUDA graph", partial(graph.launch, self._stream))
+        return replay, f"a CUDA graph of {counted(launches)}"
+
+    def _launcher(self, launches: Sequence[BoundStep]) -> Replay:
+        calls = [self._call(bound) for bound in launches]
+
+        def begin() -> None:
+            for what, function, arguments in calls:
+                try:
+                    function(*arguments)
+                except self._errors as error:
+                    raise KernelError(f"[cuda] {what} cannot be launched: {error}") from error
+
+        return lambda: self.guarded("launching", begin)
+
+    def _call(self, bound: BoundStep) -> tuple[Kernel | Gemm, Callable[..., None], tuple[Any, ...]]:
+        """What a step is, and how it is begun."""
+        if isinstance(bound, BoundGemm):
+            assert isinstance(self._cublas, Cublas), "the library was asked for before a product was left to it"
+            return bound.product, self._cublas.multiply, (bound,)
+        function = self._function(bound.kernel)
+        if bound.shared > PLAIN_SHARED:
+            self._allow_shared(function, bound)
+        pointers, stream = ctypes.addressof(bound.pointers), self._stream.ptr
+        arguments = (function.ptr, *bound.grid, *bound.block, bound.shared, stream, pointers, 0)
+        return bound.kernel, self._driver.launchKernel, arguments
 
     def _allow_shared(self, function: Any, bound: Bound) -> None:
         def allow() -> None:
@@ -221,21 +245,16 @@ class CupyDevice(Device):
 
         self.guarded(f"asking {bound.shared:,} bytes of shared memory for {bound.kernel}", allow)
 
-    def _launcher(self, launches: Sequence[Bound], functions: Sequence[Any]) -> Replay:
-        launch, stream = self._driver.launchKernel, self._stream.ptr
-        calls = [
-            (function.ptr, *bound.grid, *bound.block, bound.shared, stream, ctypes.addressof(bound.pointers), 0)
-            for bound, function in zip(launches, functions, strict=True)
-        ]
-
-        def begin() -> None:
-            for bound, call in zip(launches, calls, strict=True):
+    def _without_library(self) -> str:
+        """Why there is no cuBLAS, "" if there is; it is opened at the first question, outside of any capture."""
+        with self._lock:
+            if self._cublas is None:
                 try:
-                    launch(*call)
-                except self._errors as error:
-                    raise KernelError(f"[cuda] {bound.kernel} cannot be launched: {error}") from error
-
-        return lambda: self.guarded("launching", begin)
+                    self._cublas = self.guarded("opening cuBLAS", lambda: Cublas(self._stream.ptr))
+                    try_out(self._cublas, self)
+                except Exception as error:
+                    self._cublas = f"cuBLAS cannot be used: {str(error).splitlines()[0]}"
+            return self._cublas if isinstance(self._cublas, str) else ""
 
     def _capture(self, begin: Replay) -> Any:
         """The launches as a CUDA graph, which is begun in one call."""
@@ -245,8 +264,11 @@ class CupyDevice(Device):
             self._stream.begin_capture(runtime.streamCaptureModeThreadLocal)
             try:
                 begin()
-            finally:
-                graph = self._stream.end_capture()
+            except KernelError:
+                with suppress(*self._errors):  # what ends the capture tells less than what broke it
+                    self._stream.end_capture()
+                raise
+            graph = self._stream.end_capture()
             graph.upload(self._stream)
             return graph
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from graphrt.backends.cuda.hardware import Hardware
-from graphrt.backends.cuda.launch import Bound
+from graphrt.backends.cuda.launch import BoundStep
 from graphrt.backends.cuda.units import Kernel
 from graphrt.dtypes import Array
 from graphrt.events import Event
@@ -90,5 +90,5 @@ class Device(Stream):
         """
 
     @abstractmethod
-    def prepare(self, launches: Sequence[Bound]) -> tuple[Replay, str]:
+    def prepare(self, launches: Sequence[BoundStep]) -> tuple[Replay, str]:
         """What begins all of these launches, and how it does, for debug output."""

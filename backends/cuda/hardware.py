@@ -5,10 +5,10 @@ Whoever lowers a node is given the node alone; the backend says here what it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,13 @@ class Hardware:
         processors: streaming multiprocessors.
         shared_bytes: of shared memory that a block may have, and thus about what a processor has: 227 KiB on an H200,
             163 on an A100, 99 on GPUs for desktops.
+        without_library: says why products cannot be left to a library (launch.Gemm), "" if they can. It is asked when
+            the first one would be, since libraries are large.
     """
 
     processors: int = 132
     shared_bytes: int = 227 << 10
+    without_library: Callable[[], str] = field(default=str, compare=False)
 
 
 _present: ContextVar[Hardware] = ContextVar("hardware", default=Hardware())  # noqa: B039  it is frozen

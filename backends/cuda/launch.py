@@ -1,10 +1,10 @@
-"""Launches: what one kernel is started with, and how its arguments become bytes."""
+"""Launches: what one kernel is started with, and how its arguments become bytes; and products that a library makes."""
 
 from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphrt.backends.cuda.memory import address_of
@@ -15,6 +15,8 @@ from graphrt.kernels import MAX_RANK
 from graphrt.tensor import Tensor
 
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
+SCRATCH = 32 << 20  # bytes that cuBLAS is given for sums of parts of k, as NVIDIA advises; 4 MiB would do before Hopper
+SCRATCH_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Whole:
 
 @dataclass(frozen=True)
 class Address:
-    """A pointer to a tensor's first element; null where there is no tensor."""
+    """A pointer so many bytes behind a tensor's first element; null where there is no tensor."""
 
     tensor: Tensor | None
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Launch:
     Args:
         grid, block: blocks, and threads of one, by axes x, y, z; axes that lack are 1.
         shared: bytes of dynamic shared memory of a block.
+        note: what is to be told in debug output of it.
     """
 
     kernel: Kernel
@@ -56,6 +60,38 @@ class Launch:
     block: Sequence[int]
     arguments: Sequence[Argument]
     shared: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """A product that the device's library makes in place of a kernel: y[n, m] = sum over k of w[m, k] · x[n, k].
+
+    w and x are bf16, y and the sums float32; elements of a row lie side by side.
+
+    Args:
+        y, w, x: where their first elements are.
+        scratch: where the library has SCRATCH bytes for itself, from the next multiple of SCRATCH_ALIGNMENT on.
+        rows, columns, width: m of w, n of x, and k of both.
+        y_step, w_step, x_step: elements from one row to the next.
+    """
+
+    y: Address | Workspace
+    w: Address | Workspace
+    x: Address | Workspace
+    scratch: Workspace
+    rows: int
+    columns: int
+    width: int
+    y_step: int
+    w_step: int
+    x_step: int
+
+    def __str__(self) -> str:
+        return f"the library's product of {self.columns} rows of {self.width} by {self.rows}"
+
+
+Step = Launch | Gemm
 
 
 @dataclass(frozen=True)
@@ -70,19 +106,63 @@ class Bound:
     kept: list[ctypes.Array[ctypes.c_char]]
 
 
-def bind(launch: Launch, locations: Mapping[Tensor, Location], workspace: Location | None) -> Bound:
-    """Pack a launch's arguments.
+@dataclass(frozen=True)
+class BoundGemm:
+    """A library's product over memory: the addresses of what it names."""
+
+    product: Gemm
+    y: int
+    w: int
+    x: int
+    scratch: int
+
+
+BoundStep = Bound | BoundGemm
+
+
+def kernels_of(steps: Iterable[Step | BoundStep]) -> list[Kernel]:
+    """The kernels that are launched, each once."""
+    return list(dict.fromkeys(step.kernel for step in steps if isinstance(step, Launch | Bound)))
+
+
+def counted(steps: Sequence[BoundStep]) -> str:
+    """How many steps there are, for debug output."""
+    products = sum(isinstance(step, BoundGemm) for step in steps)
+    return f"{len(steps) - products} launches" + (f" and {products} products by cuBLAS" if products else "")
+
+
+def bind(step: Step, locations: Mapping[Tensor, Location], workspace: Location | None) -> BoundStep:
+    """Put addresses into a step, and pack a launch's arguments.
 
     Raises: KernelError for a grid that is too large, or memory that is not the device's.
     """
-    grid = (*launch.grid, 1, 1, 1)[:3]
+    if isinstance(step, Gemm):
+        places = step.y, step.w, step.x, step.scratch
+        y, w, x, scratch = (_pointer(place, step, locations, workspace) for place in places)
+        return BoundGemm(step, y, w, x, -(-scratch // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT)
+    grid = (*step.grid, 1, 1, 1)[:3]
     if any(blocks > most for blocks, most in zip(grid, MOST_BLOCKS, strict=True)):
-        raise KernelError(f"[cuda] {launch.kernel} would need a grid of {list(grid)}; split the batch")
-    packed = [ctypes.create_string_buffer(each, len(each)) for each in _packed(launch, locations, workspace)]
+        raise KernelError(f"[cuda] {step.kernel} would need a grid of {list(grid)}; split the batch")
+    packed = [ctypes.create_string_buffer(each, len(each)) for each in _packed(step, locations, workspace)]
     pointers = (ctypes.c_void_p * max(1, len(packed)))(*map(ctypes.addressof, packed))
     x, y, z = grid
-    bx, by, bz = (*launch.block, 1, 1, 1)[:3]
-    return Bound(launch.kernel, (x, y, z), (bx, by, bz), launch.shared, pointers, packed)
+    bx, by, bz = (*step.block, 1, 1, 1)[:3]
+    return Bound(step.kernel, (x, y, z), (bx, by, bz), step.shared, pointers, packed)
+
+
+def _pointer(
+    argument: Address | Workspace, step: Step, locations: Mapping[Tensor, Location], workspace: Location | None
+) -> int:
+    match argument:
+        case Address(None):
+            return 0
+        case Address(tensor, offset):
+            return address_of(locations[tensor]) + offset
+        case Workspace(offset):
+            if workspace is None:
+                what = step.kernel if isinstance(step, Launch) else step
+                raise KernelError(f"[cuda] {what} was given no workspace")
+            return address_of(workspace) + offset
 
 
 def _packed(launch: Launch, locations: Mapping[Tensor, Location], workspace: Location | None) -> list[bytes]:
@@ -91,12 +171,8 @@ def _packed(launch: Launch, locations: Mapping[Tensor, Location], workspace: Loc
         match argument:
             case Tensor():
                 found.append(_tensor(argument, locations[argument]))
-            case Address(tensor):
-                found.append(struct.pack("q", 0 if tensor is None else address_of(locations[tensor])))
-            case Workspace(offset):
-                if workspace is None:
-                    raise KernelError(f"[cuda] {launch.kernel} was given no workspace")
-                found.append(struct.pack("q", address_of(workspace) + offset))
+            case Address() | Workspace():
+                found.append(struct.pack("q", _pointer(argument, launch, locations, workspace)))
             case Whole(value):
                 found.append(struct.pack("q", value))
             case float():

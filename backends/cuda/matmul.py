@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphrt import ops
 from graphrt.backends.cuda import products_few, products_many, products_transposed
-from graphrt.backends.cuda.launch import Launch
+from graphrt.backends.cuda.launch import Step
 from graphrt.backends.cuda.registry import lowering
 from graphrt.tensor import Tensor
 
@@ -14,7 +16,7 @@ def product_workspace(node: Tensor) -> int:
     return products_many.workspace(node) if products_many.takes(node) else products_few.few(node).workspace
 
 
-def product_launches(node: Tensor) -> list[Launch]:
+def product_launches(node: Tensor) -> Sequence[Step]:
     """The launches of a mul_mat or mul_mat_id."""
     return products_many.launches(node) if products_many.takes(node) else products_few.few(node).launches()
 
@@ -24,10 +26,10 @@ def _transposed_workspace(node: Tensor) -> int:
 
 
 @lowering(ops.mul_mat, workspace=product_workspace)
-def _(node: Tensor) -> list[Launch]:
+def _(node: Tensor) -> Sequence[Step]:
     return product_launches(node)
 
 
 @lowering(ops.mul_mat_transposed, workspace=_transposed_workspace)
-def _(node: Tensor) -> list[Launch]:
+def _(node: Tensor) -> Sequence[Step]:
     return products_many.launches(node) if products_many.takes(node) else products_transposed.launches(node)

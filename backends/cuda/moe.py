@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphrt import ops
-from graphrt.backends.cuda.launch import Launch, Whole
+from graphrt.backends.cuda.launch import Launch, Step, Whole
 from graphrt.backends.cuda.matmul import product_launches, product_workspace
 from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
@@ -16,7 +18,7 @@ UNIT = Unit("weighted_sum", [f"weighted_sum<{x}, {w}>" for x in FLOATS for w in 
 
 
 @lowering(ops.mul_mat_id, workspace=product_workspace)
-def _(node: Tensor) -> list[Launch]:
+def _(node: Tensor) -> Sequence[Step]:
     return product_launches(node)
 
 

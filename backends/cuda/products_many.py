@@ -2,17 +2,21 @@
 
 x becomes rows of bf16 in the workspace, and so do weights that gemm.cu cannot take as they lie: float32 ones, those
 whose rows are not dense, transposed ones. Products of two float32 operands are made of three products of bf16 parts.
+Long prompts' products with large matrices are left to the device's library (products_library.py), where it has one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from math import prod
 
 from graphrt import dtypes, ops
-from graphrt.backends.cuda.blocks import QUANTIZED, number_of
+from graphrt.backends.cuda.blocks import QUANTIZED
 from graphrt.backends.cuda.hardware import present
-from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
+from graphrt.backends.cuda.launch import Address, Argument, Launch, Step, Whole, Workspace
+from graphrt.backends.cuda.operands import ALIGNMENT, ONE, PARTS_OF_W, PARTS_OF_X, ROWS, aligned, to_rows
+from graphrt.backends.cuda.products_library import LibraryProduct
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
 
@@ -20,13 +24,14 @@ FEWEST_ROWS = 9  # of x, as a rule: products of few read weights once for every 
 FEWEST_ROWS_OF_RARE = 4  # they read weights of rare dtypes once for each
 FEWEST_ROWS_CONVERTED = 16  # and float32 and transposed weights as they are, which become bf16 here first
 FEWEST_ROWS_OF_EXPERT = 2  # on average: products of few read an expert's matrix once for each of its rows
+# Rows of x, rows of w and their length from which on the library makes a product. To write weights as bf16 and read
+# them again takes as long as it multiplies 300 rows of x by them, on an H200 (estimates: 4.3 TB/s, 600 TFLOP/s, of
+# which gemm.cu gets some 60 %); smaller matrices make too few tiles to fill a device, and there a launch more counts.
+LEAST_OF_LIBRARY = 1024
 STEP = 32  # elements of k, as in gemm_weights.cuh
-ALIGNMENT = 256
 THREADS, SLABS = 128, 4  # as in gemm.cu
 BLOCKS_PER_PROCESSOR = 3  # of narrow tiles
 LEAST_CHUNKS = 2  # of k, that a part has
-ONE, PARTS_OF_X, PARTS_OF_W = 1, 2, 3  # as in gemm_rows.cu
-ALONG_ROWS, ACROSS_ROWS, TRANSPOSED = 0, 1, 2  # likewise
 SORTING = 512  # threads, as in moe_sort.cu
 ELEMENTWISE_BLOCK, MOST_BLOCKS = 256, 4096
 
@@ -40,7 +45,6 @@ GEMM = Unit(
     [f"gemm<{name}, {columns}>" for columns, names in ((WIDE, IN_WIDE_TILES), (NARROW, DIRECT)) for name in names],
     registers=255,
 )
-ROWS = Unit("gemm_rows", ["rows_to_bf16", "sum_parts"])
 SORT = Unit("moe_sort", ["moe_sort"])
 
 
@@ -62,12 +66,31 @@ def takes(node: Tensor) -> bool:
 
 def workspace(node: Tensor) -> int:
     """Bytes of workspace of such a product."""
-    return _Product(node).end
+    return _product(node).end
 
 
-def launches(node: Tensor) -> list[Launch]:
+def launches(node: Tensor) -> Sequence[Step]:
     """The launches of such a product."""
-    return _Product(node).launches()
+    return _product(node).launches()
+
+
+def _product(node: Tensor) -> _Product | LibraryProduct:
+    """Who makes a product."""
+    if not _is_for_library(node):
+        return _Product(node)
+    if reason := present().without_library():
+        return _Product(node, f"products of long prompts by gemm.cu, since {reason}")
+    return LibraryProduct(node)
+
+
+def _is_for_library(node: Tensor) -> bool:
+    """Whether the library is the fastest for a product: of one matrix, of dense rows, with all sides long."""
+    w = node.srcs[0]
+    assert w is not None
+    if node.op is not ops.mul_mat or prod(w.shape[:-2]) > 1 or w.dtype.name not in DIRECT:
+        return False  # float32 weights are more precise in parts
+    plain = w.has_dense_rows and node.is_dense and w.shape[-1] % STEP == 0
+    return plain and min(_rows_of_x(node), *w.shape[-2:]) >= LEAST_OF_LIBRARY
 
 
 def _rows_of_x(node: Tensor) -> int:
@@ -91,13 +114,17 @@ def _batch_strides(lengths: tuple[int, int], strides: tuple[int, int]) -> tuple[
 
 
 class _Product:
-    """One product: its shape, its tiles, and where everything lies in the workspace."""
+    """One product: its shape, its tiles, and where everything lies in the workspace.
 
-    def __init__(self, node: Tensor) -> None:
+    Args:
+        note: what is to be told of it.
+    """
+
+    def __init__(self, node: Tensor, note: str = "") -> None:
         w, x = node.srcs[:2]
         assert w is not None
         assert x is not None
-        self.node, self.w, self.x = node, w, x
+        self.node, self.w, self.x, self.note = node, w, x, note
         self.ids = node.srcs[2] if node.op is ops.mul_mat_id else None
         self.transposed = node.op is ops.mul_mat_transposed
         self.split = w.dtype is x.dtype is dtypes.f32
@@ -110,10 +137,10 @@ class _Product:
         x_bytes, w_bytes = (
             prod(t.shape[:-2]) * n * self.steps * STEP * 2 for t, n in ((x, x.shape[-2]), (w, self.rows))
         )
-        self.w_at = _aligned(x_bytes + STEP * 2)  # gemm.cu may read a step past the last row
-        self.partial_at = self.w_at + (0 if self.w_is_direct else _aligned(w_bytes))
-        self.pairs_at = self.partial_at + (_aligned(node.size * 4 * self.parts) if self.parts > 1 else 0)
-        self.tiles_at = self.pairs_at + (0 if self.ids is None else _aligned(4 * self.columns))
+        self.w_at = aligned(x_bytes + STEP * 2)  # gemm.cu may read a step past the last row
+        self.partial_at = self.w_at + (0 if self.w_is_direct else aligned(w_bytes))
+        self.pairs_at = self.partial_at + (aligned(node.size * 4 * self.parts) if self.parts > 1 else 0)
+        self.tiles_at = self.pairs_at + (0 if self.ids is None else aligned(4 * self.columns))
         self.end = self.tiles_at + (0 if self.ids is None else 16 * self.column_tiles)
         self.end = max(ALIGNMENT, self.end)  # pointers into it are arguments even where nothing lies there
 
@@ -158,9 +185,9 @@ class _Product:
         return max(1, min(chunks // LEAST_CHUNKS, room // self._blocks(self.tile)))
 
     def launches(self) -> list[Launch]:
-        found = [_to_rows(self.x, 0, self.padded, PARTS_OF_X if self.split else ONE)]
+        found = [to_rows(self.x, 0, self.padded, PARTS_OF_X if self.split else ONE)]
         if not self.w_is_direct:
-            found.append(_to_rows(self.w, self.w_at, self.padded, PARTS_OF_W if self.split else ONE, self.transposed))
+            found.append(to_rows(self.w, self.w_at, self.padded, PARTS_OF_W if self.split else ONE, self.transposed))
         if self.ids is not None:
             experts, places = self.w.shape[0], self.column_tiles
             arguments = [self.node, self.ids, Workspace(self.pairs_at), Workspace(self.tiles_at), experts]
@@ -194,11 +221,8 @@ class _Product:
         arguments += [_batch_of(self.node)[1], row_bytes, self.steps, self.column_tiles]
         grid = [self.batches * self.row_tiles * self.column_tiles, self.parts]
         shared = SLABS * self.tile * STEP * 2 + 2 * ROWS_OF_TILE * _pieces(self.w_dtype) * 16
-        return Launch(GEMM.kernel(f"gemm<{self.w_dtype}, {self.tile}>"), grid, [THREADS], arguments, shared)
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+        kernel = GEMM.kernel(f"gemm<{self.w_dtype}, {self.tile}>")
+        return Launch(kernel, grid, [THREADS], arguments, shared, self.note)
 
 
 def _pieces(name: str) -> int:
@@ -208,21 +232,3 @@ def _pieces(name: str) -> int:
         return 128 * dtype.nbytes // 16
     length = 128 if dtype.block == 32 and dtype.nbytes > 24 else 256
     return (dtype.row_bytes(length) + 15 + 15) // 16 | 1
-
-
-def _to_rows(tensor: Tensor, at: int, padded: int, parts: int, transposed: bool = False) -> Launch:
-    """A tensor as rows of bf16 in the workspace."""
-    layout = ALONG_ROWS
-    if transposed:
-        layout = TRANSPOSED
-    elif not tensor.dtype.is_quantized and tensor.strides[-1] > tensor.strides[-2]:
-        layout = ACROSS_ROWS
-    groups = -(-tensor.shape[-1] // 8) if transposed else padded // 8
-    rows = padded if transposed else prod(tensor.shape[:-1])
-    x, y = (groups, rows) if layout == ALONG_ROWS else (rows, groups)
-    width = 32
-    while width < min(x, 256):
-        width *= 2
-    grid = (-(-y // (256 // width)), -(-x // width), prod(tensor.shape[:-2]) if transposed else 1)
-    arguments = [tensor, Workspace(at), number_of(tensor.dtype), tensor.dtype.block, padded, parts, layout]
-    return Launch(ROWS.kernel("rows_to_bf16"), grid, (width, 256 // width), arguments)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from graphrt.backend import Group, Program, Split
 from graphrt.backends.cuda import registry
 from graphrt.backends.cuda.device import Device
-from graphrt.backends.cuda.launch import Bound, Launch, bind
+from graphrt.backends.cuda.launch import BoundStep, Launch, Step, bind, kernels_of
 from graphrt.errors import KernelError
 from graphrt.patterns import Fused
 
 
 class CudaProgram(Program):
-    """The launches of a split; `summary` says how they are begun."""
+    """The launches of a split; `summary` says how they are begun, and what else is noted of them."""
 
-    def __init__(self, device: Device, launches: list[Bound]) -> None:
-        device.load(list(dict.fromkeys(bound.kernel for bound in launches)))
+    def __init__(self, device: Device, launches: list[BoundStep], notes: Iterable[str]) -> None:
+        device.load(kernels_of(launches))
         self._launches = launches  # the argument bytes live as long as the program
-        self._replay, self.summary = device.prepare(launches)
+        self._replay, summary = device.prepare(launches)
+        self.summary = "; ".join([summary, *notes])
 
     def run(self) -> None:
         self._replay()
@@ -27,14 +30,18 @@ def compile_split(split: Split, device: Device) -> CudaProgram:
 
     Raises: KernelError if a node has no kernels, or its memory is not the device's.
     """
-    launches: list[Bound] = []
+    launches: list[BoundStep] = []
+    notes = dict[str, None]()
     for group in split.groups:
         workspace = split.workspace.get(group.nodes[0])
-        launches += [bind(launch, split.location, workspace) for launch in launches_of(group)]
-    return CudaProgram(device, launches)
+        for step in launches_of(group):
+            launches.append(bind(step, split.location, workspace))
+            if isinstance(step, Launch) and step.note:
+                notes[step.note] = None
+    return CudaProgram(device, launches, notes)
 
 
-def launches_of(group: Group) -> list[Launch]:
+def launches_of(group: Group) -> Sequence[Step]:
     """What a group, or a node alone, becomes.
 
     Raises: KernelError if there are no kernels for a node.

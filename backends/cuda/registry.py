@@ -8,16 +8,16 @@ def _(node: Tensor) -> list[Launch]:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphrt.backend import YES
-from graphrt.backends.cuda.launch import Launch
+from graphrt.backends.cuda.launch import Step
 from graphrt.kernels import Kernels, Takes
 from graphrt.op import Op
 from graphrt.tensor import Tensor
 
-Lower = Callable[[Tensor], list[Launch]]
+Lower = Callable[[Tensor], Sequence[Step]]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import numpy as np
 from graphrt.backends.cuda import nvrtc
 from graphrt.backends.cuda.device import Device, Replay, Stream
 from graphrt.backends.cuda.hardware import Hardware, present
-from graphrt.backends.cuda.launch import Bound
+from graphrt.backends.cuda.launch import SCRATCH, Bound, BoundGemm, BoundStep, counted, kernels_of
 from graphrt.backends.cuda.units import KERNELS, SHIM, Kernel, digest, unit
 from graphrt.dtypes import Array
 from graphrt.errors import KernelError
@@ -117,14 +117,28 @@ class ShimDevice(ShimStream, Device):
             _function(kernel, self._checked)
         return len(kernels)
 
-    def prepare(self, launches: Sequence[Bound]) -> tuple[Replay, str]:
-        functions = [_function(bound.kernel, self._checked) for bound in launches]
+    def prepare(self, launches: Sequence[BoundStep]) -> tuple[Replay, str]:
+        functions = {kernel: _function(kernel, self._checked) for kernel in kernels_of(launches)}
 
         def replay() -> None:
-            for bound, function in zip(launches, functions, strict=True):
-                self._launch(bound, function)
+            for bound in launches:
+                if isinstance(bound, BoundGemm):
+                    self._multiply(bound)
+                else:
+                    self._launch(bound, functions[bound.kernel])
 
-        return replay, f"{len(launches)} launches on the CPU"
+        return replay, f"{counted(launches)} on the CPU"
+
+    def _multiply(self, bound: BoundGemm) -> None:
+        """What the library would make; its scratch is written over, as it may be."""
+        each = bound.product
+        if self._poisoned:
+            ctypes.memset(bound.scratch, 0xFF, SCRATCH)
+        w = _rows(bound.w, each.rows, each.width, each.w_step, np.uint16)
+        x = _rows(bound.x, each.columns, each.width, each.x_step, np.uint16)
+        y = _rows(bound.y, each.columns, each.rows, each.y_step, np.float32)
+        with np.errstate(all="ignore"):
+            np.matmul(_bf16_to_f32(x), _bf16_to_f32(w).T, out=y)
 
     def _launch(self, bound: Bound, function: Any) -> None:
         library = _library(bound.kernel.unit, self._checked)
@@ -141,6 +155,18 @@ class _Memory:
     def __init__(self, pages: mmap.mmap, device: ShimDevice, nbytes: int) -> None:
         self._pages = pages
         weakref.finalize(self, device.release, nbytes)
+
+
+def _rows(address: int, count: int, width: int, step: int, dtype: type[np.generic]) -> Array:
+    """Memory as rows of so many elements, `step` elements apart."""
+    size = np.dtype(dtype).itemsize
+    memory = (ctypes.c_uint8 * (((count - 1) * step + width) * size)).from_address(address)
+    return np.ndarray((count, width), dtype, memory, strides=(step * size, size))
+
+
+def _bf16_to_f32(codes: Array) -> Array:
+    found: Array = (codes.astype(np.uint32) << 16).view(np.float32)
+    return found
 
 
 def _protect(address: int) -> None:

@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from graphrt.backends.cuda import binaries
+from graphrt.backends.cuda import binaries, cublas
 from graphrt.backends.cuda.shim_device import _function, _library
 from graphrt.backends.cuda.units import Kernel
+from tests.backends.cuda.late_cublas import LateCublas
 
 Action = Callable[[], None]
 LOCK = threading.RLock()  # one thread at a time does what is due
@@ -142,6 +143,7 @@ class Gpu:
         capturable: whether launches can be captured.
         most_pinned: bytes of pinned memory that the host gives.
         eager_copies: whether streams after the first are eager.
+        cublas: the status with which cuBLAS answers to products in a capture, 0 if they succeed; None: there is none.
     """
 
     def __init__(
@@ -150,6 +152,7 @@ class Gpu:
         capturable: bool = True,
         most_pinned: int = 1 << 30,
         eager_copies: bool = False,
+        cublas: int | None = 0,
     ) -> None:
         self.streams, self.eager_copies = 0, eager_copies
         self.total, self.taken, self.most_pinned, self.capturable = total, 0, most_pinned, capturable
@@ -157,6 +160,7 @@ class Gpu:
         self.kernels: list[Kernel] = []
         self.graphs_launched = self.kernels_launched = 0
         self.shared_allowed: dict[int, int] = {}
+        self.cublas = LateCublas(Stream.by_pointer, cublas)
 
     def modules(self) -> dict[str, ModuleType]:
         """What is imported in place of CuPy."""
@@ -303,3 +307,4 @@ def install(monkeypatch: Any, gpu: Gpu) -> None:
 
     monkeypatch.setattr(binaries, "make_all", lambda kernels, architecture, progress: None)
     monkeypatch.setattr(binaries, "kernel_file", kernel_file)
+    monkeypatch.setattr(cublas, "load", gpu.cublas.load)

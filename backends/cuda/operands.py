@@ -1,0 +1,47 @@
+"""Operands of products on tensor cores, as rows of bf16 in the workspace."""
+
+from __future__ import annotations
+
+from math import prod
+
+from graphrt.backends.cuda.blocks import number_of
+from graphrt.backends.cuda.launch import Address, Launch, Whole, Workspace
+from graphrt.backends.cuda.units import Unit
+from graphrt.tensor import Tensor
+
+ALIGNMENT = 256
+ONE, PARTS_OF_X, PARTS_OF_W = 1, 2, 3  # as in gemm_rows.cu
+ALONG_ROWS, ACROSS_ROWS, TRANSPOSED = 0, 1, 2  # likewise
+PIECE = 2048  # elements that a block of dense_rows_to_bf16 converts
+
+ROWS = Unit("gemm_rows", ["rows_to_bf16", "dense_rows_to_bf16", "sum_parts"])
+
+
+def aligned(nbytes: int) -> int:
+    """So many bytes of the workspace, and those to where the next may begin."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def to_rows(tensor: Tensor, at: int, padded: int, parts: int, transposed: bool = False) -> Launch:
+    """A tensor as rows of bf16 in the workspace."""
+    layout = ALONG_ROWS
+    if transposed:
+        layout = TRANSPOSED
+    elif not tensor.dtype.is_quantized and tensor.strides[-1] > tensor.strides[-2]:
+        layout = ACROSS_ROWS
+    groups = -(-tensor.shape[-1] // 8) if transposed else padded // 8
+    rows = padded if transposed else prod(tensor.shape[:-1])
+    x, y = (groups, rows) if layout == ALONG_ROWS else (rows, groups)
+    width = 32
+    while width < min(x, 256):
+        width *= 2
+    grid = (-(-y // (256 // width)), -(-x // width), prod(tensor.shape[:-2]) if transposed else 1)
+    arguments = [tensor, Workspace(at), number_of(tensor.dtype), tensor.dtype.block, padded, parts, layout]
+    return Launch(ROWS.kernel("rows_to_bf16"), grid, (width, 256 // width), arguments)
+
+
+def dense_to_rows(tensor: Tensor, first: int, count: int, at: int) -> Launch:
+    """So many rows from number `first` on, of a tensor of dense rows that lie evenly, `at` bytes into the workspace."""
+    width, step = tensor.shape[-1], tensor.strides[-2]
+    arguments = [Address(tensor, first * step), Whole(step), Workspace(at), number_of(tensor.dtype), width]
+    return Launch(ROWS.kernel("dense_rows_to_bf16"), [count, -(-width // PIECE)], [256], arguments)
