@@ -250,10 +250,11 @@ class CupyDevice(Device):
         with self._lock:
             if self._cublas is None:
                 try:
-                    self._cublas = self.guarded("opening cuBLAS", lambda: Cublas(self._stream.ptr))
-                    try_out(self._cublas, self)
+                    found: Cublas = self.guarded("opening cuBLAS", lambda: Cublas(self._stream.ptr))
+                    self.guarded("trying cuBLAS", lambda: try_out(found, self))
+                    self._cublas = found
                 except Exception as error:
-                    self._cublas = f"cuBLAS cannot be used: {str(error).splitlines()[0]}"
+                    self._cublas = f"cuBLAS cannot be used: {next(iter(str(error).splitlines()), repr(error))}"
             return self._cublas if isinstance(self._cublas, str) else ""
 
     def _capture(self, begin: Replay) -> Any:

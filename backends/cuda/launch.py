@@ -128,7 +128,8 @@ def kernels_of(steps: Iterable[Step | BoundStep]) -> list[Kernel]:
 def counted(steps: Sequence[BoundStep]) -> str:
     """How many steps there are, for debug output."""
     products = sum(isinstance(step, BoundGemm) for step in steps)
-    return f"{len(steps) - products} launches" + (f" and {products} products by cuBLAS" if products else "")
+    by_library = f" and {products} product{'s' if products > 1 else ''} by cuBLAS" if products else ""
+    return f"{len(steps) - products} launches{by_library}"
 
 
 def bind(step: Step, locations: Mapping[Tensor, Location], workspace: Location | None) -> BoundStep:
@@ -153,16 +154,11 @@ def bind(step: Step, locations: Mapping[Tensor, Location], workspace: Location |
 def _pointer(
     argument: Address | Workspace, step: Step, locations: Mapping[Tensor, Location], workspace: Location | None
 ) -> int:
-    match argument:
-        case Address(None):
-            return 0
-        case Address(tensor, offset):
-            return address_of(locations[tensor]) + offset
-        case Workspace(offset):
-            if workspace is None:
-                what = step.kernel if isinstance(step, Launch) else step
-                raise KernelError(f"[cuda] {what} was given no workspace")
-            return address_of(workspace) + offset
+    if isinstance(argument, Address):
+        return 0 if argument.tensor is None else address_of(locations[argument.tensor]) + argument.offset
+    if workspace is None:
+        raise KernelError(f"[cuda] {step.kernel if isinstance(step, Launch) else step} was given no workspace")
+    return address_of(workspace) + argument.offset
 
 
 def _packed(launch: Launch, locations: Mapping[Tensor, Location], workspace: Location | None) -> list[bytes]:

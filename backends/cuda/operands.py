@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from graphrt.backends.cuda.blocks import number_of
-from graphrt.backends.cuda.launch import Address, Launch, Whole, Workspace
+from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
 
@@ -36,12 +36,14 @@ def to_rows(tensor: Tensor, at: int, padded: int, parts: int, transposed: bool =
     while width < min(x, 256):
         width *= 2
     grid = (-(-y // (256 // width)), -(-x // width), prod(tensor.shape[:-2]) if transposed else 1)
-    arguments = [tensor, Workspace(at), number_of(tensor.dtype), tensor.dtype.block, padded, parts, layout]
+    arguments: list[Argument] = [tensor, Workspace(at), number_of(tensor.dtype), tensor.dtype.block]
+    arguments += [padded, parts, layout]
     return Launch(ROWS.kernel("rows_to_bf16"), grid, (width, 256 // width), arguments)
 
 
 def dense_to_rows(tensor: Tensor, first: int, count: int, at: int) -> Launch:
     """So many rows from number `first` on, of a tensor of dense rows that lie evenly, `at` bytes into the workspace."""
     width, step = tensor.shape[-1], tensor.strides[-2]
-    arguments = [Address(tensor, first * step), Whole(step), Workspace(at), number_of(tensor.dtype), width]
+    arguments: list[Argument] = [Address(tensor, first * step), Whole(step), Workspace(at)]
+    arguments += [number_of(tensor.dtype), width]
     return Launch(ROWS.kernel("dense_rows_to_bf16"), [count, -(-width // PIECE)], [256], arguments)

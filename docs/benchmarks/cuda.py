@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 import graphrt
 from graphrt import Graph, Scheduler, Tensor, dtypes, ops
-from graphrt.backends.cuda import CudaBackend
+from graphrt.backends.cuda import CudaBackend, products_many
 from graphrt.models.batch import Batch
 from graphrt.testing import random_blocks
 
@@ -38,7 +40,10 @@ SHORT = 16  # tokens before those that are decoded
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: bytes of weights in turn, and the shapes of a matrix, of a prompt and of a context."""
+    """What is measured: bytes of weights in turn, and the shapes of a matrix, of a prompt and of a context.
+
+    `library` is from where on products are left to cuBLAS.
+    """
 
     memory: int
     height: int
@@ -48,20 +53,25 @@ class Sizes:
     cells: int
     layers: dict[str, int]
     decode: int
+    library: int = products_many.LEAST_OF_LIBRARY
 
 
 REAL = Sizes(1 << 30, 14336, 4096, 2048, 64, 8192, {"mixtral-8x7b": 8, "deepseek-v2-lite": 27}, 64)
-DRY = Sizes(1 << 12, 64, 256, 16, 2, 32, {"tiny-mixtral": 1}, 2)
+DRY = Sizes(1 << 12, 64, 256, 16, 2, 32, {"tiny-mixtral": 1}, 2, 16)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Nodes that run one after the other, the bytes that all of them must move, and their operations."""
+    """Nodes that run one after the other, the bytes that all of them must move, and their operations.
+
+    Without `library`, kernels make the products that would be left to cuBLAS.
+    """
 
     name: str
     nodes: Sequence[Tensor]
     nbytes: float
     flops: float
+    library: bool = True
 
 
 def matrix(name: str, height: int, width: int) -> np.ndarray:
@@ -85,7 +95,9 @@ def product_cases(sizes: Sizes) -> Iterator[Case]:
             yield Case(label, nodes, one.nbytes * len(weights), 0)
         x = graphrt.input("x", (sizes.prompt, sizes.width))
         flops = 2 * sizes.prompt * sizes.height * sizes.width
-        yield Case(f"mul_mat {name}, {sizes.prompt} columns", [ops.mul_mat(weights[0], x)], one.nbytes, flops)
+        label, nodes = f"mul_mat {name}, {sizes.prompt} columns", [ops.mul_mat(weights[0], x)]
+        yield Case(f"{label}, by cuBLAS", nodes, one.nbytes, flops)
+        yield Case(f"{label}, by gemm.cu", nodes, one.nbytes, flops, library=False)
 
 
 def expert_cases(sizes: Sizes) -> Iterator[Case]:
@@ -188,7 +200,9 @@ class Benchmark:
 
     def _kernel(self, case: Case) -> dict[str, float]:
         scheduler = Scheduler([self.backend, "cpu"], overrides=[".=cuda"], node_overrides=[".=cuda"])
-        plan = scheduler.plan(Graph(list(case.nodes)))
+        least = self.sizes.library if case.library else sys.maxsize
+        with patch.object(products_many, "LEAST_OF_LIBRARY", least):
+            plan = scheduler.plan(Graph(list(case.nodes)))
         for name in ("x", "q"):
             if any(src is not None and src.name == name for node in case.nodes for src in node.srcs):
                 memory = plan.input(name)
@@ -278,6 +292,8 @@ def main() -> None:
         backend, ceilings = CudaBackend(ShimDevice()), {"bytes": 1e9, "flops": 1e9}
     else:
         backend, ceilings = graphrt.backend.create("cuda", graphrt.Settings.from_env()), limits()
+        if reason := backend.device.hardware.without_library():
+            sys.exit(reason)
     benchmark = Benchmark(backend, DRY if options.dry else REAL, ceilings, (lambda _: None) if options.dry else keep)
     if options.only != "models":
         benchmark.kernels()

@@ -9,8 +9,10 @@ import graphrt
 from graphrt import Graph, Op, Scheduler, ops
 from graphrt.backends.cuda import CudaBackend, cupy_device, registry
 from graphrt.errors import PlacementError
+from graphrt.numerics import normalised_error
 from graphrt.testing import check
 from tests.backends.cuda.test_models import MODELS, PLACES, greedy, load
+from tests.backends.cuda.test_products_many import drawn
 from tests.backends.cuda.test_random_graphs import agrees_with_the_oracle
 
 pytestmark = pytest.mark.gpu
@@ -52,6 +54,20 @@ def test_a_step_is_one_graph(backend: CudaBackend, capsys: pytest.CaptureFixture
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("split #") and "launches" in line]
     assert told
     assert all("a CUDA graph of" in line for line in told), told
+
+
+@pytest.mark.parametrize("dtype", ["q4_0", "bf16"])
+def test_long_prompts_by_cublas(backend: CudaBackend, dtype: str, capsys: pytest.CaptureFixture[str]):
+    x = graphrt.input("x", (1025, 1056))
+    graph = Graph([ops.mul_mat(drawn((1027, 1056), dtype), x), ops.silu(x)])
+    plan = Scheduler([backend], node_overrides=[".=cuda"], sched_debug=3).plan(graph)
+    launches = 2 if dtype == "bf16" else 3
+    assert f"a CUDA graph of {launches} launches and 1 product by cuBLAS\n" in capsys.readouterr().err
+    for seed in range(3):
+        values = np.random.default_rng(seed).standard_normal(x.shape, np.float32)
+        got, _ = plan.run(x=values)
+        expected, _ = Scheduler(["reference"]).plan(graph).run(x=values)
+        assert normalised_error(got, expected) <= 5e-4
 
 
 def test_no_memory_is_an_error_that_names_what_fits(backend: CudaBackend):
