@@ -1,7 +1,7 @@
 """cuBLAS, through its C interface: products of bf16 matrices in one stream, in memory that is given for them.
 
-CuPy finds and loads the library. Its own gemmEx is not used: it puts the handle into CuPy's current stream at each
-call, whereupon cuBLAS forgets the workspace that it was given, and takes memory of its own in the middle of a capture.
+CuPy finds and loads the library. Its own gemmEx does not serve here: it refuses to work in a capture, and sets the
+handle's stream at each call, whereupon cuBLAS forgets the workspace that it was given and takes memory of its own.
 """
 
 from __future__ import annotations

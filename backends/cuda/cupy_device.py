@@ -23,7 +23,7 @@ from graphrt.events import Event
 
 LEAST_CAPABILITY = 80
 PLAIN_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel may have without being allowed more
-RESERVE = 256 << 20  # bytes of free memory that are left for the driver: kernels' code, captured graphs
+RESERVE = 256 << 20  # bytes of free memory that are left for the driver: kernels' code, captured graphs, cuBLAS
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 # Dense bf16 operations of a multiprocessor in one cycle, by compute capability.
 OPERATIONS_PER_CYCLE = {80: 2048, 86: 1024, 89: 1024, 90: 4096, 100: 8192, 120: 1024}
@@ -262,7 +262,8 @@ class CupyDevice(Device):
         runtime = self._cupy.cuda.runtime
 
         def capture() -> Any:
-            self._stream.begin_capture(runtime.streamCaptureModeThreadLocal)
+            # Libraries may load kernels meanwhile, and other threads do what they like.
+            self._stream.begin_capture(runtime.streamCaptureModeRelaxed)
             try:
                 begin()
             except KernelError:

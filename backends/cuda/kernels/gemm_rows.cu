@@ -6,9 +6,9 @@
 //   Block (x, y), grid (blocks along y, blocks along x): x along k, y along rows of all batches; the other way round
 //   where neighbours lie in neighbouring rows. Transposed, x is along rows, y along k, and grid z along batches.
 //
-// dense_rows_to_bf16: the same of large dense rows of any dtype, for cuBLAS, without what costs time there. A thread
-// converts eight neighbours and writes 16 bytes; bound by memory too, as a weight of q4_0 takes some 60 instructions for
-// 20 bytes. Block: 256 threads along k, grid (rows, pieces of 2048 elements).
+// dense_rows_to_bf16: the same of dense rows of whole blocks, for cuBLAS, without the divisions that layouts take. A
+// thread converts eight neighbours in 100 (q4_0) to 150 (q6_k) instructions and writes 16 bytes: bound by memory, too.
+// Block: 256 threads along k, grid (rows, pieces of 2048 elements).
 //
 // Where both operands are float32, two parts of 8 bits each stand for a number: high + low. Products of three parts
 // add up in one row three times as long: w = [high, high, low] by x = [high, low, high].
@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(256) rows_to_bf16(Tensor t, bf16* out, int dty
 
 // out [row, width]: rows that lie `step` bytes apart, of whole blocks of the dtype.
 __global__ void __launch_bounds__(256) dense_rows_to_bf16(const char* rows, int64_t step, bf16* out, int dtype,
-                                                          int width) {
-  const int k = (blockIdx.y * 256 + threadIdx.x) * 8;
+                                                          unsigned width) {
+  const unsigned k = (blockIdx.y * 256 + threadIdx.x) * 8;
   if (k >= width) return;
   const char* row = rows + blockIdx.x * step;
   float v[8];

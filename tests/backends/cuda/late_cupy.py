@@ -212,7 +212,7 @@ class Gpu:
             memcpyAsync=self._memcpy,
             memcpyHostToDevice=1,
             memcpyDeviceToHost=2,
-            streamCaptureModeThreadLocal=1,
+            streamCaptureModeRelaxed=2,
         )
 
     def _memset(self, address: int, value: int, nbytes: int, stream: int) -> None:

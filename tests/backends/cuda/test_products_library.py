@@ -38,9 +38,10 @@ def test_rows_of_weights_begin_and_end_anywhere(dtype):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_weights_in_parts_of_their_rows(order, monkeypatch):
+@pytest.mark.parametrize("dtype", ["f16", "q4_0", "q6_k"])
+def test_weights_in_parts_of_their_rows(dtype, order, monkeypatch):
     monkeypatch.setattr(products_library, "MOST_EXPANDED", 256 * 2 * 256)
-    node = ops.mul_mat(drawn((600, 256), "q4_k"), drawn((2, 17, 256), "f32", seed=1))
+    node = ops.mul_mat(drawn((600, 256), dtype), drawn((2, 17, 256), "f32", seed=1))
     assert [each.rows for each in products_many.launches(node) if isinstance(each, Gemm)] == [256, 256, 88]
     (got,), (expected,) = on_cuda(node, order=order), on_reference(node)
     assert normalised_error(got, expected) <= node.op.tolerance_of(node)
