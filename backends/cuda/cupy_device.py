@@ -116,9 +116,8 @@ class CupyDevice(Device):
         self.name = properties["name"].decode()
         self.architecture = str(self._device.compute_capability)
         self.speed = _speed(properties, int(self.architecture))
-        self.hardware = Hardware(
-            properties["multiProcessorCount"], properties["sharedMemPerBlockOptin"], self._without_library
-        )
+        processors, shared_bytes = properties["multiProcessorCount"], properties["sharedMemPerBlockOptin"]
+        self.hardware = Hardware(processors, shared_bytes, self._without_library, has_wgmma=self.architecture == "90")
         self._queue = CupyStream(self, cupy)
         self._stream = self._queue.stream
         with self._device:

@@ -21,11 +21,13 @@ class Hardware:
             163 on an A100, 99 on GPUs for desktops.
         without_library: says why products cannot be left to a library (launch.Gemm), "" if they can. It is asked when
             the first one would be, since libraries are large.
+        has_wgmma: whether tensor cores read shared memory by themselves: compute capability 9.0, and no other.
     """
 
     processors: int = 132
     shared_bytes: int = 227 << 10
     without_library: Callable[[], str] = field(default=str, compare=False)
+    has_wgmma: bool = False
 
 
 _present: ContextVar[Hardware] = ContextVar("hardware", default=Hardware())  # noqa: B039  it is frozen

@@ -21,11 +21,16 @@ REMEDY = "install graphrt[cuda12] or graphrt[cuda13]"
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas says of one kernel: registers of a thread, bytes that it spills, bytes of static shared memory."""
+    """What ptxas says of one kernel: registers of a thread, bytes that it spills, bytes of static shared memory.
+
+    Args:
+        waits_added: whether it made products by warpgroups wait, which are not asynchronous then.
+    """
 
     registers: int
     spill_bytes: int
     shared_bytes: int
+    waits_added: bool
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def compile_kernels(kernels: Sequence[Kernel], architecture: str) -> Binary:
     """Compile instances of one unit.
 
     Args:
-        architecture: "80", "90a" …
+        architecture: "80", "90" …, for which a unit may have its own: "90a" for "90".
     Raises: KernelError with the compiler's words.
     """
     path, library = unit(kernels[0].unit).path, _library()
@@ -102,7 +107,7 @@ def compile_kernels(kernels: Sequence[Kernel], architecture: str) -> Binary:
         expressions = [kernel.expression for kernel in kernels]
         for expression in expressions:
             _check(library.nvrtcAddNameExpression(program, expression.encode()))
-        options = [option.encode() for option in _options(architecture)]
+        options = [option.encode() for option in _options(unit(kernels[0].unit).architecture or architecture)]
         failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         log = _text(program, "ProgramLog")
         if failed:
@@ -140,20 +145,21 @@ def _text(program: ctypes.c_void_p, what: str) -> str:
 
 _ENTRY = re.compile(r"Compiling entry function '(\S+)'")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+_ADDED = re.compile(r"(?:injected|serialized) .* in (?:the )?function '(\S+)'")
 _REGISTERS = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 
 def _resources(log: str) -> dict[str, Resources]:
     """What ptxas wrote into the log, by kernel."""
     found: dict[str, Resources] = {}
-    symbol, spills = "", 0
+    symbol, spills, waiting = "", 0, set(_ADDED.findall(log))
     for line in log.splitlines():
         if match := _ENTRY.search(line):
             symbol, spills = match[1], 0
         elif match := _SPILLS.search(line):
             spills = int(match[1]) + int(match[2])
         elif (match := _REGISTERS.search(line)) and symbol:
-            found[symbol] = Resources(int(match[1]), spills, int(match[2] or 0))
+            found[symbol] = Resources(int(match[1]), spills, int(match[2] or 0), symbol in waiting)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+from graphrt import dtypes
 from graphrt.backends.cuda.blocks import number_of
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
 from graphrt.backends.cuda.units import Unit
@@ -47,3 +48,12 @@ def dense_to_rows(tensor: Tensor, first: int, count: int, at: int) -> Launch:
     arguments: list[Argument] = [Address(tensor, first * step), Whole(step), Workspace(at)]
     arguments += [number_of(tensor.dtype), width]
     return Launch(ROWS.kernel("dense_rows_to_bf16"), [count, -(-width // PIECE)], [256], arguments)
+
+
+def pieces_of_row(name: str) -> int:
+    """Pieces of 16 bytes from row to row of a chunk in shared memory, as Chunk of gemm_weights.cuh has them."""
+    dtype = dtypes.get(name)
+    if not dtype.is_quantized:
+        return 128 * dtype.nbytes // 16
+    length = 128 if dtype.block == 32 and dtype.nbytes > 24 else 256
+    return (dtype.row_bytes(length) + 15 + 15) // 16 | 1

@@ -12,10 +12,11 @@ from functools import cached_property
 from math import prod
 
 from graphrt import dtypes, ops
+from graphrt.backends.cuda import products_wgmma
 from graphrt.backends.cuda.blocks import QUANTIZED
 from graphrt.backends.cuda.hardware import present
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Step, Whole, Workspace
-from graphrt.backends.cuda.operands import ALIGNMENT, ONE, PARTS_OF_W, PARTS_OF_X, ROWS, aligned, to_rows
+from graphrt.backends.cuda.operands import ALIGNMENT, ONE, PARTS_OF_W, PARTS_OF_X, ROWS, aligned, pieces_of_row, to_rows
 from graphrt.backends.cuda.products_library import LibraryProduct
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
@@ -158,8 +159,17 @@ class _Product:
         return self.w.dtype.name if self.w_is_direct else "bf16"
 
     @cached_property
+    def by_wgmma(self) -> products_wgmma.Shape | None:
+        """Its shape where gemm_wgmma.cu makes the product in gemm.cu's place."""
+        experts = None if self.ids is None else self.w.shape[0]
+        width = self.steps * STEP
+        return products_wgmma.shape_of(self.w_dtype, width, self.rows, self.columns, self.batches, experts)
+
+    @cached_property
     def tile(self) -> int:
         """Columns of a tile: wide where that keeps all processors busy, and experts have rows to fill half of one."""
+        if self.by_wgmma:
+            return self.by_wgmma.tile
         if self.w_dtype not in IN_WIDE_TILES:
             return NARROW
         if self.ids is not None:
@@ -179,6 +189,8 @@ class _Product:
     @cached_property
     def parts(self) -> int:
         """Parts of k, that blocks of their own add up, where tiles alone would leave processors idle."""
+        if self.by_wgmma:
+            return self.by_wgmma.parts
         if self.ids is not None or self.tile == WIDE:
             return 1
         chunks, room = self.steps * STEP // 256, present().processors * BLOCKS_PER_PROCESSOR
@@ -220,15 +232,8 @@ class _Product:
         arguments += [1 if self.ids is None or x.shape[1] > 1 else self.ids.shape[1], self.rows, self.columns]
         arguments += [_batch_of(self.node)[1], row_bytes, self.steps, self.column_tiles]
         grid = [self.batches * self.row_tiles * self.column_tiles, self.parts]
-        shared = SLABS * self.tile * STEP * 2 + 2 * ROWS_OF_TILE * _pieces(self.w_dtype) * 16
+        if self.by_wgmma:
+            return products_wgmma.launch(self.w_dtype, self.by_wgmma, grid, arguments, self.note)
+        shared = SLABS * self.tile * STEP * 2 + 2 * ROWS_OF_TILE * pieces_of_row(self.w_dtype) * 16
         kernel = GEMM.kernel(f"gemm<{self.w_dtype}, {self.tile}>")
         return Launch(kernel, grid, [THREADS], arguments, shared, self.note)
-
-
-def _pieces(name: str) -> int:
-    """Pieces of 16 bytes from row to row of a chunk in shared memory, as Chunk of gemm_weights.cuh has them."""
-    dtype = dtypes.get(name)
-    if not dtype.is_quantized:
-        return 128 * dtype.nbytes // 16
-    length = 128 if dtype.block == 32 and dtype.nbytes > 24 else 256
-    return (dtype.row_bytes(length) + 15 + 15) // 16 | 1

@@ -44,11 +44,21 @@ class Unit:
         name: of the file under kernels/, without its ending.
         instances: all expressions that are launched.
         registers: the most that a thread may take, on any architecture.
+        architecture: the only one that it is compiled for, "90a"; None: any.
         folder: where the file is; kernels of other packages include common.cuh all the same.
     """
 
-    def __init__(self, name: str, instances: Iterable[str], *, registers: int = 128, folder: Path = KERNELS) -> None:
+    def __init__(
+        self,
+        name: str,
+        instances: Iterable[str],
+        *,
+        registers: int = 128,
+        architecture: str | None = None,
+        folder: Path = KERNELS,
+    ) -> None:
         self.name, self.registers, self.path = name, registers, folder / f"{name}.cu"
+        self.architecture = architecture
         self.instances = tuple(dict.fromkeys(instances))
         known = _UNITS.setdefault(name, self)
         if (known.path, known.instances) != (self.path, self.instances):

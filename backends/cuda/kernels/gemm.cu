@@ -17,7 +17,6 @@ constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int ROW_TILES = 2, ROWS = WARPS * ROW_TILES * 16;  // of mma, to a warp; rows of w, to a block
 constexpr int SLABS = 4;              // steps of x in shared memory: two that are read, two that come
 constexpr int PARTS = 2 * ROW_TILES;  // of a tile's columns, passed over where no column is left
-constexpr int GROUP = 16;             // tiles of x that stay in L2 while all of w is read
 
 template <class W, int COLUMNS>
 __global__ void __launch_bounds__(THREADS, COLUMNS > 64 ? 2 : 3)
@@ -32,16 +31,13 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
   __shared__ char* destinations[COLUMNS];
 
   // Which tile.
-  const int row_tiles = (rows + ROWS - 1) / ROWS, tiles = row_tiles * column_tiles;
-  const int batch = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const int group = tile / (GROUP * row_tiles), in_group = tile % (GROUP * row_tiles);
-  const int width = min(GROUP, column_tiles - group * GROUP);
-  const int column_tile = group * GROUP + in_group % width, row0 = in_group / width * ROWS;
-  int first = column_tile * COLUMNS, count = min(COLUMNS, columns - first);
+  const TileOfY tile = tile_of_y(blockIdx.x, rows, ROWS, columns, COLUMNS, column_tiles);
+  const int batch = tile.batch, row0 = tile.row0;
+  int first = tile.first, count = tile.count;
   int64_t w_offset = batch / inner * w_outer + batch % inner * w_inner;
   const int64_t x_offset = batch / inner * x_outer + batch % inner * x_inner;
   if (moe_tiles) {
-    const MoeTile of = moe_tiles[column_tile];
+    const MoeTile of = moe_tiles[first / COLUMNS];
     first = of.first, count = of.count, w_offset = of.expert * w_inner;
   }
   if (count <= 0) return;

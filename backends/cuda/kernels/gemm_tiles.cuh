@@ -1,4 +1,4 @@
-// What moe_sort.cu tells gemm.cu.
+// Which tile of y a block of gemm.cu or gemm_wgmma.cu makes, and what moe_sort.cu tells them.
 #pragma once
 #include "common.cuh"
 
@@ -6,3 +6,21 @@
 struct MoeTile {
   int expert, first, count, unused;
 };
+
+constexpr int TILES_IN_L2 = 16;  // of x, while all of w is read
+
+// Rows row0 … of w by rows first … first + count - 1 of x, both of a batch; of an expert's list, where there is one.
+struct TileOfY {
+  int batch, row0, first, count;
+};
+
+// Tiles of x are grouped, so that they stay in L2; neighbouring blocks share rows of w.
+__device__ __forceinline__ TileOfY tile_of_y(int block, int rows, int tile_rows, int columns, int tile_columns,
+                                             int column_tiles) {
+  const int row_tiles = (rows + tile_rows - 1) / tile_rows, tiles = row_tiles * column_tiles;
+  const int batch = block / tiles, tile = block % tiles;
+  const int group = tile / (TILES_IN_L2 * row_tiles), in_group = tile % (TILES_IN_L2 * row_tiles);
+  const int width = min(TILES_IN_L2, column_tiles - group * TILES_IN_L2);
+  const int column_tile = group * TILES_IN_L2 + in_group % width, first = column_tile * tile_columns;
+  return {batch, in_group / width * tile_rows, first, min(tile_columns, columns - first)};
+}

@@ -10,6 +10,7 @@
 #include <vector_functions.h>
 
 #include "fibers.hpp"
+#include "shuffles.hpp"
 
 #undef __global__
 #undef __device__

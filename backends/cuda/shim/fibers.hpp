@@ -25,7 +25,7 @@ inline const size_t STACK_ROOM = STACK_BYTES + PAGE;
 constexpr size_t SHARED_LIMIT = 227 * 1024;
 constexpr size_t SHARED_ROOM = 256 * 1024;  // in whole pages, be they of 64 KiB
 
-enum class State { ready, at_block_barrier, at_warp_barrier, done };
+enum class State { ready, at_block_barrier, at_warp_barrier, at_condition, done };
 
 // 16 bytes on their way into shared memory, in a group that the thread waits for.
 struct PendingCopy {
@@ -45,6 +45,10 @@ struct Fiber {
   unsigned mask;        // the lanes that a warp barrier is for
   std::vector<PendingCopy> copies;  // that it has begun and not waited for; they end with the block
   int groups;                       // of copies that it has committed
+  std::vector<void*> written;       // 16 bytes each, of operands for the tensor cores, that it has not fenced
+  bool (*met)(const void*, unsigned);  // the condition that it waits for, of what and
+  const void* what;
+  unsigned value;
 };
 
 struct Block {
@@ -53,6 +57,8 @@ struct Block {
   std::vector<Fiber> fibers;
   Fiber* current = nullptr;
   int alive = 0;
+  uint64_t serial = 0;  // counts blocks
+  bool failed = false;
   jmp_buf scheduler;
   unsigned char* dynamic_shared = nullptr;
   std::vector<uint64_t> slots;           // a word of each thread, for shuffles
@@ -100,6 +106,25 @@ inline void wait_for_warp(unsigned mask, const char* where) {
   give_way();
 }
 
+// Wait until met(what, value): conditions that other threads bring about.
+inline void wait_until(bool (*met)(const void*, unsigned), const void* what, unsigned value, const char* where) {
+  Fiber& me = *block.current;
+  if (met(what, value)) return;
+  me.state = State::at_condition;
+  me.barrier = where;
+  me.met = met, me.what = what, me.value = value;
+  give_way();
+}
+
+// End the launch: a thread does what a GPU would punish.
+template <class... A> [[noreturn]] void fail(const char* format, A... values) {
+  const int length = snprintf(message, sizeof message, "thread %d of block (%u, %u, %u): ", block.current->number,
+                              block.index.x, block.index.y, block.index.z);
+  snprintf(message + length, sizeof message - length, format, values...);
+  block.failed = true;
+  _longjmp(block.scheduler, 1);
+}
+
 // Whether all threads alive wait at one and the same barrier of the block; lets them go on.
 inline bool release_block() {
   const char* where = nullptr;
@@ -141,6 +166,11 @@ inline bool release() {
   bool any = false;
   for (size_t first = 0; first < block.fibers.size(); first += WARP)
     any |= release_warp(&block.fibers[first], (int)std::min<size_t>(WARP, block.fibers.size() - first));
+  for (auto& fiber : block.fibers)
+    if (fiber.state == State::at_condition && fiber.met(fiber.what, fiber.value)) {
+      fiber.state = State::ready;
+      any = true;
+    }
   return any;
 }
 
@@ -165,8 +195,10 @@ inline int run_block() {
       seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
       std::swap(turns[i - 1], turns[seed % i]);
     }
-    for (int i : turns)
+    for (int i : turns) {
       if (block.fibers[i].state == State::ready) resume(block.fibers[i]);
+      if (block.failed) return 1;
+    }
     if (block.alive && !release()) return fail_at_barriers();
   }
   return 0;
@@ -175,6 +207,8 @@ inline int run_block() {
 inline void prepare_block(unsigned x, unsigned y, unsigned z, size_t shared) {
   block.index = {x, y, z};
   block.alive = (int)block.fibers.size();
+  block.serial++;
+  block.failed = false;
   memset(block.dynamic_shared, 0xFF, shared);  // NaN
   for (size_t i = 0; i < block.fibers.size(); i++) {
     Fiber& fiber = block.fibers[i];
@@ -182,6 +216,7 @@ inline void prepare_block(unsigned x, unsigned y, unsigned z, size_t shared) {
     fiber.state = State::ready;
     fiber.has_begun = false;
     fiber.copies.clear();
+    fiber.written.clear();
     fiber.groups = 0;
     fiber.index = {(unsigned)(i % block.size.x), (unsigned)(i / block.size.x % block.size.y),
                    (unsigned)(i / block.size.x / block.size.y)};
@@ -216,10 +251,11 @@ inline bool make_stacks(size_t count) {
 }
 
 // Dynamic shared memory of so many bytes, which end, but for an alignment of 128, where a page begins that is guarded.
+inline char* shared_room = nullptr;  // address 0 of shared memory, as pointers into it become numbers
 inline unsigned char* make_shared(size_t bytes) {
-  static char* const room = map_pages(SHARED_ROOM + PAGE);
-  if (!room || mprotect(room + SHARED_ROOM, PAGE, PROT_NONE)) return nullptr;
-  return (unsigned char*)room + SHARED_ROOM - (bytes + 127) / 128 * 128;
+  if (!shared_room) shared_room = map_pages(SHARED_ROOM + PAGE);
+  if (!shared_room || mprotect(shared_room + SHARED_ROOM, PAGE, PROT_NONE)) return nullptr;
+  return (unsigned char*)shared_room + SHARED_ROOM - (bytes + 127) / 128 * 128;
 }
 
 // Run a kernel over its grid; 0 if all is well, else `message` says why not.
@@ -257,32 +293,6 @@ int launch(void (*kernel)(A...), const unsigned* grid, const unsigned* size, siz
         if (int failure = run_block()) return failure;
       }
   return 0;
-}
-
-// The value of another lane of the warp.
-template <class T>
-T exchange(unsigned mask, T value, int from, const char* where) {
-  static_assert(sizeof(T) <= 8, "a shuffle moves 8 bytes at most");
-  const int me = block.current->number, first = me / WARP * WARP;
-  memcpy(&block.slots[me], &value, sizeof value);
-  wait_for_warp(mask, where);
-  T result;
-  memcpy(&result, &block.slots[first + from % WARP], sizeof result);
-  wait_for_warp(mask, where);
-  return result;
-}
-
-inline int lane() { return block.current->number % WARP; }
-
-inline unsigned vote(unsigned mask, bool yes, const char* where) {
-  unsigned votes = 0;
-  const int me = block.current->number, first = me / WARP * WARP;
-  block.slots[me] = yes;
-  wait_for_warp(mask, where);
-  for (int i = 0; i < WARP; i++)
-    if (mask >> i & 1) votes |= (unsigned)(block.slots[first + i] & 1) << i;
-  wait_for_warp(mask, where);
-  return votes;
 }
 
 }  // namespace cuda_cpu

@@ -70,10 +70,12 @@ template <int LEFT> void wait_for_copies() {
   auto& copies = cuda_cpu::block.current->copies;
   size_t kept = 0;
   for (auto& copy : copies) {
-    if (copy.group < cuda_cpu::block.current->groups - LEFT)
-      memcpy(copy.shared, copy.global, 16);
-    else
+    if (copy.group >= cuda_cpu::block.current->groups - LEFT) {
       copies[kept++] = copy;
+      continue;
+    }
+    memcpy(copy.shared, copy.global, 16);
+    cuda_cpu::block.current->written.push_back(copy.shared);
   }
   copies.resize(kept);
 }

@@ -1,6 +1,8 @@
-"""Every unit compiles for every architecture, spills nothing, and stays below its cap of registers."""
+"""Every unit compiles for every architecture, or its own, spills nothing, and stays below its cap of registers."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +12,15 @@ from graphrt.errors import KernelError
 
 ARCHITECTURES = ("80", "86", "89", "90", "120")
 OURS = {name: unit for name, unit in units.all_units().items() if unit.path.parent == units.KERNELS}
+TARGETS = [
+    (name, architecture)
+    for name, unit in OURS.items()
+    for architecture in ([unit.architecture] if unit.architecture else ARCHITECTURES)
+]
+HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(("name", "architecture"), TARGETS)
 def test_unit_compiles_without_spills(name: str, architecture: str):
     unit = OURS[name]
     binary = nvrtc.compile_kernels([unit.kernel(each) for each in unit.instances], architecture)
@@ -22,6 +29,14 @@ def test_unit_compiles_without_spills(name: str, architecture: str):
         used = binary.resources[symbol]
         assert used.spill_bytes == 0, expression
         assert used.registers <= unit.registers, expression
+        assert not used.waits_added, expression
+
+
+def test_waits_that_the_compiler_adds_are_told():
+    """Touching accumulators between products by warpgroups costs all that they win."""
+    kernel = units.Unit("planted_touch", ["touch"], architecture="90a", folder=HERE).kernel("touch")
+    (used,) = nvrtc.compile_kernels([kernel], "90").resources.values()
+    assert used.waits_added
 
 
 def test_a_compile_error_is_told_with_the_compilers_words(tmp_path):

@@ -1,0 +1,68 @@
+"""When gemm_wgmma.cu makes a product of many rows in gemm.cu's place, and in which tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graphrt.backends.cuda.hardware import present
+from graphrt.backends.cuda.launch import Argument, Launch
+from graphrt.backends.cuda.operands import pieces_of_row
+from graphrt.backends.cuda.units import Unit
+
+DTYPES = ("f16", "bf16", "q4_0", "q8_0", "q4_k", "q5_k", "q6_k")  # of weights: the usual ones
+ROWS, DEPTH, THREADS = 128, 64, 384  # of w in a tile, of k in a step, and of a block, as in gemm_wgmma.cu
+TILES = (256, 192, 128)  # rows of x in one
+FEWEST_ROWS = 128  # of x that meet a matrix: with fewer, weights' expansion is what takes the time
+FEWEST_ROWS_OF_EXPERT = 64  # on average: a tile of as many is multiplied in their time
+LEAST_STEPS = 8  # of a part of k
+OVERHEAD = 6  # of a tile, as the steps of 256 columns that it takes as long as (an estimate)
+SLABS, STAGES, ALIGNMENT = 4, 2, 1024
+
+UNIT = Unit("gemm_wgmma", [f"gemm_wgmma<{name}>" for name in DTYPES], registers=255, architecture="90a")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a product is cut: rows of x in a tile, and parts of k."""
+
+    tile: int
+    parts: int = 1
+
+
+def shape_of(dtype: str, width: int, rows: int, columns: int, batches: int, experts: int | None) -> Shape | None:
+    """The shape of a product that gemm_wgmma.cu is to make; None if gemm.cu is.
+
+    wgmma is there on devices of compute capability 9.0 alone, where mma.sync reaches some 60 % of the peak at best.
+
+    Args:
+        dtype: of weights as kernels read them.
+        width, rows: of a matrix; bf16 parts of float32 side by side.
+        columns: rows of x that meet one matrix, or all experts.
+        experts: None where one matrix is for all rows.
+    """
+    if not present().has_wgmma or dtype not in DTYPES or width % DEPTH:
+        return None
+    if experts is not None:
+        return Shape(TILES[0]) if columns >= FEWEST_ROWS_OF_EXPERT * experts else None
+    if columns < FEWEST_ROWS:
+        return None
+    steps = width // DEPTH
+
+    def time(shape: Shape) -> float:
+        blocks = batches * -(-rows // ROWS) * -(-columns // shape.tile) * shape.parts
+        once = steps / shape.parts * shape.tile / TILES[0] + OVERHEAD
+        return -(-blocks // present().processors) * once + (OVERHEAD if shape.parts > 1 else 0)
+
+    most_parts = max(1, steps // LEAST_STEPS)
+    return min((Shape(tile, parts) for tile in TILES for parts in range(1, most_parts + 1)), key=time)
+
+
+def launch(dtype: str, shape: Shape, grid: Sequence[int], arguments: Sequence[Argument], note: str) -> Launch:
+    """The launch in gemm.cu's place, which has the same arguments."""
+    from_memory = dtype == "bf16"
+    slabs = SLABS * (TILES[0] * DEPTH * 2) + (SLABS if from_memory else STAGES) * ROWS * DEPTH * 2
+    chunks = 0 if from_memory else 2 * ROWS * pieces_of_row(dtype) * 16
+    shared = slabs + chunks + TILES[0] * 8 + 2 * STAGES * 8
+    shared = -(-shared // ALIGNMENT) * ALIGNMENT  # as the swizzle's pattern: it shall begin and end with the memory
+    return Launch(UNIT.kernel(f"gemm_wgmma<{dtype}>"), grid, [THREADS], [*arguments, shape.tile], shared, note)

@@ -1,0 +1,257 @@
+// Twins of kernels/hopper.cuh, after the PTX ISA: mbarrier, fence.proxy.async, wgmma and its matrix descriptors.
+//
+// Threads write shared memory through the generic proxy, wgmma reads it through the asynchronous one. That one has its
+// own copy of shared memory here. It gets what a thread wrote (store_operand, copy_async) when that thread fences, and
+// nothing else: what no fence made visible is NaN, or what lay there before.
+//
+// Multiplication is as late, and as early, as a GPU may be: operands are read when all threads of the warpgroup have
+// come, and again when the first and the last has waited for them, and must be the same. Accumulators are NaN between.
+#pragma once
+#include <deque>
+#include <memory>
+
+#include "ptx_cpu.hpp"
+
+namespace cuda_cpu {
+
+constexpr int WARPGROUP = 128, M = 64, K = 16;  // threads; rows of a and depth of one instruction
+
+// Addresses of shared memory count from the room's beginning, which 1024 divides.
+inline uint32_t shared_address(const void* pointer) {
+  const int64_t address = (const char*)pointer - shared_room;
+  if ((const unsigned char*)pointer < block.dynamic_shared || address >= (int64_t)SHARED_ROOM)
+    fail("an address outside dynamic shared memory");
+  return (uint32_t)address;
+}
+
+// ---- mbarrier -------------------------------------------------------------------------------------------------------
+
+struct Phases {  // what an mbarrier's 8 bytes are
+  uint16_t mark, expected, pending, phase;
+  static constexpr uint16_t MARK = 0x6d62;
+};
+
+inline Phases* phases_of(uint64_t* barrier, const char* what) {
+  Phases* found = (Phases*)barrier;
+  if (shared_address(barrier) % 8 || found->mark != Phases::MARK) fail("%s of what is no mbarrier", what);
+  return found;
+}
+
+inline void arrive(uint64_t* barrier) {
+  Phases* of = phases_of(barrier, "barrier_arrive");
+  if (--of->pending) return;
+  of->pending = of->expected;
+  of->phase ^= 1;
+}
+
+inline void wait_for_phase(uint64_t* barrier, unsigned phase, const char* where) {
+  // The phase that goes on has the other parity. The one before the first counts as over.
+  const auto is_over = [](const void* of, unsigned parity) { return ((const Phases*)of)->phase != parity; };
+  wait_until(is_over, phases_of(barrier, "barrier_wait"), phase & 1, where);
+}
+
+// ---- the block's state, anew for each -------------------------------------------------------------------------------
+
+// A wgmma of a warpgroup.
+struct Multiplication {
+  uint64_t a, b;
+  int columns;
+  unsigned arrived = 0, left = 0;  // threads that came to it, and that have its result
+  std::vector<uint16_t> operands;  // a [64, 16], then b [columns, 16]
+  std::vector<float> values;
+};
+
+struct Accumulator {
+  float* registers;
+  int columns, pending;
+  std::vector<float> values;
+};
+
+struct Thread {
+  struct Begun {
+    size_t number;
+    float* registers;
+    int group;
+  };
+  std::deque<Begun> begun;
+  std::vector<Accumulator> accumulators;  // in the hands of tensor cores
+  size_t issued = 0;
+  int groups = 0;
+  bool is_fenced = false;
+};
+
+struct Hopper {
+  uint64_t serial = 0;  // of the block that all this is about
+  std::vector<unsigned char> seen;  // shared memory as the asynchronous proxy sees it
+  std::vector<Thread> threads;
+  std::vector<std::deque<std::unique_ptr<Multiplication>>> warpgroups;
+  struct Meeting {
+    unsigned arrived, over;
+  } meetings[16];
+};
+
+inline Hopper& hopper() {
+  static Hopper state;
+  if (state.serial != block.serial) {
+    state.serial = block.serial;
+    state.seen.assign(SHARED_ROOM, 0xFF);
+    state.threads.assign(block.fibers.size(), Thread{});
+    state.warpgroups.clear();
+    state.warpgroups.resize((block.fibers.size() + WARPGROUP - 1) / WARPGROUP);
+    memset(state.meetings, 0, sizeof state.meetings);
+  }
+  return state;
+}
+
+inline Thread& this_thread() { return hopper().threads[block.current->number]; }
+
+// bar.sync of so many threads, whichever come.
+inline void meet(int id, unsigned count, const char* where) {
+  Hopper::Meeting& meeting = hopper().meetings[id];
+  const unsigned before = meeting.over;
+  if (++meeting.arrived == count) {
+    meeting.arrived = 0;
+    meeting.over++;
+    return;
+  }
+  const auto is_over = [](const void* over, unsigned before) { return *(const unsigned*)over != before; };
+  wait_until(is_over, &meeting.over, before, where);
+}
+
+inline void fence_writes() {
+  Hopper& state = hopper();
+  for (void* each : block.current->written) {
+    const uint32_t at = shared_address(each);
+    memcpy(&state.seen[at], each, 16);
+  }
+  block.current->written.clear();
+}
+
+// ---- wgmma ----------------------------------------------------------------------------------------------------------
+
+// Reads rows of 16 two-byte elements, K-major, as a descriptor says: bits 0-13 the start address, 16-29 and 32-45 the
+// byte offsets of the leading and the stride dimension, all of them divided by 16; 49-51 the base offset, 62-63 the
+// swizzle mode. With 128-byte swizzle eight rows of 128 bytes make a pattern of 1024, at a multiple of 1024; patterns
+// lie the stride apart; the leading offset counts for nothing. Address bits 4-6 are changed by bits 7-9.
+inline void read_operand(uint64_t descriptor, int rows, uint16_t* to) {
+  const Hopper& state = hopper();
+  const uint32_t start = (uint32_t)(descriptor & 0x3fff) << 4, stride = (uint32_t)(descriptor >> 32 & 0x3fff) << 4;
+  const int mode = (int)(descriptor >> 62), base = (int)(descriptor >> 49 & 7);
+  if (descriptor & 0x3ff1c000c000c000) fail("descriptor %016llx has bits that mean nothing", (long long)descriptor);
+  if (mode != 1) fail("descriptor %016llx: the shim knows 128-byte swizzle (1), not %d", (long long)descriptor, mode);
+  if (base || start >> 7 & 7 || start % 128 + 2 * K > 128 || stride % 1024)
+    fail("descriptor %016llx: patterns of 128-byte swizzle begin at multiples of 1024, and rows have 128 bytes",
+         (long long)descriptor);
+  for (int row = 0; row < rows; row++)
+    for (int half = 0; half < 2; half++) {
+      const uint32_t plain = start + row / 8 * stride + row % 8 * 128 + half * 16;
+      const uint32_t at = plain ^ (plain >> 7 & 7) << 4;
+      if (at < shared_address(block.dynamic_shared) || at + 16 > SHARED_ROOM)
+        fail("descriptor %016llx: row %d lies outside shared memory", (long long)descriptor, row);
+      memcpy(to + row * K + half * 8, &state.seen[at], 16);
+    }
+}
+
+inline std::vector<uint16_t> read_operands(const Multiplication& of) {
+  std::vector<uint16_t> found((M + of.columns) * K);
+  read_operand(of.a, M, found.data());
+  read_operand(of.b, of.columns, found.data() + M * K);
+  return found;
+}
+
+// Takes accumulators out of the thread's hands.
+inline void lend(float* registers, int columns) {
+  Thread& me = this_thread();
+  for (auto& each : me.accumulators)
+    if (each.registers == registers) {
+      if (each.columns != columns) fail("wgmma of another shape on accumulators that are in use");
+      each.pending++;
+      return;
+    }
+  if (!me.is_fenced) fail("wgmma on registers that the thread had, without wgmma_fence");
+  me.accumulators.push_back({registers, columns, 1, std::vector<float>(registers, registers + columns / 2)});
+  std::fill(registers, registers + columns / 2, NAN);
+}
+
+inline void begin_wgmma(float* registers, int columns, uint64_t a, uint64_t b, const char* where) {
+  Hopper& state = hopper();
+  Thread& me = this_thread();
+  lend(registers, columns);
+  auto& all = state.warpgroups[block.current->number / WARPGROUP];
+  const size_t number = me.issued++;
+  me.begun.push_back({number, registers, me.groups});
+  if (number == all.size()) {
+    all.push_back(std::make_unique<Multiplication>());
+    all[number]->a = a, all[number]->b = b, all[number]->columns = columns;
+  }
+  Multiplication& of = *all[number];
+  if (of.a != a || of.b != b || of.columns != columns)
+    fail("wgmma with other operands than other threads of its warpgroup");
+  of.arrived++;
+  wait_until([](const void* count, unsigned all) { return *(const unsigned*)count == all; }, &of.arrived, WARPGROUP,
+             where);
+  if (of.operands.empty()) of.operands = read_operands(of);
+}
+
+// Adds a product to what it was begun with: element i of a thread is row 16 · warp + lane / 4 + 8 · (i / 2 % 2), column
+// 8 · (i / 4) + lane % 4 · 2 + i % 2.
+inline void end_wgmma(const Thread::Begun& begun) {
+  Multiplication& of = *hopper().warpgroups[block.current->number / WARPGROUP][begun.number];
+  const bool is_first = of.values.empty(), is_last = ++of.left == WARPGROUP;
+  if ((is_first || is_last) && of.operands != read_operands(of)) fail("operands of wgmma changed while it ran");
+  if (is_first)
+    for (uint16_t bits : of.operands) of.values.push_back(__uint_as_float((unsigned)bits << 16));
+  auto& lent = this_thread().accumulators;
+  size_t at = 0;
+  while (lent[at].registers != begun.registers) at++;
+  const int thread = block.current->number % WARPGROUP;
+  for (int i = 0; i < of.columns / 2; i++) {
+    const int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + thread % 4 * 2 + i % 2;
+    const float *a = &of.values[row * K], *b = &of.values[(M + column) * K];
+    float sum = 0;
+    for (int k = 0; k < K; k++) sum += a[k] * b[k];
+    lent[at].values[i] += sum;
+  }
+  if (is_last) of = Multiplication{};
+  if (--lent[at].pending) return;
+  std::copy(lent[at].values.begin(), lent[at].values.end(), begun.registers);
+  lent.erase(lent.begin() + at);
+  this_thread().is_fenced = false;
+}
+
+// All lanes of a warp wait at once.
+inline void wait_for_wgmma(int left) {
+  Thread& me = this_thread();
+  while (!me.begun.empty() && me.begun.front().group < me.groups - left) {
+    end_wgmma(me.begun.front());
+    me.begun.pop_front();
+  }
+  wait_for_warp(~0u, "wgmma_wait");
+}
+
+}  // namespace cuda_cpu
+
+inline uint32_t shared_address(const void* pointer) { return cuda_cpu::shared_address(pointer); }
+
+inline void barrier_init(uint64_t* barrier, int arrivals) {
+  if (cuda_cpu::shared_address(barrier) % 8) cuda_cpu::fail("an mbarrier that 8 does not divide");
+  *(cuda_cpu::Phases*)barrier = {cuda_cpu::Phases::MARK, (uint16_t)arrivals, (uint16_t)arrivals, 0};
+}
+inline void barrier_arrive(uint64_t* barrier) { cuda_cpu::arrive(barrier); }
+inline void barrier_wait(uint64_t* barrier, unsigned phase) {
+  cuda_cpu::wait_for_phase(barrier, phase, "barrier_wait");
+}
+template <int ID, int COUNT> void sync_threads() { cuda_cpu::meet(ID, COUNT, "sync_threads"); }
+
+inline void store_operand(void* shared, uint4 value) {
+  memcpy(shared, &value, 16);
+  cuda_cpu::block.current->written.push_back(shared);
+}
+inline void fence_operands() { cuda_cpu::fence_writes(); }
+
+inline void wgmma_fence() { cuda_cpu::this_thread().is_fenced = true; }
+inline void wgmma_commit() { cuda_cpu::this_thread().groups++; }
+template <int LEFT, int COUNT> void wgmma_wait(float (&)[COUNT]) { cuda_cpu::wait_for_wgmma(LEFT); }
+template <int COUNT> void wgmma(float (&d)[COUNT], uint64_t a, uint64_t b) {
+  cuda_cpu::begin_wgmma(d, 2 * COUNT, a, b, "wgmma");
+}
