@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,14 +28,16 @@ import numpy as np
 
 import graphrt
 from graphrt import Graph, Scheduler, Tensor, dtypes, ops
-from graphrt.backends.cuda import CudaBackend, products_many
+from graphrt.backends.cuda import CudaBackend, products_many, products_wgmma
+from graphrt.backends.cuda.hardware import Hardware
 from graphrt.models.batch import Batch
 from graphrt.testing import random_blocks
 
 RESULTS = Path(__file__).with_suffix(".json")
 WEIGHTS = ("bf16", "q8_0", "q4_0", "q4_k", "q6_k")
 REPEATS, RUNS_AT_ONCE = 5, 10
-COLUMNS = (1, 8, 64)  # beside a prompt's
+COLUMNS = (1, 8, 64, 512)  # beside a prompt's
+CUBLAS, WGMMA, MMA = MAKERS = ("cuBLAS", "gemm_wgmma.cu", "gemm.cu")  # of a prompt's products
 SHORT = 16  # tokens before those that are decoded
 
 
@@ -42,7 +45,8 @@ SHORT = 16  # tokens before those that are decoded
 class Sizes:
     """What is measured: bytes of weights in turn, and the shapes of a matrix, of a prompt and of a context.
 
-    `library` is from where on products are left to cuBLAS.
+    `library` is from where on products are left to cuBLAS, `wgmma` from where on gemm_wgmma.cu makes them, with half as
+    many for each expert.
     """
 
     memory: int
@@ -54,24 +58,38 @@ class Sizes:
     layers: dict[str, int]
     decode: int
     library: int = products_many.LEAST_OF_LIBRARY
+    wgmma: int = products_wgmma.FEWEST_ROWS
 
 
 REAL = Sizes(1 << 30, 14336, 4096, 2048, 64, 8192, {"mixtral-8x7b": 8, "deepseek-v2-lite": 27}, 64)
-DRY = Sizes(1 << 12, 64, 256, 16, 2, 32, {"tiny-mixtral": 1}, 2, 16)
+DRY = Sizes(1 << 12, 64, 256, 16, 2, 32, {"tiny-mixtral": 1}, 2, 16, 2)
 
 
 @dataclass(frozen=True)
 class Case:
     """Nodes that run one after the other, the bytes that all of them must move, and their operations.
 
-    Without `library`, kernels make the products that would be left to cuBLAS.
+    `by` is who makes its products, one of MAKERS; "": who is thought the fastest.
     """
 
     name: str
     nodes: Sequence[Tensor]
     nbytes: float
     flops: float
-    library: bool = True
+    by: str = ""
+
+
+@contextmanager
+def made_by(maker: str, sizes: Sizes) -> Iterator[None]:
+    """Leave a prompt's products to one of MAKERS."""
+    library = sizes.library if maker in ("", CUBLAS) else sys.maxsize
+    wgmma = {"": products_wgmma.FEWEST_ROWS, WGMMA: sizes.wgmma}.get(maker, sys.maxsize)
+    with (
+        patch.object(products_many, "LEAST_OF_LIBRARY", library),
+        patch.object(products_wgmma, "FEWEST_ROWS", wgmma),
+        patch.object(products_wgmma, "FEWEST_ROWS_OF_EXPERT", wgmma // 2),
+    ):
+        yield
 
 
 def matrix(name: str, height: int, width: int) -> np.ndarray:
@@ -92,12 +110,13 @@ def product_cases(sizes: Sizes) -> Iterator[Case]:
             x = graphrt.input("x", (columns, sizes.width))
             nodes = [ops.mul_mat(w, x) for w in weights]
             label = f"mul_mat {name}, {columns} column{'s' if columns > 1 else ''}"
-            yield Case(label, nodes, one.nbytes * len(weights), 0)
+            flops = 2 * columns * sizes.height * sizes.width * len(weights)
+            yield Case(label, nodes, one.nbytes * len(weights), flops)
         x = graphrt.input("x", (sizes.prompt, sizes.width))
         flops = 2 * sizes.prompt * sizes.height * sizes.width
         label, nodes = f"mul_mat {name}, {sizes.prompt} columns", [ops.mul_mat(weights[0], x)]
-        yield Case(f"{label}, by cuBLAS", nodes, one.nbytes, flops)
-        yield Case(f"{label}, by gemm.cu", nodes, one.nbytes, flops, library=False)
+        for by in MAKERS:
+            yield Case(f"{label}, by {by}", nodes, one.nbytes, flops, by)
 
 
 def expert_cases(sizes: Sizes) -> Iterator[Case]:
@@ -113,7 +132,9 @@ def expert_cases(sizes: Sizes) -> Iterator[Case]:
         x = graphrt.input("x", (sizes.prompt, 1, width))
         flops = 2 * sizes.prompt * used * height * width
         name = f"mul_mat_id q4_0, {used} of {experts} experts of {height} x {width}, {sizes.prompt} tokens"
-        yield Case(name, [ops.mul_mat_id(w, x, graphrt.constant("ids", ids))], one.nbytes, flops)
+        node = ops.mul_mat_id(w, x, graphrt.constant("ids", ids))
+        for by in MAKERS[1:]:
+            yield Case(f"{name}, by {by}", [node], one.nbytes, flops, by)
 
 
 def attention_cases(sizes: Sizes) -> Iterator[Case]:
@@ -195,13 +216,14 @@ class Benchmark:
         """Every case alone."""
         for cases in (product_cases, expert_cases, attention_cases):
             for case in cases(self.sizes):
+                if case.by == WGMMA and not self.backend.device.hardware.has_wgmma:
+                    continue
                 self.results["kernels"][case.name] = self._kernel(case)
                 self._keep(self.results)
 
     def _kernel(self, case: Case) -> dict[str, float]:
         scheduler = Scheduler([self.backend, "cpu"], overrides=[".=cuda"], node_overrides=[".=cuda"])
-        least = self.sizes.library if case.library else sys.maxsize
-        with patch.object(products_many, "LEAST_OF_LIBRARY", least):
+        with made_by(case.by, self.sizes):
             plan = scheduler.plan(Graph(list(case.nodes)))
         for name in ("x", "q"):
             if any(src is not None and src.name == name for node in case.nodes for src in node.srcs):
@@ -289,7 +311,8 @@ def main() -> None:
     if options.dry:
         from graphrt.backends.cuda.shim_device import ShimDevice
 
-        backend, ceilings = CudaBackend(ShimDevice()), {"bytes": 1e9, "flops": 1e9}
+        device = ShimDevice(checked=True, hardware=Hardware(has_wgmma=True))
+        backend, ceilings = CudaBackend(device), {"bytes": 1e9, "flops": 1e9}
     else:
         backend, ceilings = graphrt.backend.create("cuda", graphrt.Settings.from_env()), limits()
         if reason := backend.device.hardware.without_library():

@@ -7,12 +7,14 @@ import pytest
 
 import graphrt
 from graphrt import Graph, Op, Scheduler, ops
-from graphrt.backends.cuda import CudaBackend, cupy_device, registry
+from graphrt.backends.cuda import CudaBackend, cupy_device, products_wgmma, registry
+from graphrt.backends.cuda.hardware import made_for
 from graphrt.errors import PlacementError
 from graphrt.numerics import normalised_error
 from graphrt.testing import check
+from tests.backends.cuda.on_shim import on_reference, results
 from tests.backends.cuda.test_models import MODELS, PLACES, greedy, load
-from tests.backends.cuda.test_products_many import drawn
+from tests.backends.cuda.test_products_many import drawn, kernels_of
 from tests.backends.cuda.test_random_graphs import agrees_with_the_oracle
 
 pytestmark = pytest.mark.gpu
@@ -68,6 +70,30 @@ def test_long_prompts_by_cublas(backend: CudaBackend, dtype: str, capsys: pytest
         got, _ = plan.run(x=values)
         expected, _ = Scheduler(["reference"]).plan(graph).run(x=values)
         assert normalised_error(got, expected) <= 5e-4
+
+
+def products_of_prompts(dtype: str) -> list[graphrt.Tensor]:
+    """Of one matrix, and of experts, whose last one has no rows."""
+    experts = np.random.default_rng(0).integers(0, 7, (400, 2)).astype(np.int32)
+    w, x = drawn((8, 300, 1280), dtype), drawn((700, 1280), "f32", seed=1)
+    return [ops.mul_mat(w[0], x), ops.mul_mat_id(w, drawn((400, 1, 1280), "f32", 2), graphrt.constant("ids", experts))]
+
+
+@pytest.mark.parametrize("dtype", products_wgmma.DTYPES)
+def test_prompts_by_wgmma(backend: CudaBackend, dtype: str, monkeypatch: pytest.MonkeyPatch):
+    if not backend.device.hardware.has_wgmma:
+        pytest.skip(f"{backend.device.name} has no wgmma, which compute capability 9.0 brings")
+    for node in products_of_prompts(dtype):
+        with made_for(backend.device.hardware):
+            assert f"gemm_wgmma<{dtype}>" in kernels_of(node)
+        (expected,) = on_reference(node)
+        for _ in range(5):  # what is not waited for need not show in every run
+            (got,) = results(backend, [node])
+            assert normalised_error(got, expected) <= node.op.tolerance_of(node)
+        with monkeypatch.context() as patch:
+            patch.setattr(products_wgmma, "DTYPES", ())
+            (by_mma,) = results(backend, [node])
+        assert normalised_error(got, by_mma) <= 1e-5
 
 
 def test_no_memory_is_an_error_that_names_what_fits(backend: CudaBackend):
