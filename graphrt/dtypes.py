@@ -2,6 +2,9 @@
 
 A quantized dtype packs `block` elements of the last axis into `nbytes` bytes. Its arrays are ordinary NumPy arrays of a
 one-field structured dtype, shape [..., K / block], so slicing, transposing or joining outer axes needs no special case.
+
+Of each quantized dtype there is an interleaved form, such as q4_0_r16, in which the rows of matrices stand side by side
+(see interleaved.py). Files have none; weights are brought to it as they are loaded, for kernels that read them so.
 """
 
 from __future__ import annotations
@@ -13,8 +16,13 @@ import ml_dtypes
 import numpy as np
 
 from graphrt.errors import GraphError
+from graphrt.interleaved import ROWS as ROWS
+from graphrt.interleaved import move, words_of_block
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+NO_FILE = -1
+_SUFFIX = f"_r{ROWS}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +34,8 @@ class DType:
         block: elements in a block; 1 for plain types.
         nbytes: bytes of a block.
         numpy: dtype of one block as NumPy sees it.
-        gguf: the type's number in a GGUF file.
+        gguf: the type's number in a GGUF file; NO_FILE where files have no such type.
+        rows: that stand side by side; 1, or ROWS in interleaved forms.
     """
 
     name: str
@@ -34,6 +43,17 @@ class DType:
     nbytes: int
     numpy: np.dtype[Any]
     gguf: int
+    rows: int = 1
+
+    @property
+    def plain(self) -> DType:
+        """The dtype whose rows stand one after the other: itself, unless it is an interleaved form."""
+        return self if self.rows == 1 else ALL[self.name.removesuffix(_SUFFIX)]
+
+    @property
+    def words(self) -> tuple[int, int]:
+        """The first byte of a block that interleaved rows keep in a word of four, and one past the last."""
+        return words_of_block(self.plain.name, self.nbytes)
 
     @property
     def is_quantized(self) -> bool:
@@ -95,7 +115,13 @@ FLOATS = (f32, f16, bf16)
 INTEGERS = (i8, i16, i32, i64)
 QUANTIZED = tuple(dtype for dtype in ALL.values() if dtype.is_quantized)
 
-_BY_NUMPY = {dtype.numpy: dtype for dtype in ALL.values()}
+INTERLEAVED = {
+    name: DType(name, plain.block, plain.nbytes, np.dtype([(name, "u1", (plain.nbytes,))]), NO_FILE, ROWS)
+    for plain in QUANTIZED
+    for name in (plain.name + _SUFFIX,)
+}
+
+_BY_NUMPY = {dtype.numpy: dtype for dtype in (*ALL.values(), *INTERLEAVED.values())}
 _BY_GGUF = {dtype.gguf: dtype for dtype in ALL.values()}
 
 
@@ -106,7 +132,7 @@ def get(name: str | DType) -> DType:
     """
     if isinstance(name, DType):
         return name
-    found = ALL.get(name.lower())
+    found = ALL.get(name.lower()) or INTERLEAVED.get(name.lower())
     if found is None:
         raise GraphError(f'[dtype] unknown dtype "{name}"; known: {", ".join(ALL)}')
     return found
@@ -115,6 +141,11 @@ def get(name: str | DType) -> DType:
 def from_gguf(number: int) -> DType | None:
     """The dtype with that GGML type number, or None where graphrt has none."""
     return _BY_GGUF.get(number)
+
+
+def interleaved(dtype: DType) -> DType:
+    """The interleaved form of a block-quantized dtype."""
+    return INTERLEAVED[dtype.name + _SUFFIX]
 
 
 def of(array: Array) -> DType:
@@ -142,6 +173,8 @@ def to_f32(array: Array) -> Array:
     dtype = of(array)
     if not dtype.is_quantized:
         return array.astype(np.float32)
+    if dtype.rows > 1:
+        return to_f32(move(array, dtype.plain.numpy, dtype.words, apart=False))
     from gguf import GGMLQuantizationType, quants
 
     blocks = np.ascontiguousarray(array)
@@ -149,6 +182,25 @@ def to_f32(array: Array) -> Array:
         return np.zeros(shape_of(array), np.float32)
     raw = blocks.view(np.uint8).reshape(-1, dtype.nbytes)
     return quants.dequantize(raw, GGMLQuantizationType(dtype.gguf)).astype(np.float32).reshape(shape_of(array))
+
+
+def can_interleave(shape: tuple[int, ...], dtype: DType) -> bool:
+    """Whether a tensor of that shape has an interleaved form: matrices of a block-quantized dtype, of whole ROWS."""
+    return dtype.is_quantized and dtype.rows == 1 and len(shape) > 1 and shape[-2] % ROWS == 0
+
+
+def interleave(array: Array) -> Array:
+    """Block-quantized rows in the interleaved form of their dtype, a new array of the same shape.
+
+    Raises: GraphError if they have no such form.
+    """
+    dtype = of(array)
+    if not can_interleave(array.shape, dtype):
+        raise GraphError(
+            f"[interleave] {dtype.name} {list(shape_of(array))} has no interleaved form; give a block-quantized dtype "
+            f"and a multiple of {ROWS} rows"
+        )
+    return move(array, interleaved(dtype).numpy, dtype.words, apart=True)
 
 
 def from_f32(array: Array, dtype: DType) -> Array:

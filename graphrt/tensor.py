@@ -72,6 +72,8 @@ class Tensor:
         self.offset: int = offset if view_of is None else view_of.offset + offset
         self._data = data
         self.role: Role = role
+        if dtype.rows > 1:
+            check_interleaved(self)
 
     # -- facts -----------------------------------------------------------------------------------------------------
 
@@ -260,6 +262,19 @@ def check_shape(what: str, shape: Shape, dtype: DType) -> None:
         raise GraphError(
             f"[{what}] {dtype.name} rows hold whole blocks of {dtype.block} elements; the shape {shape} does not; "
             "pad the last axis or choose a plain dtype"
+        )
+
+
+def check_interleaved(x: Tensor) -> None:
+    """Raise GraphError unless a tensor of interleaved rows, or a view of one, keeps them whole and side by side."""
+    rows, side_by_side = dense_strides(x.shape[-2:], x.dtype), x.dtype.rows * x.dtype.row_bytes(x.shape[-1])
+    steps = [stride for stride, length in zip(x.strides[:-2], x.shape[:-2], strict=True) if length > 1]
+    is_whole = x.rank > 1 and x.shape[-2] % x.dtype.rows == 0 and x.shape[-1] == x.root.shape[-1]
+    if not is_whole or (x.size and (x.strides[-2:] != rows or any(n % side_by_side for n in (*steps, x.offset)))):
+        raise GraphError(
+            f"[{x.name or 'tensor'}] {x.dtype.name} has {x.dtype.rows} rows side by side, which the shape "
+            f"{list(x.shape)} with strides {list(x.strides)} at byte {x.offset} would cut: take whole rows, "
+            f"{x.dtype.rows} at a time, or give weights in {x.dtype.plain.name}"
         )
 
 

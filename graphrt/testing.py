@@ -75,7 +75,8 @@ class Draw:
         """A leaf with drawn values: dense, or with permuted axes, gaps, steps or an offset where the layout allows."""
         dtype = dtypes if isinstance(dtypes, DType) else self.choice(dtypes)
         shape = self.rows_of(dtype, shape) if shape else shape
-        array = self._laid_out(_values(self._generator(), shape, dtype, low, high), layout)
+        values = _values(self._generator(), shape, dtype, low, high)
+        array = values if dtype.rows > 1 else self._laid_out(values, layout)
         self._made += 1
         return Tensor(f"leaf_{self._made}", dtype, shape, strides=array.strides, data=array, role=role)
 
@@ -115,7 +116,8 @@ def _values(generator: np.random.Generator, shape: Shape, dtype: DType, low: flo
     if dtype.is_integer:
         return generator.integers(int(np.floor(low)), int(np.ceil(high)) + 1, shape).astype(dtype.numpy)
     if dtype.is_quantized:
-        return random_blocks(generator, shape, dtype, scale=max(abs(low), abs(high)))
+        blocks = random_blocks(generator, shape, dtype.plain, scale=max(abs(low), abs(high)))
+        return dtypes.interleave(blocks) if dtype.rows > 1 else blocks
     return (low + (high - low) * generator.random(shape, np.float32)).astype(dtype.numpy)
 
 

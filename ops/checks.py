@@ -12,6 +12,7 @@ from graphrt.tensor import Shape, Tensor
 
 ANY_DTYPE = tuple(dtypes.ALL.values())
 VALUES = (*dtypes.FLOATS, *dtypes.QUANTIZED)
+WEIGHTS = (*VALUES, *dtypes.INTERLEAVED.values())
 
 
 def like(x: Tensor) -> Meta:

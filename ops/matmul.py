@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 from graphrt import dtypes
 from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
-from graphrt.ops.checks import VALUES, broadcast, describe, present, require_rank, require_values
+from graphrt.ops.checks import (
+    VALUES,
+    WEIGHTS,
+    broadcast,
+    describe,
+    present,
+    require_dtype,
+    require_rank,
+    require_values,
+)
 from graphrt.tensor import Shape, Tensor
 
 if TYPE_CHECKING:
@@ -25,8 +34,8 @@ def product_tolerance(node: Tensor) -> float:
 def mul_mat(w: Tensor, x: Tensor) -> Meta:
     """Multiply rows by a matrix: y = x · wᵀ, y[..., n, m] = sum over k of x[..., n, k] · w[..., m, k].
 
-    Args:    w [B..., M, K] floats or quantized, any strides;  x [B..., N, K] floats or quantized, any strides;
-             the batch axes broadcast both ways
+    Args:    w [B..., M, K] floats or quantized, any strides, or interleaved;  x [B..., N, K] floats or quantized, any
+             strides; the batch axes broadcast both ways
     Returns: [B..., N, M] f32; products of quantized or 16-bit operands may be taken at their precision, sums in f32
     Raises:  GraphError if the last axes differ, or the batch axes do not broadcast
     """
@@ -72,7 +81,8 @@ def _(w: Array, x: Array) -> Array:
 
 
 def _batch(name: str, w: Tensor, x: Tensor) -> Shape:
-    require_values(name, w=w, x=x)
+    require_dtype(name, "w", w, VALUES if name == "mul_mat_transposed" else WEIGHTS)
+    require_values(name, x=x)
     require_rank(name, "w", w, 2, "[B..., M, K]")
     require_rank(name, "x", x, 2, "[B..., N, K]" if name == "mul_mat" else "[B..., N, M]")
     return broadcast(name, w.shape[:-2], x.shape[:-2], "the batch axes of w and x ")
@@ -99,6 +109,8 @@ def _batches(draw: Draw) -> tuple[Shape, Shape]:
 def drawn_weight(draw: Draw, batch: Shape) -> Tensor:
     """A weight [B..., M, K] of any dtype; K = 600 makes several blocks of each."""
     dtype, rows, width = draw.choice(VALUES), draw.side(), draw.choice([draw.side(), 600])
+    if dtype.is_quantized and draw.integer(0, 3) == 0:
+        return draw.tensor((*batch, -(-rows // dtypes.ROWS) * dtypes.ROWS, width), dtypes.interleaved(dtype))
     if dtype.is_quantized and rows:
         rows = max(rows, 8)  # of fewer products, all may come near zero by chance, where rounding would look like error
     return draw.tensor((*batch, rows, width), dtype)

@@ -11,6 +11,7 @@ from graphrt.dtypes import Array
 from graphrt.op import Cost, Meta, op, require
 from graphrt.ops.checks import (
     VALUES,
+    WEIGHTS,
     checked_ids,
     describe,
     present,
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 def mul_mat_id(w: Tensor, x: Tensor, ids: Tensor) -> Meta:
     """Multiply each token by the matrices of its experts: y[t, u, :] = w[ids[t, u]] · x[t, u, :].
 
-    Args:    w [E, M, K] floats or quantized, any strides;  x [T, U, K] floats or quantized, any strides, or [T, 1, K]:
-             one row for all experts of a token;  ids [T, U] i32, in 0..E-1
+    Args:    w [E, M, K] floats or quantized, any strides, or interleaved;  x [T, U, K] floats or quantized, any
+             strides, or [T, 1, K]: one row for all experts of a token;  ids [T, U] i32, in 0..E-1
     Returns: [T, U, M] f32; products of quantized or 16-bit operands may be taken at their precision, sums in f32
     Raises:  GraphError if shapes do not fit, and at run time if an id is outside w
     """
-    require_values("mul_mat_id", w=w, x=x)
+    require_dtype("mul_mat_id", "w", w, WEIGHTS)
+    require_values("mul_mat_id", x=x)
     require_dtype("mul_mat_id", "ids", ids, (dtypes.i32,))
     require(
         w.rank == 3 and x.rank == 3 and ids.rank == 2,

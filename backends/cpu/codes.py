@@ -20,7 +20,7 @@ from graphrt.backends.cpu.dot import (
     register_bytes,
     split_lanes,
 )
-from graphrt.backends.cpu.memory import load_vector, widen
+from graphrt.backends.cpu.memory import emit_prefetch, load_vector, widen
 from graphrt.backends.cpu.simd import I8, I16, I32, I64, Vector, broadcast, call, constant, literal, shuffle
 
 BLOCKS = 4  # of 32 elements, side by side
@@ -32,8 +32,7 @@ def prefetch(typingctx, address):
     """Ask for the cache line at an address, which need not be valid, to come to the first-level cache."""
 
     def codegen(context, builder, signature, values):
-        pointer = builder.inttoptr(values[0], I8.as_pointer())
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
+        emit_prefetch(builder, values[0], level=1)
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -226,7 +225,7 @@ def dot_scaled(typingctx, accumulator, codes, x, factors, quarter, is_signed):
         if host.level().name not in ("avx512", "avx2"):
             picked = shuffle(builder, factors, factors, of_word)
             words = (builder.sext if literal(is_signed) else builder.zext)(picked, accumulator.llvm)
-            return _by_register(builder, [*operands, words], _add_words)
+            return by_register(builder, [*operands, words], _add_words)
         of_pair = [each for each in of_word for _ in range(2)]
         if literal(is_signed):
             pairs = shuffle(builder, *[builder.sext(factors, ir.VectorType(I16, 16))] * 2, of_pair)
@@ -234,12 +233,12 @@ def dot_scaled(typingctx, accumulator, codes, x, factors, quarter, is_signed):
             bytes_of_pair = [byte for each in of_pair for byte in (each, 16)]
             pairs = shuffle(builder, factors, constant(factors.type, 0), bytes_of_pair)
             pairs = builder.bitcast(pairs, ir.VectorType(I16, 32))
-        return _by_register(builder, [*operands, pairs], _add_pairs)
+        return by_register(builder, [*operands, pairs], _add_pairs)
 
     return accumulator(accumulator, codes, x, factors, quarter, is_signed), codegen
 
 
-def _by_register(builder, values, emit):
+def by_register(builder, values, emit):
     """Apply `emit` to the values' parts, register by register."""
     width = register_bytes() // 4  # lanes of the result
     count = values[0].type.count // width
@@ -288,12 +287,13 @@ def add_dot_signed(typingctx, accumulator, weights, x):
     """
 
     def codegen(context, builder, signature, values):
-        return _by_register(builder, values, _add_signed)
+        return by_register(builder, values, add_signed)
 
     return accumulator(accumulator, weights, x), codegen
 
 
-def _add_signed(builder, accumulator, weights, x):
+def add_signed(builder, accumulator, weights, x):
+    """A register's sums and the products of signed weights with x."""
     level = host.level()
     if has_unsigned_by_signed():
         return emit_dpbusd(builder, accumulator, builder.xor(weights, constant(weights.type, SIGN_OFFSET)), x)

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphrt import dtypes
 from graphrt.backends.cpu.args import address, claim, size, stride, word
 from graphrt.backends.cpu.elements import stack_floats
 from graphrt.backends.cpu.grouping import COUNTER, IDS, WORKSPACE, W, X, Y, matrix_address, prepared, scratch
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.matvec import column_dot, distance_ahead
-from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_f32_first, store_one
+from graphrt.backends.cpu.matvec import distance_ahead
+from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_f32_first
 from graphrt.backends.cpu.portions import MOST, portion_start
-from graphrt.backends.cpu.prepare import UNITS
+from graphrt.backends.cpu.row_products import prepared_bytes, rows_of
 from graphrt.backends.cpu.simd import fma, splat
-from graphrt.backends.cpu.vecdot import units_of
 
 BETWEEN_WEIGHTS = WORKSPACE + 8  # bytes from one rank's weight to the next; tensor X is the weights
 ZERO = np.float32(0)
@@ -26,14 +24,12 @@ ZERO = np.float32(0)
 
 def expert_sum_column(dtype: str, dense: bool, lanes: int) -> Kernel:
     """Native: the one row of y. An id that is no expert's makes it NaN."""
-    units = units_of(dtype, dense)
-    per_unit, x_unit_bytes = UNITS[units.form]
-    dot = column_dot(units, dtypes.get(dtype).block)
+    rows = rows_of(dtype, dense)
+    multiply, row_bytes, at_once = rows.one, prepared_bytes(rows.form), rows.at_once
 
     def run(args, ith, nth):
         height, width, used = size(args, W, 2), size(args, W, 3), size(args, IDS, 3)
-        pitch, step = stride(args, W, 2), stride(args, W, 3)
-        x_pitch = (width + per_unit - 1) // per_unit * x_unit_bytes
+        pitch, step, x_pitch = stride(args, W, 2), stride(args, W, 3), row_bytes(width)
         buffer, products, sums = scratch(args, ith), stack_floats(MOST), stack_floats(MOST)
         number = claim(word(args, COUNTER), 1)
         row, row_end = portion_start(height, number, nth), portion_start(height, number + 1, nth)
@@ -51,10 +47,10 @@ def expert_sum_column(dtype: str, dense: bool, lanes: int) -> Kernel:
                 else:
                     next_rows = expert_address(args, 0) + next_row * pitch if next_row < height else end
                 x = prepared(args) + rank * x_pitch
-                for i in range(count):
+                for i in range(0, count, at_once):
                     w = weights + i * pitch
-                    ahead = distance_ahead(w, pitch, end, next_rows)
-                    store_one(products + 4 * i, "f32", dot(w, step, width, x, ahead, buffer))
+                    ahead = distance_ahead(w, at_once * pitch, end, next_rows)
+                    multiply(w, step, width, x, ahead, buffer, products + 4 * i)
                 share = splat(share_of(args, rank), lanes)
                 for i in range(0, count, lanes):
                     v = fma(load_f32(products + 4 * i, "f32", lanes), share, load_f32(sums + 4 * i, "f32", lanes))

@@ -6,7 +6,16 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from graphrt.backends.cpu.int8_form import X_FIRST_SUM, X_SCALE, X_SUM, bias
+from graphrt.backends.cpu.int8_form import (
+    FEW_FIRST_SUM,
+    FEW_SCALE,
+    FEW_SECOND_SUM,
+    FEW_SUM,
+    X_FIRST_SUM,
+    X_SCALE,
+    X_SUM,
+    bias,
+)
 from graphrt.backends.cpu.memory import load_vector
 from graphrt.backends.cpu.simd import F32, I8, I32, I64, broadcast, call, constant, literal
 from graphrt.backends.cpu.tile import multiply_add
@@ -30,19 +39,10 @@ def write_codes(typingctx, source, target, sums):
 
     def codegen(context, builder, signature, values):
         source, target, _ = values
-        halves = [load_vector(builder, builder.add(source, I64(64 * half)), F32, 16) for half in range(2)]
-        largest = _largest_magnitude(builder, halves)
-        is_usable = builder.fcmp_ordered(">", largest, F32(_LEAST))
-        inverse = broadcast(builder, builder.select(is_usable, builder.fdiv(F32(127.0), largest), F32(0.0)), 16)
-        scale = builder.fmul(largest, F32(1 / 127))
-        words = []
-        for number, half in enumerate(halves):
-            moved = multiply_add(builder, half, inverse, constant(_FLOATS, ROUNDING + bias()))
-            words.append(builder.bitcast(moved, _WORDS))
-            _store(builder, builder.add(target, I64(16 * number)), builder.trunc(words[-1], _BYTES))
+        halves, scale = _rounded(builder, source, target, bias())
         _store(builder, builder.add(target, I64(X_SCALE)), scale)
         if literal(sums):
-            first, second = (_sum(builder, each) for each in words)
+            first, second = (_sum(builder, each, bias()) for each in halves)
             both = builder.sitofp(builder.add(first, second), F32)
             _store(builder, builder.add(target, I64(X_SUM)), builder.fmul(scale, both))
             _store(builder, builder.add(target, I64(X_FIRST_SUM)), builder.fmul(scale, builder.sitofp(first, F32)))
@@ -51,9 +51,39 @@ def write_codes(typingctx, source, target, sums):
     return types.void(types.int64, types.int64, sums), codegen
 
 
-def _sum(builder, words):
-    """The sum of codes, given as the bits of floats that ROUNDING and the bias were added to."""
-    codes = builder.sub(words, constant(_WORDS, ROUNDING_BITS + bias()))
+@intrinsic
+def write_codes_for_few(typingctx, source, target):
+    """Write a block in the form for few columns: of 32 float32."""
+
+    def codegen(context, builder, signature, values):
+        source, target = values
+        halves, scale = _rounded(builder, source, target, 0)
+        first, second = (_sum(builder, each, 0) for each in halves)
+        numbers = [builder.sitofp(number, F32) for number in (builder.add(first, second), first, second)]
+        for at, number in zip((FEW_SCALE, FEW_SUM, FEW_FIRST_SUM, FEW_SECOND_SUM), (scale, *numbers), strict=True):
+            _store(builder, builder.add(target, I64(at)), number)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+def _rounded(builder, source, target, shift: int):
+    """Store the codes of 32 float32, and `shift`; gives their bits, of which `_sum` makes sums, and their scale."""
+    halves = [load_vector(builder, builder.add(source, I64(64 * half)), F32, 16) for half in range(2)]
+    largest = _largest_magnitude(builder, halves)
+    is_usable = builder.fcmp_ordered(">", largest, F32(_LEAST))
+    inverse = broadcast(builder, builder.select(is_usable, builder.fdiv(F32(127.0), largest), F32(0.0)), 16)
+    words = []
+    for number, half in enumerate(halves):
+        moved = multiply_add(builder, half, inverse, constant(_FLOATS, ROUNDING + shift))
+        words.append(builder.bitcast(moved, _WORDS))
+        _store(builder, builder.add(target, I64(16 * number)), builder.trunc(words[-1], _BYTES))
+    return words, builder.fmul(largest, F32(1 / 127))
+
+
+def _sum(builder, words, shift: int):
+    """The sum of codes, given as the bits of floats that ROUNDING and the shift were added to."""
+    codes = builder.sub(words, constant(_WORDS, ROUNDING_BITS + shift))
     return call(builder, "llvm.vector.reduce.add.v16i32", I32, codes)
 
 

@@ -2,6 +2,8 @@
 
 x       each row in blocks of 32 elements: 32 codes, the block's scale, the scale times the sum of the codes, and the
         scale times the sum of the first 16. Weights of every dtype read this one form.
+few     x for interleaved weights and few columns: 32 codes that are never shifted, their scale, their sum, the sum of
+        the first 16 and that of the others; all numbers float32.
 panel   `rows` rows of weights in blocks of 32 elements: codes [8][rows][4], so that a vector holds four neighbours of
         each row; then float32 (int32) numbers [parts][rows] of each kind: scales, starts, and least values of dtypes
         that have them. Dtypes with a scale for every 16 elements have two parts of 16 in a block, others one of 32.
@@ -19,6 +21,7 @@ from graphrt.backends.cpu.dot import has_unsigned_by_signed
 
 ELEMENTS = 32  # of a block, in x and in panels
 X_SCALE, X_SUM, X_FIRST_SUM, X_BYTES = 32, 36, 40, 44
+FEW_SCALE, FEW_SUM, FEW_FIRST_SUM, FEW_SECOND_SUM, FEW_BYTES = 32, 36, 40, 44, 48
 
 
 def bias() -> int:

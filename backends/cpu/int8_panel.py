@@ -1,7 +1,7 @@
-"""Panels of int8 codes, made of rows of weights in their own layout: 16 rows at a time, one in each lane of a vector.
+"""Panels of int8 codes, made of rows of weights: 16 rows at a time, one in each lane of a vector.
 
-The bytes of the rows are transposed as they are needed, so that a vector holds the same word of every row; from there
-on `unpack` of a dtype (see int8_unpack.py) works on 16 rows at once, scales included.
+Interleaved rows are read as they lie. The bytes of others are transposed as they are needed, so that a vector holds the
+same word of every row; from there on a dtype's function (see int8_unpack.py) works on 16 rows at once, scales included.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from graphrt.backends.cpu.dot import emit_dpbusd, has_unsigned_by_signed, join_l
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.int8_form import ELEMENTS, Panel, bias
 from graphrt.backends.cpu.int8_unpack import UNPACK
-from graphrt.backends.cpu.lanes import Lanes
-from graphrt.backends.cpu.memory import load_vector, widen
-from graphrt.backends.cpu.simd import I8, I16, I32, I64, constant, literal, shuffle
+from graphrt.backends.cpu.interleaved import Interleaved
+from graphrt.backends.cpu.lanes import Codes, Lanes
+from graphrt.backends.cpu.memory import load_vector
+from graphrt.backends.cpu.simd import I8, I32, I64, constant, literal, shuffle
+from graphrt.dtypes import ROWS
 
-ROWS = 16  # that are unpacked at a time
 CHUNK = 32  # bytes of a row that are transposed at a time
-_WORDS, _BYTES = ir.VectorType(I32, ROWS), ir.VectorType(I8, 4 * ROWS)
+_WORDS = ir.VectorType(I32, ROWS)
 
 
 def unit_blocks(dtype: str) -> int:
@@ -40,12 +41,17 @@ def unit_elements(dtype: str) -> int:
 
 def panel_of(dtype: str, rows: int) -> Panel:
     """The form of panels of a dtype."""
-    unpack = UNPACK[dtype]
+    unpack = UNPACK[dtypes.get(dtype).plain.name]
     return Panel(rows, ELEMENTS // unpack.group, unpack.has_least)
 
 
 def filler(dtype: str, rows: int):
-    """A helper that writes 16 rows of a panel that has `rows`; they must have at least one unit."""
+    """A helper that writes 16 rows of a panel that has `rows`; they must have at least one unit.
+
+    Of interleaved rows the source is the first of their blocks, and the pitch is of no use.
+    """
+    if dtypes.get(dtype).rows > 1:
+        return _interleaved_filler(dtype, rows)
     unit, block = unit_elements(dtype), dtypes.get(dtype).block
     nbytes, panel_bytes = dtypes.get(dtype).nbytes, panel_of(dtype, rows).nbytes
 
@@ -57,6 +63,33 @@ def filler(dtype: str, rows: int):
             unpack_unit(source + start // block * nbytes, pitch, target + start // ELEMENTS * panel_bytes, dtype, rows)
 
     return fill
+
+
+def _interleaved_filler(dtype: str, rows: int):
+    block, panel_bytes = dtypes.get(dtype).block, panel_of(dtype, rows).nbytes
+    nbytes = ROWS * dtypes.get(dtype).nbytes
+
+    @helper
+    def fill(source, pitch, count, target):
+        for at in range(0, count, block):
+            unpack_interleaved(source + at // block * nbytes, target + at // ELEMENTS * panel_bytes, dtype, rows)
+
+    return fill
+
+
+@intrinsic(prefer_literal=True)
+def unpack_interleaved(typingctx, source, target, dtype, rows):
+    """Write a block of 16 interleaved rows to a panel of `rows` rows."""
+    if literal(dtype) is None or literal(rows) is None:
+        return None
+
+    def codegen(context, builder, signature, values):
+        kind = dtypes.get(literal(dtype))
+        block = Block(Interleaved(builder, kind, values[0]), panel_of(kind.name, literal(rows)), values[1])
+        UNPACK[kind.plain.name].function(block)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, dtype, rows), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -71,7 +104,7 @@ def unpack_unit(typingctx, source, pitch, target, dtype, rows):
         words = _Words(builder, values[0], values[1], blocks * dtypes.get(name).nbytes)
         for number in range(blocks):
             target = builder.add(values[2], I64(number * dtypes.get(name).block // ELEMENTS * form.nbytes))
-            UNPACK[name].function(Block(words, number * dtypes.get(name).nbytes, form, target))
+            UNPACK[name].function(Block(_Transposed(words, number * dtypes.get(name).nbytes), form, target))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, dtype, rows), codegen
@@ -130,13 +163,11 @@ class _Words:
         return shuffle(self.builder, left, right, [4 * quarter + lane for quarter in range(4) for lane in order])
 
 
-class Block:
-    """A block of 16 rows, for a dtype's function to read and to set (see int8_unpack.py); what is set is stored."""
+class _Transposed:
+    """A block of 16 rows that begins at some word of theirs."""
 
-    def __init__(self, words: _Words, start: int, form: Panel, target) -> None:
-        self.builder, self.form = words.builder, form
-        self._words, self._start, self._target = words, start, target
-        self._sums: dict[int, tuple[list, int]] = {}
+    def __init__(self, words: _Words, start: int) -> None:
+        self.builder, self._words, self._start = words.builder, words, start
 
     def word(self, at: int) -> Lanes:
         """The four bytes of each row at an offset in the block, as int32."""
@@ -145,17 +176,23 @@ class Block:
     def half(self, at: int) -> Lanes:
         """The f16 of each row at an even offset, as float32."""
         offset = self._start + at
-        word = self._words.at(offset - offset % 4)
-        if offset % 4:
-            word = self.builder.lshr(word, constant(_WORDS, 16))
-        halves = self.builder.trunc(word, ir.VectorType(I16, ROWS))
-        return Lanes(self.builder, widen(self.builder, halves, "f16"))
+        return Lanes(self.builder, self._words.at(offset - offset % 4)).half(offset % 4)
 
-    def set_codes(self, index: int, codes: Lanes) -> None:
-        """Signed codes of elements 4 · index … 4 · index + 3 of each row, one in each byte."""
-        self._store(index // 8, index % 8 * self.form.line, codes.value)
+
+class Block:
+    """A block of 16 rows, for a dtype's function to read and to set (see int8_unpack.py); what is set is stored."""
+
+    def __init__(self, source: _Transposed | Interleaved, form: Panel, target) -> None:
+        self.builder, self.form, self.word, self.half = source.builder, form, source.word, source.half
+        self._target = target
+        self._sums: dict[int, tuple[list, int]] = {}
+
+    def set_codes(self, index: int, codes: Codes) -> None:
+        """The codes of elements 4 · index … 4 · index + 3 of each row."""
+        signed = codes.signed
+        self._store(index // 8, index % 8 * self.form.line, signed)
         if has_unsigned_by_signed():
-            self._add_to_start(index, codes)
+            self._add_to_start(index, signed)
 
     def set_scale(self, group: int, scale: Lanes) -> None:
         """The scale of a group of elements, float32."""
@@ -171,13 +208,13 @@ class Block:
         place = self.builder.add(self._target, I64(block * self.form.nbytes + at))
         self.builder.store(value, self.builder.inttoptr(place, value.type.as_pointer()), align=4)
 
-    def _add_to_start(self, index: int, codes: Lanes) -> None:
+    def _add_to_start(self, index: int, codes) -> None:
         """Add up BIAS times the codes of a group, and store minus that with its last ones."""
         builder, per_group, register = self.builder, 8 // self.form.parts, register_bytes()
         group = index // per_group
         sums, seen = self._sums.pop(group, ([constant(ir.VectorType(I32, register // 4), 0)] * (64 // register), 0))
         biases = constant(ir.VectorType(I8, register), bias())
-        parts = split_lanes(builder, codes.value, register)
+        parts = split_lanes(builder, codes, register)
         sums = [emit_dpbusd(builder, total, biases, part) for total, part in zip(sums, parts, strict=True)]
         if seen + 1 < per_group:
             self._sums[group] = sums, seen + 1

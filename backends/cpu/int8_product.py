@@ -110,7 +110,7 @@ def mul_mat_codes(dtype: str, unit: str, lanes: int) -> Kernel:
 
 
 def _band_multiplier(dtype: str, unit: str, lanes: int):
-    block, nbytes = dtypes.get(dtype).block, dtypes.get(dtype).nbytes
+    block, nbytes = dtypes.get(dtype).block, dtypes.get(dtype).rows * dtypes.get(dtype).nbytes
     rows_of_band, columns = shape().rows, shape().columns
     form = panel_of(dtype, rows_of_band)
     panel_bytes, lines = form.nbytes, 64 * LINES_AHEAD

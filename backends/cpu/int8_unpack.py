@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from graphrt.backends.cpu.dequant import IQ4_LEVELS, MXFP4_LEVELS
@@ -36,7 +37,7 @@ def _q8_0(block: Any) -> None:
     """Scale f16, codes[32]."""
     block.set_scale(0, block.half(0))
     for i in range(8):
-        block.set_codes(i, block.word(2 + 4 * i).bytes())
+        block.set_codes(i, block.word(2 + 4 * i).bytes().twos_complement())
 
 
 def _nibbles(block: Any, at: int) -> Iterator[tuple[int, Any]]:
@@ -146,9 +147,9 @@ def _iq4_xs(block: Any) -> None:
 # ---- blocks of 256, a scale for every 16 -----------------------------------------------------------------------------
 
 
-def _two_bits(block: Any, at: int, group: int, i: int) -> Any:
-    """Word i of a group of 32: of 32 bytes the lowest two bits are a group, the next two the next, and so on."""
-    return block.word(at + group // 4 * 32 + 4 * i) >> 2 * (group % 4) & 0x03030303
+def _word_of_half() -> Iterator[tuple[int, int]]:
+    """The words of each half of a block; in one of two bits, the lowest two are of the first 32 elements, and so on."""
+    return product(range(2), range(8))
 
 
 def _q2_k(block: Any) -> None:
@@ -158,9 +159,10 @@ def _q2_k(block: Any) -> None:
         packed = block.word(group // 4 * 4).byte(group % 4)
         block.set_scale(group, d * (packed & 15).floats())
         block.set_least(group, least * (packed >> 4).floats())
-    for group in range(8):
-        for i in range(8):
-            block.set_codes(8 * group + i, _two_bits(block, 16, group, i).bytes())
+    for half, i in _word_of_half():
+        packed = block.word(16 + 32 * half + 4 * i)
+        for quarter in range(4):
+            block.set_codes(32 * half + 8 * quarter + i, (packed >> 2 * quarter & 0x03030303).bytes())
 
 
 def _q3_k(block: Any) -> None:
@@ -170,10 +172,11 @@ def _q3_k(block: Any) -> None:
         nibbles, bits = low[group // 4 % 2] >> group // 8 * 4, high >> group // 4 * 2
         scales = nibbles & 0x0F0F0F0F | (bits & 0x03030303) << 4
         block.set_scale(group, d * (scales.byte(group % 4) - 32).floats())
-    for group in range(8):
-        for i in range(8):
-            third = block.word(4 * i) >> group & 0x01010101
-            block.set_codes(8 * group + i, (_two_bits(block, 32, group, i) | third << 2).bytes() - 4)
+    for half, i in _word_of_half():
+        packed, thirds = block.word(32 + 32 * half + 4 * i), block.word(4 * i) >> 4 * half
+        for quarter in range(4):
+            codes = packed >> 2 * quarter & 0x03030303 | (thirds >> quarter & 0x01010101) << 2
+            block.set_codes(32 * half + 8 * quarter + i, codes.bytes() - 4)
 
 
 def _q6_k(block: Any) -> None:
@@ -181,12 +184,13 @@ def _q6_k(block: Any) -> None:
     d = block.half(208)
     for group in range(16):
         block.set_scale(group, d * block.word(192 + group // 4 * 4).signed_byte(group % 4).floats())
-    for group in range(8):
-        half, quarter = group // 4, group % 4
-        for i in range(8):
-            low = block.word(64 * half + quarter % 2 * 32 + 4 * i) >> quarter // 2 * 4 & 0x0F0F0F0F
-            high = _two_bits(block, 128, group, i) << 4
-            block.set_codes(8 * group + i, (low | high).bytes() - 32)
+    for half, i in _word_of_half():
+        low = block.word(64 * half + 4 * i), block.word(64 * half + 32 + 4 * i)
+        high = block.word(128 + 32 * half + 4 * i)
+        for quarter in range(4):
+            nibbles = low[quarter % 2] >> quarter // 2 * 4 & 0x0F0F0F0F
+            codes = nibbles | (high >> 2 * quarter & 0x03030303) << 4
+            block.set_codes(32 * half + 8 * quarter + i, codes.bytes() - 32)
 
 
 UNPACK = {

@@ -11,8 +11,8 @@ from graphrt.backends.cpu.jit import Native, native
 from graphrt.backends.cpu.matvec import mul_mat_columns
 from graphrt.backends.cpu.prepare import PIECE, PIECE_BYTES, group_columns, prepare_rows, row_bytes
 from graphrt.backends.cpu.registry import Call, lowering
+from graphrt.backends.cpu.row_products import Rows, rows_of
 from graphrt.backends.cpu.tile import tile
-from graphrt.backends.cpu.vecdot import Units, units_of
 from graphrt.ops.matmul import mul_mat, mul_mat_transposed
 from graphrt.tensor import Tensor
 
@@ -23,7 +23,7 @@ SLICE_BYTES = 12 << 20
 def has_many_columns(node: Tensor) -> bool:
     """Whether a matrix meets enough columns that unpacking it for tiles of them pays."""
     w, *_ = operands(node)
-    return columns(node) >= units(node).many * max(1, matrices(w))
+    return columns(node) >= rows(node).many * max(1, matrices(w))
 
 
 def operands(node: Tensor) -> list[Tensor]:
@@ -34,9 +34,9 @@ def operands(node: Tensor) -> list[Tensor]:
 def is_in_int8(node: Tensor) -> bool:
     """Whether a product with many columns is taken in int8: of block-quantized rows of at least a unit."""
     w, *_ = operands(node)
-    if node.op is mul_mat_transposed or not w.has_dense_rows or w.dtype.name not in UNPACK:
+    if node.op is mul_mat_transposed or not w.has_dense_rows or w.dtype.plain.name not in UNPACK:
         return False
-    return w.shape[-1] >= unit_elements(w.dtype.name)
+    return w.dtype.rows > 1 or w.shape[-1] >= unit_elements(w.dtype.name)
 
 
 def layout(node: Tensor, halves: int = 1) -> Layout:
@@ -52,7 +52,7 @@ def layout(node: Tensor, halves: int = 1) -> Layout:
         of_floats = (matmat.scratch_bytes(shape, halves), matmat_bf16.scratch_bytes(halves))
         scratch = max(prepare_tiles.scratch_bytes(shape.columns), transposed.scratch_bytes(shape), *of_floats)
     else:
-        prepared = x.size // max(1, x.shape[-1]) * row_bytes(units(node).form, x.shape[-1])
+        prepared = x.size // max(1, x.shape[-1]) * row_bytes(rows(node).form, x.shape[-1])
         scratch = transposed.scratch_bytes(tile())
     cursors = 8 * matrices(w) if ids else 0
     return Layout(matrices(w), columns(node), prepared, max(PIECE_BYTES, scratch, cursors))
@@ -79,10 +79,10 @@ def slice_depth(node: Tensor) -> int:
     return max(1, -(-pieces // slices)) * PIECE
 
 
-def units(node: Tensor) -> Units:
+def rows(node: Tensor) -> Rows:
     """How rows of w are multiplied where columns are few."""
     w, *_ = operands(node)
-    return units_of("f32" if node.op is mul_mat_transposed else w.dtype.name, w.has_dense_rows)
+    return rows_of("f32" if node.op is mul_mat_transposed else w.dtype.name, w.has_dense_rows)
 
 
 def product_calls(node: Tensor) -> list[Call]:
@@ -128,7 +128,7 @@ def tile_calls(product: Tensor, unit: Tensor | None = None, up: Tensor | None = 
 def form_of_x(node: Tensor) -> str | None:
     """The form in which a product takes x row by row; None where it takes slices of x as tiles."""
     if not has_many_columns(node):
-        return units(node).form
+        return rows(node).form
     return "codes" if is_in_int8(node) else None
 
 

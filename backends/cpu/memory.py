@@ -121,10 +121,10 @@ def load_masked(builder, address, element: ir.Type, lanes: int, mask):
     return call(builder, f"llvm.masked.load.{mangled(vector)}.p0", vector, pointer, I32(1), mask, constant(vector, 0))
 
 
-def emit_prefetch(builder, address):
-    """Ask for the cache line at an address, which need not be valid, to come to the second-level cache."""
+def emit_prefetch(builder, address, level: int = 2):
+    """Ask for the cache line at an address, which need not be valid, to come to the first- or second-level cache."""
     pointer = builder.inttoptr(address, I8.as_pointer())
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(4 - level), I32(1))
 
 
 # ---- what kernels use ------------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ rows     float32, each row padded with zeros to whole units of 64
 bytes    int8 in units of 128: four blocks of 32 with a scale each (for weights in blocks of 32); the first 16 of each
          block stand side by side, then the other 16 of each
 sums     int8 in units of 256 with one scale (for weights in blocks of 256)
+few      int8 in units of 32 (for interleaved weights; see int8_form.py)
 
-Both of int8 hold minus the sums of x, which weights whose codes have an offset or a minimum need.
+"bytes" and "sums" hold minus the sums of x, which weights whose codes have an offset or a minimum need.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from graphrt.backends.cpu.grouping import (
     scratch,
 )
 from graphrt.backends.cpu.helpers import helper
+from graphrt.backends.cpu.int8_codes import write_codes_for_few
+from graphrt.backends.cpu.int8_form import FEW_BYTES
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.memory import load_f32, store_f32, store_one
 from graphrt.backends.cpu.simd import bits_as_f32, bits_as_i32, fma, lane, select, splat
@@ -34,7 +37,7 @@ PIECE = 256  # elements brought to float32 at a time: a whole number of blocks o
 PIECE_BYTES = 4 * PIECE
 
 # form: (elements, bytes) of a unit
-UNITS = {"rows": (64, 256), "bytes": (128, 128 + 64 + 64), "sums": (256, 256 + 64 + 64)}
+UNITS = {"rows": (64, 256), "bytes": (128, 128 + 64 + 64), "sums": (256, 256 + 64 + 64), "few": (32, FEW_BYTES)}
 # Where parts of a unit stand. Each block of "bytes" has four lanes of 16: its scale in every one, and sums whose
 # total is minus the sum of the block. "sums" has minus the sum of every 16.
 BYTES_SUMS, BYTES_SCALES = 128, 192
@@ -66,8 +69,9 @@ def group_columns(tile: int) -> Kernel:
 
 
 def prepare_rows(form: str, dtype: str) -> Kernel:
-    """Native: write the tables, and x row by row in the form "rows", "bytes" or "sums"."""
-    prepare = unit_writer(dtype, *UNITS[form], {"rows": _copy_unit, "bytes": _bytes_unit, "sums": _sums_unit}[form])
+    """Native: write the tables, and x row by row in that form."""
+    write = {"rows": _copy_unit, "bytes": _bytes_unit, "sums": _sums_unit, "few": _few_unit}[form]
+    prepare = unit_writer(dtype, *UNITS[form], write)
 
     def run(args, ith, nth):
         if ith == 0:
@@ -223,6 +227,11 @@ def _sums_unit(source, target):
     pairs = join(pick(ab, _EVEN) + pick(ab, _ODD), pick(cd, _EVEN) + pick(cd, _ODD))
     store_bytes(target + SUMS_SUMS, pick(pairs, _EVEN) + pick(pairs, _ODD))
     store_one(target + SUMS_SCALE, "f32", lane(scales, 0))
+
+
+@helper
+def _few_unit(source, target):
+    write_codes_for_few(source, target)
 
 
 @helper
