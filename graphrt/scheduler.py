@@ -16,7 +16,7 @@ from graphrt.explain import describe
 from graphrt.fitting import no_room
 from graphrt.graph import Graph
 from graphrt.memory import MemoryPlan
-from graphrt.overrides import Rule, parse
+from graphrt.overrides import PHASES, Rule, parse
 from graphrt.plan import Plan
 from graphrt.residents import Residents
 from graphrt.schedule import Schedule, make_schedule
@@ -119,6 +119,12 @@ class Scheduler:
         if rule is None:
             return next(backend for backend in self.backends if backend.memory == HOST)
         return next(backend for backend in self.backends if backend.name == rule.backend)
+
+    def stays_on_host(self, name: str) -> bool:
+        """Whether the rules leave a weight of that name in the host's memory in every phase."""
+        found = [next((rule for rule in self._rules if rule.holds(name, phase)), None) for phase in PHASES]
+        hosts = {backend.name for backend in self.backends if backend.memory == HOST}
+        return all(rule is None or rule.backend in hosts for rule in found)
 
     def unmatched(self) -> list[str]:
         """The override rules that placed nothing in any graph so far; one for a phase needs a graph of that phase."""

@@ -20,7 +20,8 @@ from graphrt.models.chat import render
 from graphrt.models.context import Context, Progress
 from graphrt.models.context_pool import ContextPool
 from graphrt.models.generation import Generation
-from graphrt.models.gguf_file import GGUFFile
+from graphrt.models.gguf_file import FileTensor, GGUFFile
+from graphrt.models.gguf_memory import Progress as BytesProgress
 from graphrt.models.gguf_memory import in_memory
 from graphrt.models.hyperparameters import DeepSeek2Hyperparameters, LlamaHyperparameters
 from graphrt.models.kv_cache import cache_dtype
@@ -29,7 +30,7 @@ from graphrt.models.mla_rates import MeasuredRates
 from graphrt.models.options import ModelOptions
 from graphrt.models.sampling import Sampler, SamplingOptions
 from graphrt.models.tokenizer import Tokenizer
-from graphrt.models.weights import Weights
+from graphrt.models.weights import NOT_ONLY_PRODUCTS, Weights
 from graphrt.overrides import gpu_layers as gpu_layer_rules
 from graphrt.scheduler import DEFAULT_BACKENDS
 
@@ -62,6 +63,19 @@ ARCHITECTURES = {
 }
 
 
+@dataclass(frozen=True)
+class Reading:
+    """That a file is read into memory, in place of being mapped.
+
+    Args:
+        repack: whether to interleave weights that stay on the host.
+        progress: is told of progress(bytes done, bytes in all).
+    """
+
+    repack: bool = False
+    progress: BytesProgress | None = None
+
+
 class Model:
     """A loaded model; make one with `graphrt.load`.
 
@@ -84,6 +98,7 @@ class Model:
         gpu_layers: int | None = None,
         n_ctx: int | None = None,
         options: ModelOptions | None = None,
+        reading: Reading | None = None,
         **settings: Any,
     ) -> None:
         self.file = file
@@ -94,10 +109,12 @@ class Model:
         if not 1 <= self.n_ctx < MAX_CONTEXT:
             raise SettingsError(f"[load] n_ctx is {n_ctx}; it must be at least 1 and below {MAX_CONTEXT}")
         self.scheduler = Scheduler(backends, overrides=overrides, node_overrides=node_overrides, **settings)
-        self.decoder = self._load_decoder(architecture)
-        cache_dtype(self.options.cache_type, self.decoder.cache_layout)
         if gpu_layers is not None:
             self.scheduler.add_overrides(self._device_rules(gpu_layers))
+        if reading is not None:
+            self.file = in_memory(file, reading.progress, lambda tensor: reading.repack and self._is_to_repack(tensor))
+        self.decoder = self._load_decoder(architecture)
+        cache_dtype(self.options.cache_type, self.decoder.cache_layout)
         held = self.options.kv_file
         self.contexts = ContextPool(self.new_context, [] if held is None else [self.new_context(held)])
 
@@ -226,7 +243,11 @@ class Model:
                 f"[load] gpu_layers is {count}, but none of the backends is a device: "
                 f"{', '.join(backend.name for backend in self.backends)}; name one in front of them"
             )
-        return gpu_layer_rules(count, len(self.decoder.layers), device)
+        return gpu_layer_rules(count, self.hyperparameters.layers, device)
+
+    def _is_to_repack(self, tensor: FileTensor) -> bool:
+        """Whether a weight stays on the host, and is read by products alone."""
+        return self.scheduler.stays_on_host(tensor.name) and not NOT_ONLY_PRODUCTS.search(tensor.name)
 
 
 def load(
@@ -239,6 +260,8 @@ def load(
     n_ctx: int | None = None,
     threads: int | None = None,
     mmap: bool = True,
+    repack: bool = False,
+    progress: BytesProgress | None = None,
     **options: Any,
 ) -> Model:
     """Load a model from a GGUF file.
@@ -254,6 +277,9 @@ def load(
         n_ctx: tokens that the KV cache holds; None: what the model was trained for, at most 4096.
         threads: of the CPU backend; None: GRAPH_THREADS, or as many as the process may use.
         mmap: map the file; False: read it into memory, which takes as much of it, but decodes some per cent faster.
+        repack: read it into memory, and interleave there the quantized weights that stay on the host, for the CPU's
+            kernels: faster where memory is fast, or prompts are short. Such weights are not offloaded to a device.
+        progress: is told of progress(bytes done, bytes in all) while a file is read into memory.
         options: fields of ModelOptions (mla, cache_type, k_cache, n_ubatch) and of graphrt.Settings.
     Raises: FormatError if the file is damaged, of an unknown architecture, or lacks a tensor; SettingsError for a wrong
         option; PlacementError without room for what is to be read into memory.
@@ -268,13 +294,14 @@ def load(
         )
     file = path_or_name if isinstance(path_or_name, GGUFFile) else GGUFFile.open(locate(path_or_name))
     return Model(
-        file if mmap else in_memory(file),
+        file,
         backends=[backends] if isinstance(backends, str) else backends or DEFAULT_BACKENDS,
         overrides=[overrides] if isinstance(overrides, str) else overrides,
         node_overrides=[node_overrides] if isinstance(node_overrides, str) else node_overrides,
         gpu_layers=gpu_layers,
         n_ctx=n_ctx,
         options=ModelOptions(**{name: value for name, value in options.items() if name in known}),
+        reading=None if mmap and not repack else Reading(repack, progress),
         threads=threads,
         **settings,
     )

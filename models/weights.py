@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from graphrt import dtypes
@@ -10,6 +12,8 @@ from graphrt.models.gguf_file import GGUFFile
 from graphrt.numerics import F16_MAX
 from graphrt.tensor import Tensor
 
+# Tensors whose rows are looked up, or that are multiplied the other way round, too: not only matrices of products.
+NOT_ONLY_PRODUCTS = re.compile(r"token_embd\.|\.attn_(k|v|kv)_b\.")
 SIGN = np.uint16(0x8000)
 F16_LARGEST = np.uint16(0x7BFF)  # bits of 65504; those of infinity and NaN are above
 

@@ -59,7 +59,7 @@ class Session:
 
     def __init__(self, path: Path, length: int, threads: int) -> None:
         size = -(-length // CONTEXT_STEP) * CONTEXT_STEP
-        model = graphrt.load(path, n_ctx=size, threads=threads, mmap=False)
+        model = graphrt.load(path, n_ctx=size, threads=threads, repack=True)
         self.file, self.context = model.file, model.new_context()
         vocabulary = self.context.decoder.vocabulary_size
         self.tokens: list[int] = np.random.default_rng(0).integers(0, vocabulary, size).tolist()

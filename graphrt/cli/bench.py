@@ -27,7 +27,7 @@ from graphrt.cli.options import (
     given,
 )
 from graphrt.cli.placement import Where, warn_of_placement, with_placement
-from graphrt.cli.reading import NoMmap, to_load
+from graphrt.cli.reading import NoMmap, Repack, load_with_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,6 +75,7 @@ def bench(
     k_cache: KCache = None,
     cache_type: CacheType = None,
     no_mmap: NoMmap = False,
+    repack: Repack = False,
     *,
     where: Where,
 ) -> None:
@@ -85,11 +86,9 @@ def bench(
     tests = list(_tests(counts("-p", n_prompt), counts("-n", n_gen), pair or [], counts("-d", n_depth)))
     if not tests:
         raise typer.BadParameter("nothing to measure: give -p, -n or -pg above 0")
-    from graphrt import load
-
     longest = max(test.n_prompt + test.n_gen + test.n_depth for test in tests)
     options = given(mla=mla, k_cache=k_cache, cache_type=cache_type)
-    loaded = load(to_load(model, no_mmap), n_ctx=longest, threads=threads, **where, **options)
+    loaded = load_with_bar(model, no_mmap, repack, n_ctx=longest, threads=threads, **where, **options)
     results: list[BenchResult] = []
     profiles: list[tuple[str, Profile]] = []
     for test in tests:

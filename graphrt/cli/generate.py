@@ -22,7 +22,7 @@ from graphrt.cli.options import (
     given,
 )
 from graphrt.cli.placement import Where, warn_of_placement, with_placement
-from graphrt.cli.reading import NoMmap, to_load
+from graphrt.cli.reading import NoMmap, Repack, load_with_bar
 
 if TYPE_CHECKING:
     from graphrt.models.generation import Generation
@@ -76,6 +76,7 @@ def generate(
     cache_type: CacheType = None,
     kv_file: KVFile = None,
     no_mmap: NoMmap = False,
+    repack: Repack = False,
     *,
     where: Where,
     verbose: Verbose = 0,
@@ -96,14 +97,12 @@ def generate(
         "repeat_last": repeat_last,
         "seed": seed,
     }
-    from graphrt import load
-
     start = time.perf_counter()
     options = given(mla=mla, k_cache=k_cache, cache_type=cache_type, kv_file=kv_file, sched_debug=verbose or None)
     request: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop or (), "ignore_eos": ignore_eos, **sampling}
     request |= {"context_shift": context_shift, "keep": keep}
     # Left by an interrupt or an error too, the model puts its cache's file in order.
-    with load(to_load(model, no_mmap), n_ctx=ctx_size, threads=threads, **where, **options) as loaded:
+    with load_with_bar(model, no_mmap, repack, n_ctx=ctx_size, threads=threads, **where, **options) as loaded:
         load_seconds = time.perf_counter() - start
         if chat and prompt is None:
             _converse(loaded, system, request)

@@ -11,6 +11,7 @@ import typer
 from graphrt.cli import output
 from graphrt.cli.options import ContextSize, KCache, Mla, Threads, UBatchSize, given
 from graphrt.cli.placement import Where, with_placement
+from graphrt.cli.reading import Repack
 
 if TYPE_CHECKING:
     from graphrt.graph import Graph
@@ -32,6 +33,7 @@ def warmup(
     threads: Threads = None,
     mla: Mla = None,
     k_cache: KCache = None,
+    repack: Repack = False,
     *,
     where: Where,
 ) -> None:
@@ -47,6 +49,7 @@ def warmup(
     from graphrt.models.model import NAMES
 
     options = {**where, **given(n_ctx=ctx_size, n_ubatch=ubatch, threads=threads, mla=mla, k_cache=k_cache)}
+    options["repack"] = repack
     table = output.table("model", "cache", ">kernels", ">time")
     for model in models or NAMES:
         for cache_type in cache_types or ("f16",):
