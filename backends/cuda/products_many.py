@@ -233,7 +233,7 @@ class _Product:
         arguments += [_batch_of(self.node)[1], row_bytes, self.steps, self.column_tiles]
         grid = [self.batches * self.row_tiles * self.column_tiles, self.parts]
         if self.by_wgmma:
-            return products_wgmma.launch(self.w_dtype, self.by_wgmma, grid, arguments, self.note)
+            return products_wgmma.launch(self.w_dtype, self.by_wgmma, grid[0], arguments, self.note)
         shared = SLABS * self.tile * STEP * 2 + 2 * ROWS_OF_TILE * pieces_of_row(self.w_dtype) * 16
         kernel = GEMM.kernel(f"gemm<{self.w_dtype}, {self.tile}>")
         return Launch(kernel, grid, [THREADS], arguments, shared, self.note)

@@ -16,10 +16,10 @@ TILES = (256, 192, 128)  # rows of x in one
 FEWEST_ROWS = 128  # of x that meet a matrix: with fewer, weights' expansion is what takes the time
 FEWEST_ROWS_OF_EXPERT = 64  # on average: a tile of as many is multiplied in their time
 LEAST_STEPS = 8  # of a part of k
-OVERHEAD = 6  # of a tile, as the steps of 256 columns that it takes as long as (an estimate)
-SLABS, STAGES, ALIGNMENT = 4, 2, 1024
+OVERHEAD = 4  # of a tile, as the steps of 256 columns that it takes as long as (an estimate)
+SLABS, STAGES, JOBS, ALIGNMENT = 4, 2, 4, 1024
 
-UNIT = Unit("gemm_wgmma", [f"gemm_wgmma<{name}>" for name in DTYPES], registers=255, architecture="90a")
+UNIT = Unit("gemm_wgmma", [f"gemm_wgmma<{name}>" for name in DTYPES], registers=168, architecture="90a")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def shape_of(dtype: str, width: int, rows: int, columns: int, batches: int, expe
         columns: rows of x that meet one matrix, or all experts.
         experts: None where one matrix is for all rows.
     """
-    if not present().has_wgmma or dtype not in DTYPES or width % DEPTH:
+    if not present().has_wgmma or dtype not in DTYPES or not width or width % DEPTH:
         return None
     if experts is not None:
         return Shape(TILES[0]) if columns >= FEWEST_ROWS_OF_EXPERT * experts else None
@@ -58,11 +58,13 @@ def shape_of(dtype: str, width: int, rows: int, columns: int, batches: int, expe
     return min((Shape(tile, parts) for tile in TILES for parts in range(1, most_parts + 1)), key=time)
 
 
-def launch(dtype: str, shape: Shape, grid: Sequence[int], arguments: Sequence[Argument], note: str) -> Launch:
+def launch(dtype: str, shape: Shape, tiles: int, arguments: Sequence[Argument], note: str) -> Launch:
     """The launch in gemm.cu's place, which has the same arguments."""
+    jobs = tiles * shape.parts
+    grid, arguments = [min(jobs, present().processors)], [*arguments, shape.tile, shape.parts, jobs]
     from_memory = dtype == "bf16"
     slabs = SLABS * (TILES[0] * DEPTH * 2) + (SLABS if from_memory else STAGES) * ROWS * DEPTH * 2
     chunks = 0 if from_memory else 2 * ROWS * pieces_of_row(dtype) * 16
-    shared = slabs + chunks + TILES[0] * 8 + 2 * STAGES * 8
+    shared = slabs + chunks + TILES[0] * 8 + JOBS * 32 + 2 * STAGES * 8
     shared = -(-shared // ALIGNMENT) * ALIGNMENT  # as the swizzle's pattern: it shall begin and end with the memory
-    return Launch(UNIT.kernel(f"gemm_wgmma<{dtype}>"), grid, [THREADS], [*arguments, shape.tile], shared, note)
+    return Launch(UNIT.kernel(f"gemm_wgmma<{dtype}>"), grid, [THREADS], arguments, shared, note)

@@ -4,7 +4,8 @@
 
 // `count` rows of y that one expert makes: pairs number `first` … of the sorted list. 0 means that there are none.
 struct MoeTile {
-  int expert, first, count, unused;
+  int expert, first, count;
+  int taken;  // of the first: tiles that blocks of gemm_wgmma.cu have taken, beyond one each
 };
 
 constexpr int TILES_IN_L2 = 16;  // of x, while all of w is read

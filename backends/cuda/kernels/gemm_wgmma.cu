@@ -1,17 +1,20 @@
 // y[n, m] = sum over k of w[m, k] · x[n, k] for many rows n of x on tensor cores of compute capability 9.0: what gemm.cu
-// does, where wgmma reads both operands from shared memory. Arguments are gemm.cu's, and the width of tiles.
+// does, where wgmma reads both operands from shared memory. Arguments are gemm.cu's, and how y is cut.
 //
-// Grid: (tiles of y · batches, parts of k), as in gemm.cu. A tile is 128 rows of w by up to 256 rows of x. Block: a warpgroup that brings operands,
-// and two that multiply, each 64 rows of w by all columns, so that registers hold 128 sums of a thread. A step is 64
-// elements of k, rows of 128 bytes in wgmma's 128-byte swizzle: eight threads bring a row, 16 bytes each.
+// Grid: a block for each processor, which makes one tile of y after the other, 128 rows of w by up to 256 rows of x over a
+// part of k. Experts' tiles differ in work, so blocks take the next one that has rows when they are done.
+// Block: a warpgroup that brings operands, also those of the next tile, while sums of this one are stored; and two that
+// multiply, each 64 rows of w by all columns, so that registers hold 128 sums of a thread. A step is 64 elements of k,
+// rows of 128 bytes in wgmma's 128-byte swizzle: eight threads bring a row, 16 bytes each.
 //   x: bf16 rows (gemm_rows.cu) by asynchronous copies two steps ahead, into four slabs of 32 KiB.
 //   w: bytes as they are a chunk ahead (gemm_weights.cuh), expanded to bf16 into two slabs of 16 KiB; bfloat16 ones are
 //      copied as x is, into four.
 // A step's slabs are full when the four warps that bring them have arrived at a barrier, empty when the eight that
-// multiply have; step i waits for step i - 2 to be empty. At most 224 KiB of shared memory: one block a processor.
-// Bound: wgmma, 1024 cycles a step in tiles of 256 columns; shared memory, 137 KB a step at 128 bytes a cycle, comes to
-// 1070, and expansion (8 times some 35 instructions of four warps) to 300 on each scheduler. Narrow tiles are bound by
-// expansion.
+// multiply have; step i waits for step i - 2 to be empty. At most 227 KiB of shared memory: one block a processor.
+// Bytes: a step of a tile reads 32 KiB of x from L2 and 64 elements of 128 rows of w, each of which is read from memory
+// once for every 256 rows of x. Bound: wgmma, 1024 cycles a step of 256 columns. Shared memory moves 137 KB a step, 1070
+// cycles at 128 bytes each; four warps expand and copy by some 400 instructions on a scheduler each (q4_0; q6_k 650).
+// Narrow tiles are bound by the latter.
 #include "gemm_tiles.cuh"
 #include "gemm_weights.cuh"
 #include "hopper.cuh"
@@ -21,30 +24,74 @@ constexpr int ROWS = MULTIPLYING / 2, COLUMNS = 256;
 constexpr int DEPTH = 64, ROW_BYTES = 2 * DEPTH;  // elements of k in a step
 constexpr int STAGES = 2, SLABS = 4;              // steps that are expanded, and that are copied
 constexpr int X_SLAB = COLUMNS * ROW_BYTES, W_SLAB = ROWS * ROW_BYTES;
+constexpr int PER_ROW = 8, APART = BRINGING / PER_ROW;  // threads of a row, and rows from one of a thread to the next
+constexpr int JOBS = 4;  // some that multiply may yet read the one before the last, even where jobs have one step
 
 template <class W> constexpr bool LIES_READY = false;  // as wgmma takes it
 template <> constexpr bool LIES_READY<bf16> = true;
+
+// A tile over a part of k; no `count` ends the block.
+struct Job {
+  TileOfY tile;
+  int expert, part, first_step, steps;
+};
+
+// How all of y is cut.
+struct Cut {
+  int rows, columns, tile_columns, column_tiles, parts, jobs, all_steps, chunk_steps;
+
+  __device__ __forceinline__ Job job(int number, const MoeTile* moe_tiles) const {
+    if (number >= jobs) return {};
+    const int tiles = jobs / parts, part = number / tiles;
+    Job job{tile_of_y(number % tiles, rows, ROWS, columns, tile_columns, column_tiles), 0, part};
+    if (moe_tiles) {
+      const MoeTile of = moe_tiles[job.tile.first / tile_columns];
+      job.expert = of.expert, job.tile.first = of.first, job.tile.count = of.count;
+    }
+    const int chunks = (all_steps + chunk_steps - 1) / chunk_steps;
+    job.first_step = chunks * part / parts * chunk_steps;
+    job.steps = min(all_steps, chunks * (part + 1) / parts * chunk_steps) - job.first_step;
+    return job;
+  }
+};
 
 // Where everything lies in shared memory.
 struct Room {
   int w_slabs;
   char *x, *w, *chunks;
   char** destinations;
+  Job* jobs;
   uint64_t *full, *empty;
   __device__ __forceinline__ Room(char* shared, int w_slabs, int chunk_bytes) : w_slabs(w_slabs) {
     x = shared, w = x + SLABS * X_SLAB, chunks = w + w_slabs * W_SLAB;
     destinations = reinterpret_cast<char**>(chunks + 2 * chunk_bytes);
-    full = reinterpret_cast<uint64_t*>(destinations + COLUMNS), empty = full + STAGES;
+    jobs = reinterpret_cast<Job*>(destinations + COLUMNS);
+    full = reinterpret_cast<uint64_t*>(jobs + JOBS), empty = full + STAGES;
   }
 };
 
-// Sums of 64 rows of w by N of x, N at least `count`, and where they go.
+// Where sums go.
+struct Results {
+  const Tensor& y;
+  float* partial;
+  const int* moe_pairs;
+  int rows, columns;
+
+  __device__ __forceinline__ char* row(const Job& job, int column) const {
+    const int at = job.tile.first + column, row = moe_pairs ? moe_pairs[at] : job.tile.batch * columns + at;
+    const int inner = (int)y.shape[2], middle = (int)y.shape[1], rest = row / inner;
+    if (partial) return (char*)(partial + (y.shape[0] * y.shape[1] * inner * job.part + row) * rows);
+    return y.data + rest / middle * y.strides[0] + rest % middle * y.strides[1] + row % inner * y.strides[2];
+  }
+};
+
+// Sums of 64 rows of w by N of x, N at least the tile's; `done` steps were multiplied before.
 template <int N>
-__device__ __forceinline__ void multiply(const Room& room, int steps, int count, int row0, int rows, int64_t y_step) {
+__device__ __forceinline__ void multiply(const Room& room, const Results& results, const Job& job, unsigned done) {
   const int group = (threadIdx.x - BRINGING) / 128, lane = threadIdx.x % 32;
   float sums[N / 2] = {};
 #pragma unroll 1
-  for (int step = 0; step < steps; step++) {
+  for (unsigned step = done; step < done + job.steps; step++) {
     const uint64_t a = descriptor_of(room.w + step % room.w_slabs * W_SLAB + group * 64 * ROW_BYTES);
     const uint64_t b = descriptor_of(room.x + step % SLABS * X_SLAB);
     barrier_wait(&room.full[step % STAGES], step / STAGES);
@@ -52,14 +99,23 @@ __device__ __forceinline__ void multiply(const Room& room, int steps, int count,
 #pragma unroll
     for (int k = 0; k < DEPTH / 16; k++) wgmma(sums, a + k * NEXT_16, b + k * NEXT_16);
     wgmma_commit();
+    if (step == done) {
+      sync_threads<2, MULTIPLYING>();  // nobody stores by the tile before any longer
+      const int column = threadIdx.x - BRINGING;
+      if (column < job.tile.count) room.destinations[column] = results.row(job, column);
+    }
     wgmma_wait<1>(sums);  // that of the step before
-    if (step > 0 && lane == 0) barrier_arrive(&room.empty[(step - 1) % STAGES]);
+    if (step > done && lane == 0) barrier_arrive(&room.empty[(step - 1) % STAGES]);
   }
   wgmma_wait<0>(sums);
-  sync_threads<2, MULTIPLYING>();  // destinations are there for all
-  const int first = row0 + group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
+  if (lane == 0) barrier_arrive(&room.empty[(done + job.steps - 1) % STAGES]);
+  sync_threads<2, MULTIPLYING>();
+
+  const int first = job.tile.row0 + group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4, rows = results.rows;
+  const int64_t y_step = results.partial ? (int64_t)sizeof(float) : results.y.strides[3];
   const int64_t low = first * y_step, high = low + 8 * y_step;
-  const int left = count - lane % 4 * 2, left_of_low = first < rows ? left : 0, left_of_high = first + 8 < rows ? left : 0;
+  const int left = job.tile.count - lane % 4 * 2;
+  const int left_of_low = first < rows ? left : 0, left_of_high = first + 8 < rows ? left : 0;
 #pragma unroll
   for (int j = 0; j < N; j += 32) {
     char* to[8];
@@ -74,121 +130,155 @@ __device__ __forceinline__ void multiply(const Room& room, int steps, int count,
   }
 }
 
+// What a thread of those that bring operands copies of a job: pieces of 16 bytes.
+template <class W> struct Bringer {
+  using Weights = WeightTile<W, ROWS>;
+  using C = Chunk<W>;
+  static constexpr int CHUNK_STEPS = C::STEPS * STEP / DEPTH, CHUNK = LIES_READY<W> ? 0 : Weights::BYTES;
+
+  const Room& room;
+  const Job job;
+  const Weights weights;
+  const int row = threadIdx.x / PER_ROW, piece = threadIdx.x % PER_ROW;
+  const int place = row * ROW_BYTES + (piece ^ row % 8) * 16;
+  const char* sources[COLUMNS / APART];  // of x, every 16th row
+  int shifts[ROWS / APART];
+
+  __device__ __forceinline__ void copy_step(int step, unsigned done) const {
+    if (step >= job.steps) return;
+    char* const to = room.x + (done + step) % SLABS * X_SLAB + place;
+#pragma unroll
+    for (int i = 0; i < COLUMNS / APART; i++) {
+      if (i % (64 / APART) == 0 && APART * i >= job.tile.count) break;  // wgmma takes 64, 128, 192 or 256
+      copy_async(to + APART * ROW_BYTES * i, sources[i] + step * ROW_BYTES);
+    }
+    if constexpr (LIES_READY<W>) {
+      char* const w_to = room.w + (done + step) % SLABS * W_SLAB + place;
+      const char* from = weights.data + row * weights.stride + (job.first_step + step) * ROW_BYTES + piece * 16;
+#pragma unroll
+      for (int i = 0; i < ROWS / APART; i++, from += APART * weights.stride)
+        if (row + APART * i < weights.rows) copy_async(w_to + APART * ROW_BYTES * i, from);
+    }
+  }
+
+  // Rows begin at any address: their pieces are copied from a multiple of 16 on.
+  __device__ __forceinline__ void copy_chunk(int step) const {
+    if (LIES_READY<W> || step >= job.steps) return;
+    char* const to = room.chunks + step / CHUNK_STEPS % 2 * CHUNK;
+    const int chunk = (job.first_step + step) / CHUNK_STEPS;
+    const int bytes = min((int)C::BYTES, weights.row_bytes - chunk * C::BYTES);
+    const char* start = weights.data + row * weights.stride + (int64_t)chunk * C::BYTES;
+#pragma unroll
+    for (int i = 0; i < ROWS / APART; i++, start += APART * weights.stride) {
+      const int shift = (int)(int64_t)start & 15, end = row + APART * i < weights.rows ? shift + bytes : 0;
+#pragma unroll
+      for (int n = 0; n < C::PIECES; n += PER_ROW)
+        if ((n + piece) * 16 < end)
+          copy_async(to + C::template place<ROWS>(row + APART * i, n + piece), start - shift + (n + piece) * 16);
+    }
+  }
+
+  __device__ __forceinline__ void expand(int step, unsigned done) const {
+    if constexpr (!LIES_READY<W>) {
+      const char* chunk = room.chunks + step / CHUNK_STEPS % 2 * CHUNK;
+      char* const to = room.w + (done + step) % STAGES * W_SLAB + place;
+      uint32_t packed[ROWS / APART][4];  // all of them, lest loads wait for stores
+#pragma unroll
+      for (int i = 0; i < ROWS / APART; i++)
+        weights.expand(chunk, row + APART * i, shifts[i], (job.first_step + step) / CHUNK_STEPS,
+                       step % CHUNK_STEPS * (DEPTH / STEP) + piece / 4, packed[i]);
+#pragma unroll
+      for (int i = 0; i < ROWS / APART; i++)
+        store_operand(to + APART * ROW_BYTES * i, {packed[i][0], packed[i][1], packed[i][2], packed[i][3]});
+    }
+  }
+};
+
 template <class W>
 __global__ void __launch_bounds__(THREADS, 1)
 gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, const bf16* x, int64_t x_outer,
-           int64_t x_inner, float* partial, const MoeTile* moe_tiles, const int* moe_pairs, int pairs_of_row, int rows,
-           int columns, int inner, int row_bytes, int half_steps, int column_tiles, int tile_columns) {
+           int64_t x_inner, float* partial, MoeTile* moe_tiles, const int* moe_pairs, int pairs_of_row, int rows,
+           int columns, int inner, int row_bytes, int half_steps, int column_tiles, int tile_columns, int parts,
+           int jobs) {
   DYNAMIC_SHARED(char, shared);
-  const Room room(shared, LIES_READY<W> ? SLABS : STAGES, LIES_READY<W> ? 0 : WeightTile<W, ROWS>::BYTES);
-  TileOfY tile = tile_of_y(blockIdx.x, rows, ROWS, columns, tile_columns, column_tiles);
-  int64_t w_offset = tile.batch / inner * w_outer + tile.batch % inner * w_inner;
-  if (moe_tiles) {
-    const MoeTile of = moe_tiles[tile.first / tile_columns];
-    tile.first = of.first, tile.count = of.count, w_offset = of.expert * w_inner;
-  }
-  if (tile.count <= 0) return;
-
+  using Bring = Bringer<W>;
+  const Room room(shared, LIES_READY<W> ? SLABS : STAGES, Bring::CHUNK);
   if (threadIdx.x < STAGES) {
     barrier_init(&room.full[threadIdx.x], BRINGING / 32);
     barrier_init(&room.empty[threadIdx.x], MULTIPLYING / 32);
   }
   __syncthreads();
 
-  // This part of k, in whole chunks.
-  constexpr int CHUNK_STEPS = Chunk<W>::STEPS * STEP / DEPTH;
-  const int all_steps = half_steps / 2, all_chunks = (all_steps + CHUNK_STEPS - 1) / CHUNK_STEPS;
-  const int first_chunk = (int)((int64_t)all_chunks * blockIdx.y / gridDim.y);
-  const int end_chunk = (int)((int64_t)all_chunks * (blockIdx.y + 1) / gridDim.y);
-  const int first_step = first_chunk * CHUNK_STEPS, steps = min(all_steps, end_chunk * CHUNK_STEPS) - first_step;
-
+  unsigned done = 0;  // steps of jobs before this one
   if (threadIdx.x >= BRINGING) {
-    const int column = threadIdx.x - BRINGING;
-    if (column < tile.count) {
-      const int64_t row = moe_pairs ? moe_pairs[tile.first + column] : (int64_t)tile.batch * columns + tile.first + column;
-      const int64_t all_rows = y.shape[0] * y.shape[1] * y.shape[2];
-      room.destinations[column] = partial ? (char*)(partial + (blockIdx.y * all_rows + row) * rows) : row_of(y, row);
-    }
-    const int64_t y_step = partial ? (int64_t)sizeof(float) : y.strides[3];
-    if (tile.count <= 64)
-      multiply<64>(room, steps, tile.count, tile.row0, rows, y_step);
-    else if (tile.count <= 128)
-      multiply<128>(room, steps, tile.count, tile.row0, rows, y_step);
-    else if (tile.count <= 192)
-      multiply<192>(room, steps, tile.count, tile.row0, rows, y_step);
-    else
-      multiply<256>(room, steps, tile.count, tile.row0, rows, y_step);
-    return;
-  }
-
-  using Weights = WeightTile<W, ROWS>;
-  constexpr int APART = BRINGING / 8;
-  const Weights weights{w + w_offset + tile.row0 * w_row, w_row, rows - tile.row0, row_bytes};
-  const int row = threadIdx.x / 8, piece = threadIdx.x % 8, place = row * ROW_BYTES + (piece ^ row % 8) * 16;
-
-  // Where this thread's pieces of x lie, of every 16th row.
-  const char* sources[COLUMNS / APART];
-  const int64_t x_offset = tile.batch / inner * x_outer + tile.batch % inner * x_inner + tile.first;
-#pragma unroll
-  for (int i = 0; i < COLUMNS / APART; i++) {
-    const int column = min(row + APART * i, tile.count - 1);
-    const int64_t of = moe_pairs ? moe_pairs[tile.first + column] / pairs_of_row : x_offset + column;
-    sources[i] = (const char*)(x + of * all_steps * DEPTH) + first_step * ROW_BYTES + piece * 16;
-  }
-  int shifts[ROWS / APART];
-#pragma unroll
-  for (int i = 0; i < ROWS / APART; i++) shifts[i] = weights.shift(row + APART * i);
-  auto copy_step = [&](int step) {
-    if (step >= steps) return;
-    char* const to = room.x + step % SLABS * X_SLAB + place;
-#pragma unroll
-    for (int i = 0; i < COLUMNS / APART; i++) {
-      if (i % (64 / APART) == 0 && APART * i >= tile.count) break;  // wgmma takes 64, 128, 192 or 256
-      copy_async(to + APART * ROW_BYTES * i, sources[i] + step * ROW_BYTES);
-    }
-    if constexpr (LIES_READY<W>) {
-      char* const w_to = room.w + step % SLABS * W_SLAB + place;
-#pragma unroll
-      for (int i = 0; i < ROWS / APART; i++)
-        if (row + APART * i < weights.rows)
-          copy_async(w_to + APART * ROW_BYTES * i,
-                     weights.data + (row + APART * i) * weights.stride + (first_step + step) * ROW_BYTES + piece * 16);
-    }
-  };
-  auto copy_chunk = [&](int step) {
-    if constexpr (!LIES_READY<W>)
-      if (step < steps)
-        weights.template copy<BRINGING>(room.chunks + step / CHUNK_STEPS % 2 * Weights::BYTES,
-                                        first_chunk + step / CHUNK_STEPS);
-  };
-
-  copy_chunk(0);
-  copy_step(0);
-  commit_copies();
-  copy_step(1);
-  commit_copies();
+    const Results results{y, partial, moe_pairs, rows, columns};
 #pragma unroll 1
-  for (int step = 0; step < steps; step++) {
-    if (step >= STAGES) barrier_wait(&room.empty[step % STAGES], step / STAGES - 1);
-    wait_for_copies<1>();
-    if (!LIES_READY<W>) sync_threads<1, BRINGING>();  // the chunk is there for all, and nobody reads the one before
-    copy_step(step + 2);
-    if (step % CHUNK_STEPS == 0) copy_chunk(step + CHUNK_STEPS);
-    commit_copies();
-    if constexpr (!LIES_READY<W>) {
-      const char* chunk = room.chunks + step / CHUNK_STEPS % 2 * Weights::BYTES;
-      char* const to = room.w + step % STAGES * W_SLAB + place;
-      uint32_t packed[ROWS / APART][4];  // all of them, lest loads wait for stores
-#pragma unroll
-      for (int i = 0; i < ROWS / APART; i++)
-        weights.expand(chunk, row + APART * i, shifts[i], first_chunk + step / CHUNK_STEPS,
-                       step % CHUNK_STEPS * (DEPTH / STEP) + piece / 4, packed[i]);
-#pragma unroll
-      for (int i = 0; i < ROWS / APART; i++)
-        store_operand(to + APART * ROW_BYTES * i, {packed[i][0], packed[i][1], packed[i][2], packed[i][3]});
+    for (unsigned i = 0;; i++) {
+      barrier_wait(&room.full[done % STAGES], done / STAGES);
+      const Job job = room.jobs[i % JOBS];
+      const int count = job.tile.count;
+      if (count == 0) return;
+      if (count <= 64)
+        multiply<64>(room, results, job, done);
+      else if (count <= 128)
+        multiply<128>(room, results, job, done);
+      else if (count <= 192)
+        multiply<192>(room, results, job, done);
+      else
+        multiply<256>(room, results, job, done);
+      done += job.steps;
     }
-    fence_operands();
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(&room.full[step % STAGES]);
   }
+
+  const int all_steps = half_steps / 2;
+  const Cut cut{rows, columns, tile_columns, column_tiles, parts, jobs, all_steps, Bring::CHUNK_STEPS};
+  auto next = [&](int number) { return (int)gridDim.x + (moe_tiles ? atomicAdd(&moe_tiles->taken, 1) : number); };
+  int number = blockIdx.x;  // of the next job
+#pragma unroll 1
+  for (unsigned i = 0;; i++) {
+    if (threadIdx.x == 0) {
+      Job job = cut.job(number, moe_tiles);
+      while (number < jobs && job.tile.count <= 0) job = cut.job(number = next(number), moe_tiles);
+      room.jobs[i % JOBS] = job;
+      if (job.tile.count > 0) number = next(number);
+    }
+    sync_threads<1, BRINGING>();
+    const Job job = room.jobs[i % JOBS];
+    const TileOfY tile = job.tile;
+    if (tile.count == 0) break;
+
+    const int64_t w_offset =
+        moe_tiles ? job.expert * w_inner : tile.batch / inner * w_outer + tile.batch % inner * w_inner;
+    Bring bring{room, job, {w + w_offset + tile.row0 * w_row, w_row, rows - tile.row0, row_bytes}};
+    bring.copy_chunk(0);
+    const int64_t x_offset = tile.batch / inner * x_outer + tile.batch % inner * x_inner + tile.first;
+#pragma unroll
+    for (int j = 0; j < COLUMNS / APART; j++) {
+      const int column = min(bring.row + APART * j, tile.count - 1);
+      const int64_t of = moe_pairs ? moe_pairs[tile.first + column] / pairs_of_row : x_offset + column;
+      bring.sources[j] = (const char*)(x + of * all_steps * DEPTH) + job.first_step * ROW_BYTES + bring.piece * 16;
+    }
+#pragma unroll
+    for (int j = 0; j < ROWS / APART; j++) bring.shifts[j] = bring.weights.shift(bring.row + APART * j);
+    bring.copy_step(0, done);
+    commit_copies();
+    bring.copy_step(1, done);
+    commit_copies();
+#pragma unroll 1
+    for (int step = 0; step < job.steps; step++, done++) {
+      if (done >= STAGES) barrier_wait(&room.empty[done % STAGES], done / STAGES - 1);
+      wait_for_copies<1>();
+      if (!LIES_READY<W>) sync_threads<1, BRINGING>();  // the chunk is there for all, and nobody reads the one before
+      bring.copy_step(step + 2, done - step);
+      if (step % Bring::CHUNK_STEPS == 0) bring.copy_chunk(step + Bring::CHUNK_STEPS);
+      commit_copies();
+      bring.expand(step, done - step);
+      fence_operands();
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) barrier_arrive(&room.full[done % STAGES]);
+    }
+  }
+  // No more jobs: what is full then is room.jobs alone.
+  if (done >= STAGES) barrier_wait(&room.empty[done % STAGES], done / STAGES - 1);
+  if (threadIdx.x % 32 == 0) barrier_arrive(&room.full[done % STAGES]);
 }
