@@ -2,11 +2,12 @@
 
 They are those that take x row by row, so not products of floats with many columns. Two that a gated unit reads are
 taken in one pass with it, those with one column (see gated.py), those in int8 (see int8_product.py), and, as a group of
-their own, those of floats with many columns (see matmat.py); and so is a token's product with its experts whose results
-a weighted sum adds up (see expert_sum.py).
+their own, those of floats with many columns (see matmat.py); and so is a product with experts whose results a weighted
+sum adds up (see fusion_sums.py).
 
 The workspace holds, for each x and form that the weights want it in, what its preparation needs and x so prepared;
-then, for each product, its tables of groups and columns and its scratch memory (see grouping.py).
+then, for each product, its tables of groups and columns and its scratch memory (see grouping.py), and the turns of a
+weighted sum of many columns.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 
-from graphrt import dtypes
 from graphrt.backends.cpu import host, matmul
 from graphrt.backends.cpu.expert_sum import expert_sum_column
+from graphrt.backends.cpu.expert_sums import turns_bytes
+from graphrt.backends.cpu.fusion_sums import start_call, sum_of, sum_of_tiles, weights_of
 from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import Layout, columns, matrices
 from graphrt.backends.cpu.int8_product import holds_whole_rows
@@ -26,7 +28,7 @@ from graphrt.backends.cpu.jit import native
 from graphrt.backends.cpu.prepare import PIECE_BYTES, group_columns
 from graphrt.backends.cpu.registry import Call
 from graphrt.ops.matmul import mul_mat_transposed
-from graphrt.ops.moe import mul_mat_id, weighted_sum
+from graphrt.ops.moe import weighted_sum
 from graphrt.patterns import Coming, Fused
 from graphrt.tensor import Tensor
 
@@ -74,9 +76,18 @@ class Product:
         return [*self.factors, self.node] if self.kind else [self.node]
 
     @property
+    def is_sum(self) -> bool:
+        return self.node.op is weighted_sum
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether several threads add to the same rows of a sum."""
+        return self.is_sum and matmul.has_many_columns(self.first)
+
+    @property
     def kind(self) -> str:
         """What is more than a product."""
-        if self.node.op is weighted_sum:
+        if self.is_sum:
             return "weighted sum"
         return "gated unit" if len(self.factors) > 1 else ""
 
@@ -84,7 +95,7 @@ class Product:
 def products_at_once(coming: Coming, threads: int) -> Fused | None:
     """A product, others that could run now, and gated units of two of them."""
     if _form(coming.first) is None:
-        return _gated_tiles(coming, threads)
+        return _gated_tiles(coming, threads) or sum_of_tiles(coming, threads)
     members, is_next = [coming.first], True
     for node in coming.after_first():
         can_run = len(members) < MOST and _form(node) is not None and coming.is_ready(node, [])
@@ -127,16 +138,23 @@ def products(found: Sequence[Product], threads: int) -> tuple[list[Call], int]:
             prepared.append((x, form, part))
             end = part.end
         reads.append(part)
-    parts: list[Part] = []
+    parts, turns = list[Part](), dict[Product, Part]()
     for product in found:
         parts.append(Part(end, _tables(product.first), threads))
         end = parts[-1].end
+        if product.takes_turns:
+            turns[product] = Part(end, Layout(0, 0, turns_bytes(product.node.shape[-1], threads), 0), threads)
+            end = turns[product].end
     prepare = [_prepare(*each) for each in prepared]
-    group = [
-        _group(product, part) for product, part in zip(found, parts, strict=True) if product.node.op is not weighted_sum
+    made = list(zip(found, parts, strict=True))
+    group = [_group(product, part) for product, part in made if product in turns or not product.is_sum]
+    multiply = [_multiply(*each, x, turns.get(each[0])) for each, x in zip(made, reads, strict=True)]
+    start = [
+        start_call(product.node, product.first, call.extras, part.base, call.writes)
+        for (product, part), call in zip(made, multiply, strict=True)
+        if product in turns
     ]
-    multiply = [_multiply(product, part, x) for product, part, x in zip(found, parts, reads, strict=True)]
-    return [*prepare, *group, *multiply], end
+    return [*prepare, *group, *start, *multiply], end
 
 
 def _with_readers(members: Sequence[Tensor], coming: Coming) -> list[Product]:
@@ -147,24 +165,11 @@ def _with_readers(members: Sequence[Tensor], coming: Coming) -> list[Product]:
         if unit is not None:
             found.append(Product(unit, tuple(src for src in unit.srcs if src is not None)))
             taken.update(found[-1].factors)
-        total = _weighted_sum(member, coming)
+        total = sum_of(member, coming)
         if total is not None:
             found.append(Product(total, (member,)))
             taken.add(member)
     return [*found, *(Product(node, (node,)) for node in members if node not in taken)]
-
-
-def _weighted_sum(product: Tensor, coming: Coming) -> Tensor | None:
-    """The weighted sum that alone reads one token's product with its experts, if it could run with it."""
-    if product.op is not mul_mat_id or product.shape[0] != 1 or matmul.has_many_columns(product):
-        return None
-    if _x(product).shape[1] != product.shape[1]:  # one row for all experts, which no model has here
-        return None
-    total = coming.reader(product, weighted_sum.name, [product])
-    if total is None or not coming.readers.are_within(product, [total]):
-        return None
-    weights = total.srcs[1]
-    return total if weights is not None and weights.dtype is dtypes.f32 else None
 
 
 def _gated_units(gate: Tensor, coming: Coming) -> list[Tensor]:
@@ -234,28 +239,30 @@ def _prepare(x: Tensor, form: str, part: Part) -> Call:
 
 
 def _group(product: Product, part: Part) -> Call:
-    """The call that writes a product's tables; into the result only where ids are no experts'."""
+    """The call that writes a product's tables; into the result only where ids are no experts', into a sum nothing."""
     w, x, *ids = matmul.operands(product.first)
     work = 8 * (part.layout.groups + part.layout.columns)
-    tensors = [product.node, w, x, *ids, *[None] * (1 - len(ids))]
+    tensors = [None if product.is_sum else product.node, w, x, *ids, *[None] * (1 - len(ids))]
     extras = [*part.layout.offsets, 0, x.shape[-1]]
     return Call(native(group_columns, 1), tensors, (), extras, len(ids), part.base, [part.span], work=work)
 
 
-def _multiply(product: Product, part: Part, prepared: Part) -> Call:
+def _multiply(product: Product, part: Part, prepared: Part, turns: Part | None) -> Call:
     node, (w, x, *ids) = product.node, matmul.operands(product.first)
     at, _, *scratch = part.layout.offsets
     extras = [at, prepared.base + prepared.layout.offsets[1] - part.base, *scratch, 0, x.shape[-1]]
-    lanes = host.level().lanes
-    if product.kind == "weighted sum":
-        function, weights = native(expert_sum_column, w.dtype.name, w.has_dense_rows, lanes), node.srcs[1]
-        assert weights is not None
-        tensors = [node, w, weights, *ids]
-        extras.append(weights.strides[1])
-    elif product.kind == "gated unit":
-        assert node.op is not None
-        function = matmul.multiplication(product.first, node.op.name)
+    writes, name = [part.span], node.op.name if node.op is not None and product.kind else ""
+    if turns is not None:
+        function, tensors = matmul.multiplication(product.first, name), [node, w, weights_of(node), *ids]
+        extras += [turns.base + turns.layout.offsets[1] - part.base, turns.layout.prepared]
+        writes.append(turns.span)
+    elif product.is_sum:
+        function = native(expert_sum_column, w.dtype.name, w.has_dense_rows, host.level().lanes)
+        tensors = [node, w, weights_of(node), *ids]
+        extras.append(weights_of(node).strides[1])
+    elif product.kind:
+        function = matmul.multiplication(product.first, name)
         tensors = [node, w, x, matmul.operands(product.factors[1])[0]]
     else:
         function, tensors = matmul.multiplication(node), [node, w, x, *(ids or [None])]
-    return Call(function, tensors, (), extras, 1, part.base, [part.span], [prepared.span])
+    return Call(function, tensors, (), extras, 1, part.base, writes, [prepared.span])

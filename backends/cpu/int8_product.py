@@ -3,18 +3,19 @@
 x is brought to int8 once, row by row. A thread then claims a band of rows of one group's matrix, unpacks it into a
 panel that stays in its second-level cache, and multiplies that by the group's columns of x, a few at a time, while the
 memory of its next band is brought near. Of a gated unit it takes the same band of both matrices, one after the other:
-the gate's product is still in the cache when the other half is multiplied onto it.
+the gate's product is still in the cache when the other half is multiplied onto it. Products that a weighted sum reads
+are added up at once (see expert_sums.py).
 """
 
 from __future__ import annotations
 
 from graphrt import dtypes
-from graphrt.backends.cpu.args import address, claim, size, stride, word
+from graphrt.backends.cpu.args import address, size, stride, word
+from graphrt.backends.cpu.expert_sums import SUM, add_weighted, end_turn, item_claimer, wait_for_turn
 from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import (
     COLUMN_BYTES,
     COLUMNS,
-    COUNTER,
     FIRST,
     LAST,
     MATRIX,
@@ -36,7 +37,7 @@ from graphrt.backends.cpu.int8_form import ELEMENTS, X_BYTES, shape
 from graphrt.backends.cpu.int8_panel import ROWS, filler, panel_of
 from graphrt.backends.cpu.int8_tile import LINES_AHEAD, multiply_up_to
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.matmat import add_rows
+from graphrt.backends.cpu.matmat import add_rows, prefetch_rows
 from graphrt.backends.cpu.memory import load_f32_first, load_integer, store_f32_first, store_integer
 from graphrt.backends.cpu.prepare import unit_writer
 
@@ -76,20 +77,21 @@ def holds_whole_rows(width: int) -> bool:
 
 
 def mul_mat_codes(dtype: str, unit: str, lanes: int) -> Kernel:
-    """Native: y for every column, over x prepared by `prepare_codes`; the product, or the gated unit of that name.
+    """Native: y for every column, over x prepared by `prepare_codes`: the product, or the op `unit` that reads it.
 
-    Of a gated unit w is the gate's matrices, and tensor UP the other half's, laid out alike.
+    Of a gated unit w is the gate's matrices, and tensor UP the other half's, laid out alike; of a weighted sum, tensors
+    and extras are as in expert_sums.py.
     """
-    multiply_band = _band_multiplier(dtype, unit, lanes)
-    rows_of_band, halves = shape().rows, 2 if unit else 1
+    multiply_band, next_item = _band_multiplier(dtype, unit, lanes), item_claimer(unit)
+    rows_of_band, halves, is_sum = shape().rows, 2 if unit in ACTIVATIONS else 1, unit == SUM
 
     def run(args, ith, nth):
         height, pitch = size(args, W, 2), stride(args, W, 2)
         bands = (height + rows_of_band - 1) // rows_of_band
         total = group_count(args) * bands
-        item = ith
+        away, item = next_item(args, 0, bands, ith, nth)
         while item < total:
-            following = nth + claim(word(args, COUNTER), 1)
+            away, following = next_item(args, away, bands, ith, nth)
             ahead, ahead_end = 0, 0
             if following < total:
                 row = following % bands * rows_of_band
@@ -97,6 +99,8 @@ def mul_mat_codes(dtype: str, unit: str, lanes: int) -> Kernel:
                 ahead_end = ahead + min(rows_of_band, height - row) * pitch
             group, row = item // bands, item % bands * rows_of_band
             weights = matrix_address(args, group_word(args, group, MATRIX)) + row * pitch
+            if is_sum:
+                wait_for_turn(args, item % bands, group, nth)
             for half in range(halves):
                 near, near_end = ahead, ahead_end
                 if half + 1 < halves:
@@ -104,6 +108,8 @@ def mul_mat_codes(dtype: str, unit: str, lanes: int) -> Kernel:
                     near_end = near + min(rows_of_band, height - row) * pitch
                 multiply_band(args, group, row, weights, half, scratch(args, ith), near, near_end)
                 weights = near
+            if is_sum:
+                end_turn(args, item % bands, group, nth)
             item = following
 
     return run
@@ -116,7 +122,8 @@ def _band_multiplier(dtype: str, unit: str, lanes: int):
     panel_bytes, lines = form.nbytes, 64 * LINES_AHEAD
     fill_panel = _panel_filler(dtype, rows_of_band)
     multiply = multiply_up_to(rows_of_band, form.parts, form.has_least, columns)
-    put = _gated_rows(unit, lanes) if unit else _plain_rows
+    put = _gated_rows(unit, lanes) if unit in ACTIVATIONS else _weighted_rows if unit == SUM else _plain_rows
+    is_sum = unit == SUM
 
     @helper
     def multiply_band(args, group, row, weights, half, panel, ahead, ahead_end):
@@ -137,11 +144,12 @@ def _band_multiplier(dtype: str, unit: str, lanes: int):
                 count = tile_width(last - column, columns)
                 entry = entries + COLUMN_BYTES * column
                 near, step = (ahead, lines) if ahead < ahead_end else (panel, 0)
+                if is_sum:
+                    prefetch_rows(args, column, count, row, rows_left)
                 multiply(panel, blocks, x, x_pitch, entry, count, result, near, step)
                 ahead += blocks * lines
                 for c in range(count):
-                    y = column_word(args, column + c, Y_ADDRESS) + 4 * row
-                    put(result + 4 * rows_of_band * c, y, rows_left, start > 0, half)
+                    put(args, column + c, row, result + 4 * rows_of_band * c, rows_left, start > 0, half)
                 column += count
             start += elements
 
@@ -149,8 +157,13 @@ def _band_multiplier(dtype: str, unit: str, lanes: int):
 
 
 @helper
-def _plain_rows(source, target, count, onto, half):
-    add_rows(source, target, count, onto)
+def _plain_rows(args, column, row, source, count, onto, half):
+    add_rows(source, column_word(args, column, Y_ADDRESS) + 4 * row, count, onto)
+
+
+@helper
+def _weighted_rows(args, column, row, source, count, onto, half):
+    add_weighted(args, column, row, source, count)
 
 
 def _gated_rows(unit: str, lanes: int):
@@ -158,7 +171,8 @@ def _gated_rows(unit: str, lanes: int):
     activation = ACTIVATIONS[unit]
 
     @helper
-    def gated_rows(source, target, count, onto, half):
+    def gated_rows(args, column, row, source, count, onto, half):
+        target = column_word(args, column, Y_ADDRESS) + 4 * row
         if half == 0:
             add_rows(source, target, count, onto)
             return

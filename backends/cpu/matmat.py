@@ -5,7 +5,7 @@ Weights are expanded, a panel at a time, to float32, and multiplied by tiles of 
 A thread claims `tile.rows` rows of one group's matrix. For every DEPTH elements of K it expands them into a panel that
 stays in the second-level cache, and takes the product with each of the group's tiles of x. Of a gated unit it takes
 these rows of both matrices, each tile of x with one panel after the other, and keeps the sums of both until K is
-through: only the unit is written to y.
+through: only the unit is written to y. Products that a weighted sum reads are added up at once (see expert_sums.py).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import numpy as np
 
 from graphrt import dtypes
-from graphrt.backends.cpu.args import address, claim, size, stride, word
+from graphrt.backends.cpu.args import address, size, stride, word
 from graphrt.backends.cpu.codes import prefetch
 from graphrt.backends.cpu.dequant import expander
+from graphrt.backends.cpu.expert_sums import SUM, add_weighted, end_turn, item_claimer, wait_for_turn
 from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import (
-    COUNTER,
     FIRST,
     FIRST_TILE,
     LAST,
@@ -61,13 +61,14 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int, unit: str)
     """Native: y for every column, over a slice of x prepared as tiles of `columns` columns; later slices add to it.
 
     Args:
-        unit: empty, or the gated unit of that name is made: w is then the gate's matrices, tensor UP the other half's,
-            laid out alike, and the slice is all of x.
+        unit: empty, or the op that reads the product: it is made instead, of a slice that is all of x. Of a gated unit,
+            w is the gate's matrices, and tensor UP the other half's, laid out alike; of a weighted sum, tensors and
+            extras are as in expert_sums.py.
     """
-    height_of_tile, halves = lanes * vectors, 2 if unit else 1
-    fill_panel = _panel_filler(dtype, lanes, vectors)
+    height_of_tile, halves, is_sum = lanes * vectors, 2 if unit in ACTIVATIONS else 1, unit == SUM
+    fill_panel, next_item = _panel_filler(dtype, lanes, vectors), item_claimer(unit)
     multiply = tile_multiplier(lanes, vectors, columns)
-    put = gated_results(unit, lanes, height_of_tile, columns) if unit else plain_results(height_of_tile)
+    put = results_of(unit, lanes, height_of_tile, columns)
     panel_bytes, result_bytes = 4 * height_of_tile * (DEPTH + lanes), 4 * height_of_tile * columns
     strip_at = halves * panel_bytes
     result_at = strip_at + 4 * lanes * STRIP
@@ -80,7 +81,7 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int, unit: str)
         total = group_count(args) * bands
         panels = scratch(args, ith)
         result = panels + result_at
-        item = claim(word(args, COUNTER), 1)
+        away, item = next_item(args, 0, bands, ith, nth)
         while item < total:
             group, row = item // bands, item % bands * height_of_tile
             matrix = matrix_address(args, group_word(args, group, MATRIX))
@@ -88,6 +89,8 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int, unit: str)
             first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
             at_once = TILES * columns if halves > 1 else last - first
             tiles = prepared(args) + group_word(args, group, FIRST_TILE) * width * columns * 4
+            if is_sum:
+                wait_for_turn(args, item % bands, group, nth)
             for begin in range(first, last, at_once):
                 for start in range(first_element, max(last_element, 1), DEPTH):
                     depth, is_last = min(DEPTH, last_element - start), start + DEPTH >= last_element
@@ -105,9 +108,18 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int, unit: str)
                         x += width * columns * 4
                         sums += halves * result_bytes
                 tiles += TILES * width * columns * 4
-            item = claim(word(args, COUNTER), 1)
+            if is_sum:
+                end_turn(args, item % bands, group, nth)
+            away, item = next_item(args, away, bands, ith, nth)
 
     return run
+
+
+def results_of(unit: str, lanes: int, rows_of_panel: int, columns: int):
+    """A helper: puts the products of a panel with a tile of x where they belong, or what `unit` makes of them."""
+    if unit in ACTIVATIONS:
+        return gated_results(unit, lanes, rows_of_panel, columns)
+    return weighted_results(rows_of_panel) if unit == SUM else plain_results(rows_of_panel)
 
 
 def plain_results(rows_of_panel: int):
@@ -119,6 +131,18 @@ def plain_results(rows_of_panel: int):
         for c in range(count):
             y = column_word(args, column + c, Y_ADDRESS) + 4 * row
             add_rows(result + c * pitch, y, rows, onto)
+
+    return put_results
+
+
+def weighted_results(rows_of_panel: int):
+    """A helper: adds the products of a panel with a tile of x, times their weights, onto the sums in y."""
+    pitch = 4 * rows_of_panel
+
+    @helper
+    def put_results(args, column, count, row, rows, onto, is_last, result, sums):
+        for c in range(count):
+            add_weighted(args, column + c, row, result + c * pitch, rows)
 
     return put_results
 

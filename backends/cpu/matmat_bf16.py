@@ -12,10 +12,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from graphrt.backends.cpu import bf16
-from graphrt.backends.cpu.args import address, claim, size, stride, word
+from graphrt.backends.cpu.args import address, size, stride, word
 from graphrt.backends.cpu.codes import prefetch
+from graphrt.backends.cpu.expert_sums import SUM, end_turn, item_claimer, wait_for_turn
+from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import (
-    COUNTER,
     FIRST,
     FIRST_TILE,
     LAST,
@@ -32,7 +33,7 @@ from graphrt.backends.cpu.grouping import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.matmat import TILES, gated_results, plain_results, prefetch_rows, results_bytes
+from graphrt.backends.cpu.matmat import TILES, prefetch_rows, results_bytes, results_of
 from graphrt.backends.cpu.memory import emit_prefetch, load_f32_first, load_vector, store_f32
 from graphrt.backends.cpu.simd import F32, I64, broadcast, constant, literal
 from graphrt.backends.cpu.tile import loop, tile, transpose_block
@@ -68,12 +69,12 @@ def mul_mat_pairs(vectors: int, columns: int, unit: str) -> Kernel:
     While panels are multiplied, the rows of the next ones are prefetched.
 
     Args:
-        unit: empty, or the gated unit of that name is made, as by `mul_mat_tiles`.
+        unit: empty, or the op that reads the product, which is made instead, as by `mul_mat_tiles`.
     """
-    rows_of_panel, halves = LANES * vectors, 2 if unit else 1
+    rows_of_panel, halves, is_sum = LANES * vectors, 2 if unit in ACTIVATIONS else 1, unit == SUM
     rows_of_band = PANELS // halves * rows_of_panel
     multiply, fill_panel = pairs_multiplier(vectors, columns), panel_filler(vectors)
-    put = gated_results(unit, LANES, rows_of_panel, columns) if unit else plain_results(rows_of_panel)
+    put, next_item = results_of(unit, LANES, rows_of_panel, columns), item_claimer(unit)
     panel_bytes, result_bytes = rows_of_panel * DEPTH * 2, 4 * rows_of_panel * columns
     strip_at = PANELS * panel_bytes
     result_at = strip_at + LANES * 4 * LANES
@@ -93,9 +94,9 @@ def mul_mat_pairs(vectors: int, columns: int, unit: str) -> Kernel:
         panels = scratch(args, ith)
         result = panels + result_at
         to_next_panel = address(args, UP) - address(args, W) if halves > 1 else rows_of_panel * pitch
-        item = claim(word(args, COUNTER), 1)
+        away, item = next_item(args, 0, bands, ith, nth)
         while item < total:
-            following = claim(word(args, COUNTER), 1)
+            away, following = next_item(args, away, bands, ith, nth)
             group, row = item // bands, item % bands * rows_of_band
             rows = min(rows_of_band, height - row)
             used = halves if halves > 1 else (rows + rows_of_panel - 1) // rows_of_panel
@@ -103,6 +104,8 @@ def mul_mat_pairs(vectors: int, columns: int, unit: str) -> Kernel:
             first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
             at_once = TILES * columns if halves > 1 else last - first
             tiles = prepared(args) + group_word(args, group, FIRST_TILE) * words * columns * 4
+            if is_sum:
+                wait_for_turn(args, item % bands, group, nth)
             for begin in range(first, last, at_once):
                 for start in range(first_element, max(last_element, 1), DEPTH):
                     depth, is_last = min(DEPTH, last_element - start), start + DEPTH >= last_element
@@ -137,6 +140,8 @@ def mul_mat_pairs(vectors: int, columns: int, unit: str) -> Kernel:
                         x += words * columns * 4
                         sums += halves * result_bytes
                 tiles += TILES * words * columns * 4
+            if is_sum:
+                end_turn(args, item % bands, group, nth)
             item = following
 
     return run

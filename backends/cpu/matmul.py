@@ -106,23 +106,29 @@ def tile_calls(product: Tensor, unit: Tensor | None = None, up: Tensor | None = 
             K is through, so that all of x is one slice.
     """
     w, x, *ids = operands(product)
-    name, shape, pairs = "" if unit is None or unit.op is None else unit.op.name, tile(), matmat_bf16.takes(product)
+    name = "" if unit is None or unit.op is None else unit.op.name
     depth, step = x.shape[-1], slice_depth(product) if unit is None else max(1, x.shape[-1])
     tensors = [product if unit is None else unit, w, x, *(ids or [None])]
     multiplied = tensors if up is None else [unit, w, x, operands(up)[0]]
-    prepare = native(prepare_tiles.prepare_tiles, shape.columns, x.dtype.name, pairs)
-    if pairs:
-        multiply = native(matmat_bf16.mul_mat_pairs, shape.vectors, shape.columns, name)
-    elif product.op is mul_mat_transposed:
-        multiply = native(transposed.transposed_tiles, w.dtype.name, shape.lanes, shape.vectors, shape.columns)
-    else:
-        multiply = native(matmat.mul_mat_tiles, w.dtype.name, shape.lanes, shape.vectors, shape.columns, name)
+    prepare, multiply = tile_kernels(product, name)
     offsets = layout(product, 1 if unit is None else 2).offsets
-    calls = [Call(native(group_columns, shape.columns), tensors, extras=[*offsets, 0, depth])]
+    calls = [Call(native(group_columns, tile().columns), tensors, extras=[*offsets, 0, depth])]
     for first in range(0, max(depth, 1), step):
         extras = [*offsets, first, min(first + step, depth)]
         calls += [Call(prepare, tensors, extras=extras), Call(multiply, multiplied, extras=extras)]
     return calls
+
+
+def tile_kernels(product: Tensor, unit: str = "") -> tuple[Native, Native]:
+    """What prepares x as tiles, and what multiplies w by them; `unit` as of `multiplication`."""
+    (w, x, *_), shape, pairs = operands(product), tile(), matmat_bf16.takes(product)
+    prepare = native(prepare_tiles.prepare_tiles, shape.columns, x.dtype.name, pairs)
+    if pairs:
+        return prepare, native(matmat_bf16.mul_mat_pairs, shape.vectors, shape.columns, unit)
+    sizes = (w.dtype.name, shape.lanes, shape.vectors, shape.columns)
+    if product.op is mul_mat_transposed:
+        return prepare, native(transposed.transposed_tiles, *sizes)
+    return prepare, native(matmat.mul_mat_tiles, *sizes, unit)
 
 
 def form_of_x(node: Tensor) -> str | None:
@@ -148,7 +154,7 @@ def multiplication(node: Tensor, unit: str = "") -> Native:
     """What multiplies w by rows of x in the form that it takes; of a gated unit's first product, what makes the unit.
 
     Args:
-        unit: the gated unit's name, swiglu or such.
+        unit: the gated unit's name, swiglu or such; or, of many columns, weighted_sum, which adds up the product.
     """
     w, *_ = operands(node)
     if node.op is mul_mat_transposed:

@@ -236,6 +236,10 @@ class _Grower:
         w = self.shared(lambda: self.weight(E, D, D, dtype=dtype), (E, D, D), dtype)
         y = self.keep(ops.mul_mat_id(w, dense(x).reshape(self.tokens, 1, D), chosen), D * x.bound, x)
         if self.draw.boolean():
+            y = self.keep(ops.tanh(y.tensor), 1, y)
+            w = self.shared(lambda: self.weight(E, D, D, dtype=dtype), (E, D, D), dtype)
+            y = self.keep(ops.mul_mat_id(w, y.tensor, chosen), D, y)
+        if self.draw.boolean():
             y = self.keep(ops.add_id(y.tensor, self.weight(E, D), chosen), y.bound + 1, y)
         weights = graphrt.weight(self.name("w"), self.numbers(self.tokens, U))
         self.keep(ops.weighted_sum(y.tensor, weights), U * y.bound, y)

@@ -17,6 +17,7 @@ from graphrt.models.batch import Batch
 from graphrt.models.synth import synthesise
 from graphrt.schedule import Schedule
 from graphrt.testing import Draw, normalised_error
+from tests.core.oracle import difference, tolerance
 from tests.core.random_graphs import random_graph
 
 
@@ -46,12 +47,17 @@ def assert_alike(graph: Graph, *names: str) -> None:
 @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**63))
 def test_random_graphs_give_the_same_bit_for_bit(seed):
+    """But for weighted sums of many tokens, which add experts in another order."""
     case = random_graph(Draw(Random(seed).randint))
     fused, alone = (
         Scheduler(["cpu"], threads=2, fuse=fuse).plan(random_graph(Draw(Random(seed).randint)).graph) for fuse in (1, 0)
     )
-    for got, want in zip(fused.run(case.inputs), alone.run(case.inputs), strict=True):
-        np.testing.assert_array_equal(got, want)
+    has_sums = any("weighted sum" in name for name, _ in fusions(fused.schedule))
+    for got, want, coarse in zip(fused.run(case.inputs), alone.run(case.inputs), case.coarse, strict=True):
+        if has_sums:
+            assert difference(got, want) <= tolerance(coarse)
+        else:
+            np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("preset", ["tiny-mixtral", "tiny-deepseek2"])
@@ -320,7 +326,7 @@ def test_gated_units_of_experts_beside_other_products():
     assert np.isfinite(out[0, [0, 2]]).all()
 
 
-# -- weighted sums of experts' results ---------------------------------------------------------------------------------
+# -- weighted sums of a token's experts' results; those of many tokens are in test_expert_sums.py ----------------------
 
 
 def experts_sum(tokens: int, ids: list[int], dtype: str = "q8_0", rows: int = 45) -> Tensor:

@@ -1,0 +1,85 @@
+"""Products with experts and the weighted sum that alone reads them: one token's (expert_sum.py), and many columns'
+(expert_sums.py). Those in int8, and one token's, may run with other products (see fusion_products.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from graphrt import dtypes
+from graphrt.backends.cpu import matmul
+from graphrt.backends.cpu.barriers import Span
+from graphrt.backends.cpu.expert_sums import SUM, start_sums, turns_bytes
+from graphrt.backends.cpu.grouping import Layout
+from graphrt.backends.cpu.jit import native
+from graphrt.backends.cpu.prepare import group_columns
+from graphrt.backends.cpu.registry import Call
+from graphrt.backends.cpu.tile import tile
+from graphrt.ops.moe import mul_mat_id, weighted_sum
+from graphrt.patterns import Coming, Fused
+from graphrt.tensor import Tensor
+
+
+def sum_of(product: Tensor, coming: Coming) -> Tensor | None:
+    """The weighted sum that alone reads a product with experts, if it could run with it."""
+    if product.op is not mul_mat_id or not (product.shape[0] == 1 or matmul.has_many_columns(product)):
+        return None
+    _, x, _ = matmul.operands(product)
+    if x.shape[1] != product.shape[1]:  # one row for all experts, which no model has here
+        return None
+    total = coming.reader(product, weighted_sum.name, [product])
+    if total is None or not coming.readers.are_within(product, [total]):
+        return None
+    weights = weights_of(total)
+    return total if weights.dtype is dtypes.f32 and (weights.is_dense or product.shape[0] == 1) else None
+
+
+def weights_of(total: Tensor) -> Tensor:
+    """The weights of a weighted sum."""
+    weights = total.srcs[1]
+    assert weights is not None
+    return weights
+
+
+def sum_of_tiles(coming: Coming, threads: int) -> Fused | None:
+    """A product with experts that has many columns and takes x as tiles, and its weighted sum."""
+    product = coming.first
+    total = sum_of(product, coming)
+    if total is None or matmul.form_of_x(product) is not None:
+        return None
+    nbytes = _layout(product).nbytes(threads) + turns_bytes(total.shape[-1], threads)
+    return Fused((product, total), "weighted sum", nbytes, lower=partial(_tile_calls, product, total, threads))
+
+
+def start_call(total: Tensor, product: Tensor, extras: Sequence[int], base: int, writes: Sequence[Span]) -> Call:
+    """The call that makes a sum of many columns ready to be added to, once the tables are there.
+
+    Args:
+        extras: as for the kernel that adds.
+        base, writes: where its workspace begins, and the parts of the group's that hold the tables and the turns.
+    """
+    w, _, ids = matmul.operands(product)
+    return Call(native(start_sums), [total, w, None, ids], (), extras, 1, base, writes, work=total.size)
+
+
+def _layout(product: Tensor) -> Layout:
+    """The workspace of a product, with all of x as one slice."""
+    depth = matmul.operands(product)[1].shape[-1]
+    prepared = matmul.tiled_columns(product) * matmul.column_bytes(product, depth)
+    return replace(matmul.layout(product), prepared=prepared)
+
+
+def _tile_calls(product: Tensor, total: Tensor, threads: int) -> list[Call]:
+    w, x, ids = matmul.operands(product)
+    layout, turns = _layout(product), turns_bytes(total.shape[-1], threads)
+    end = layout.nbytes(threads)
+    prepare, multiply = matmul.tile_kernels(product, SUM)
+    extras, grouped = [*layout.offsets, 0, x.shape[-1], end, turns], [None, w, x, ids]
+    return [
+        Call(native(group_columns, tile().columns), grouped, (), extras),
+        Call(prepare, grouped, (), extras),
+        start_call(total, product, extras, 0, [(0, end + turns)]),
+        Call(multiply, [total, w, weights_of(total), ids], (), extras),
+    ]
