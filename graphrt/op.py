@@ -25,7 +25,7 @@ from graphrt.tensor import Shape, Tensor
 if TYPE_CHECKING:
     from graphrt.testing import Draw
 
-Layout = Literal["any", "rows", "dense"]
+Layout = Literal["any", "rows", "dense", "interleaved"]
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,11 @@ class Op:
                     f"[{self.name}] {argument} must have dense {'rows' if need == 'rows' else 'memory'}, "
                     f"got {src!r} with strides {list(src.strides)}; wrap it in ops.cont"
                 )
+            if src is not None and src.dtype.rows > 1 and need != "interleaved" and self.kind != "view":
+                raise GraphError(
+                    f"[{self.name}] {argument} is {src!r}, whose rows are side by side for products; load it as "
+                    f"{src.dtype.plain.name} (without --repack, or repack=False)"
+                )
 
     def _bind(
         self, tensors: tuple[Tensor | None, ...], keywords: dict[str, Any]
@@ -226,7 +231,8 @@ def op(rule: Callable[..., Meta] | None = None, /, **options: Any) -> Op | Calla
         kind: "compute"; "view" (costs nothing, shares the first source's memory); "write" (writes into the first
             source's memory and returns it as the tensor that later nodes read).
         inplace: tensor arguments whose memory the result may take over, element for element, if nothing reads it later.
-        layout: argument -> "rows" (last axis dense) or "dense"; "any" where not named.
+        layout: argument -> "rows" (last axis dense) or "dense"; "any" where not named, which "interleaved" is too, for
+            products' weights: no other compute op takes interleaved rows.
         tolerance: normalised mean squared error that a kernel may have against the reference, or a function of a node.
     Raises: GraphError if another op has the name, or a prefix is missing.
     """

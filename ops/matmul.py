@@ -30,7 +30,7 @@ def product_tolerance(node: Tensor) -> float:
     return 1e-7 if all(dtype is dtypes.f32 for dtype in operands) else 5e-4
 
 
-@op(tolerance=product_tolerance)
+@op(layout={"w": "interleaved"}, tolerance=product_tolerance)
 def mul_mat(w: Tensor, x: Tensor) -> Meta:
     """Multiply rows by a matrix: y = x · wᵀ, y[..., n, m] = sum over k of x[..., n, k] · w[..., m, k].
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from graphrt.testing import Draw
 
 
-@op(tolerance=product_tolerance)
+@op(layout={"w": "interleaved"}, tolerance=product_tolerance)
 def mul_mat_id(w: Tensor, x: Tensor, ids: Tensor) -> Meta:
     """Multiply each token by the matrices of its experts: y[t, u, :] = w[ids[t, u]] · x[t, u, :].
 

@@ -1,8 +1,8 @@
 """Products that do not wait for each other run as one: all are under way at once, and those of one x prepare it once.
 
 They are those that take x row by row, so not products of floats with many columns. Two that a gated unit reads are
-taken in one pass with it, those with one column (see gated.py), those in int8 (see int8_product.py), and, as a group of
-their own, those of floats with many columns (see matmat.py); and so is a product with experts whose results a weighted
+taken in one pass with it: those with few columns (see gated.py), those in int8 (see int8_product.py), and, as a group
+of their own, those of floats with many columns (see matmat.py). So is a product with experts whose results a weighted
 sum adds up (see fusion_sums.py).
 
 The workspace holds, for each x and form that the weights want it in, what its preparation needs and x so prepared;
@@ -191,18 +191,16 @@ def _is_whole(unit: Tensor, members: Sequence[Tensor], coming: Coming) -> bool:
     return (
         alike
         and _same_rows(x, other_x)
-        and _can_be_halves(gate, ids[0].shape[0] if ids else columns(gate))
+        and _can_be_halves(gate)
         and all(coming.readers.are_within(half, [unit]) for half in (gate, up))
     )
 
 
-def _can_be_halves(product: Tensor, tokens: int) -> bool:
-    """Whether there are kernels that take two such products at once: with many columns, in int8 only of whole rows."""
+def _can_be_halves(product: Tensor) -> bool:
+    """Whether there are kernels that take two such products at once; with many columns in int8 only of whole rows."""
     if product.op is mul_mat_transposed:
         return False
-    if matmul.has_many_columns(product):
-        return _form(product) != "codes" or holds_whole_rows(_x(product).shape[-1])
-    return tokens == 1
+    return _form(product) != "codes" or holds_whole_rows(_x(product).shape[-1])
 
 
 def _form(node: Tensor) -> str | None:

@@ -26,9 +26,8 @@ from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.matvec import distance_ahead, place_in_y, rows_within, weights_address
 from graphrt.backends.cpu.memory import load_f32, load_f32_first, store_f32_first
 from graphrt.backends.cpu.portions import MOST, portion_start
-from graphrt.backends.cpu.row_products import columns_at_once, columns_multiplier, prepared_bytes, rows_of
+from graphrt.backends.cpu.row_products import AT_ONCE, columns_multiplier, prepared_bytes, rows_of
 
-AT_ONCE = 4  # columns
 ASIDE = AT_ONCE * MOST  # products of the other half
 IN_CACHE = 64  # rows of each matrix that are taken at a time where there are more columns, which read them again
 
@@ -60,14 +59,14 @@ def gated_columns(dtype: str, dense: bool, lanes: int, name: str) -> Kernel:
                 column = first
                 while column < last:
                     gate_rows(args, gate, count, column, last, buffer, gate + to_up, y_at)
-                    column += columns_at_once(last - column)
+                    column += min(AT_ONCE, last - column)
                 column = first
                 while column < last:
                     up_rows(args, gate + to_up, count, column, last, buffer, next_gate, ups)
-                    for number_of_column in range(columns_at_once(last - column)):
+                    for number_of_column in range(min(AT_ONCE, last - column)):
                         y = column_word(args, column + number_of_column, Y_ADDRESS) + y_at
                         activate(y, ups + 4 * MOST * number_of_column, count)
-                    column += columns_at_once(last - column)
+                    column += min(AT_ONCE, last - column)
                 row += count
             row, end = next_row, portion_start(total, number + 1, nth)
 
@@ -86,7 +85,7 @@ def _run_multiplier(rows, place):
     @helper
     def multiply_run(args, weights, count, column, last, buffer, following, base):
         width, pitch, step = size(args, W, 3), stride(args, W, 2), stride(args, W, 3)
-        end, columns = weights + count * pitch, columns_at_once(last - column)
+        end, columns = weights + count * pitch, min(AT_ONCE, last - column)
         for i in range(0, count, at_once):
             w = weights + i * pitch
             ahead = distance_ahead(w, at_once * pitch, end, following)

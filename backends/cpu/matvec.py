@@ -24,7 +24,7 @@ from graphrt.backends.cpu.grouping import (
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.portions import portion_start
-from graphrt.backends.cpu.row_products import columns_at_once, columns_multiplier, prepared_bytes, rows_of
+from graphrt.backends.cpu.row_products import AT_ONCE, columns_multiplier, prepared_bytes, rows_of
 
 AHEAD = 8192  # bytes: measured; the processor's own prefetching, which stops at pages, leaves 5 to 25 % to gain
 
@@ -54,7 +54,7 @@ def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
                     ahead = distance_ahead(weights, at_once * pitch, end_address, next_address)
                     column = first
                     while column < last:
-                        at_a_time = columns_at_once(last - column)
+                        at_a_time = min(AT_ONCE, last - column)
                         multiply(args, weights, step, width, column, at_a_time, x_pitch, ahead, buffer, 4 * y_row)
                         column += at_a_time
                     weights += at_once * pitch

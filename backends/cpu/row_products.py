@@ -24,6 +24,8 @@ from graphrt.backends.cpu.prepare import UNITS
 from graphrt.backends.cpu.simd import lane, reduce_add, splat
 from graphrt.backends.cpu.vecdot import Units, units_of
 
+AT_ONCE = 4  # columns
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -50,14 +52,14 @@ def rows_of(name: str, dense: bool) -> Rows:
     """The way to multiply rows of the dtype of that name; `dense` says whether a row's elements lie side by side."""
     dtype = dtypes.get(name)
     if dtype.rows > 1:
-        return Rows("few", dtype.rows, *_interleaved(name), many=9)
+        return Rows("few", dtype.rows, *_interleaved(name), many=12)
     units = units_of(name, dense)
     by_columns = [kernel(units, dtype.block) for kernel in (_one, _two, _four)]
     return Rows(units.form, 1, *by_columns, many=units.many)
 
 
 def columns_multiplier(rows: Rows, place):
-    """A helper that multiplies rows with `count` columns, 1, 2 or 4, from `column` on.
+    """A helper that multiplies rows with `count` columns, up to AT_ONCE, from `column` on.
 
     Args:
         place: helper (args, column, number, base) -> where the products with that column go, the number-th of them.
@@ -75,16 +77,11 @@ def columns_multiplier(rows: Rows, place):
             two(w, step, width, x0, x1, ahead, buffer, y0, y1)
             return
         x2, y2 = prepared_row(args, column + 2, x_pitch), place(args, column + 2, 2, base)
-        x3, y3 = prepared_row(args, column + 3, x_pitch), place(args, column + 3, 3, base)
+        last = count - 1  # of three columns the last is taken twice: that is faster than two and one
+        x3, y3 = prepared_row(args, column + last, x_pitch), place(args, column + last, last, base)
         four(w, step, width, x0, x1, x2, x3, ahead, buffer, y0, y1, y2, y3)
 
     return multiply
-
-
-@helper
-def columns_at_once(left):
-    """How many of the columns that are left are multiplied at once."""
-    return 4 if left >= 4 else 2 if left >= 2 else 1
 
 
 @helper
