@@ -37,10 +37,11 @@ class Kernels(Generic[R]):
     Args:
         backend: its name; the kernels of graphrt/ops/NAME.py are looked for in graphrt/backends/BACKEND/NAME.py.
         remedy: what helps where there is no kernel.
+        interleaved: whether kernels of ops that may have interleaved weights take them.
     """
 
-    def __init__(self, backend: str, remedy: str) -> None:
-        self._backend, self._remedy = backend, remedy
+    def __init__(self, backend: str, remedy: str, *, interleaved: bool = False) -> None:
+        self._backend, self._remedy, self._interleaved = backend, remedy, interleaved
         self._records: dict[str, R] = {}
         self._origins: dict[str, str] = {}
 
@@ -73,6 +74,9 @@ class Kernels(Generic[R]):
         for tensor in (node, *node.srcs):
             if tensor is not None and tensor.rank > MAX_RANK:
                 return Support(False, f"{tensor!r} has {tensor.rank} axes, kernels take {MAX_RANK}", "reshape it")
+            if tensor is not None and tensor.dtype.rows > 1 and not self._interleaved:
+                remedy = f"load it as {tensor.dtype.plain.name} (without --repack)"
+                return Support(False, f"the rows of {tensor!r} are interleaved for the CPU", remedy)
         return record.takes(node)
 
 

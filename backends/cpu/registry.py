@@ -110,7 +110,7 @@ def numbers(node: Tensor) -> list[float]:
     return found
 
 
-KERNELS = Kernels[KernelRecord]("cpu", "it runs on the reference backend; add one with @cpu.kernel")
+KERNELS = Kernels[KernelRecord]("cpu", "it runs on the reference backend; add one with @cpu.kernel", interleaved=True)
 find, supports = KERNELS.find, KERNELS.supports
 
 
