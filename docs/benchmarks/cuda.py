@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -45,8 +45,7 @@ SHORT = 16  # tokens before those that are decoded
 class Sizes:
     """What is measured: bytes of weights in turn, and the shapes of a matrix, of a prompt and of a context.
 
-    `library` is from where on products are left to cuBLAS, `wgmma` from where on gemm_wgmma.cu makes them, with half as
-    many for each expert.
+    `library` is from where on products are left to cuBLAS, `wgmma` from where on gemm_wgmma.cu can make them.
     """
 
     memory: int
@@ -62,7 +61,7 @@ class Sizes:
 
 
 REAL = Sizes(1 << 30, 14336, 4096, 2048, 64, 8192, {"mixtral-8x7b": 8, "deepseek-v2-lite": 27}, 64)
-DRY = Sizes(1 << 12, 64, 256, 16, 2, 32, {"tiny-mixtral": 1}, 2, 16, 2)
+DRY = Sizes(1 << 12, 64, 256, 16, 2, 32, {"tiny-mixtral": 1}, 2, 16, 1)
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,12 @@ class Case:
 def made_by(maker: str, sizes: Sizes) -> Iterator[None]:
     """Leave a prompt's products to one of MAKERS."""
     library = sizes.library if maker in ("", CUBLAS) else sys.maxsize
-    wgmma = {"": products_wgmma.FEWEST_ROWS, WGMMA: sizes.wgmma}.get(maker, sys.maxsize)
-    with (
-        patch.object(products_many, "LEAST_OF_LIBRARY", library),
-        patch.object(products_wgmma, "FEWEST_ROWS", wgmma),
-        patch.object(products_wgmma, "FEWEST_ROWS_OF_EXPERT", wgmma // 2),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(products_many, "LEAST_OF_LIBRARY", library))
+        if maker:
+            wgmma = sizes.wgmma if maker == WGMMA else sys.maxsize
+            stack.enter_context(patch.object(products_wgmma, "FEWEST_ROWS", wgmma))
+            stack.enter_context(patch.object(products_wgmma, "FEWEST_ROWS_OF_EXPERT", wgmma))
         yield
 
 

@@ -1,8 +1,8 @@
-// y[n, m] = sum over k of w[m, k] · x[n, k] for many rows n of x on tensor cores of compute capability 9.0: what gemm.cu
-// does, where wgmma reads both operands from shared memory. Arguments are gemm.cu's, and how y is cut.
+// y[n, m] = sum over k of w[m, k] · x[n, k] for many rows n of x on tensor cores of compute capability 9.0: gemm.cu's
+// products, where wgmma reads both operands from shared memory. Arguments are gemm.cu's, and how y is cut.
 //
-// Grid: a block for each processor, which makes one tile of y after the other, 128 rows of w by up to 256 rows of x over a
-// part of k. Experts' tiles differ in work, so blocks take the next one that has rows when they are done.
+// Grid: a block for each processor, which makes one tile of y after the other, 128 rows of w by up to 256 rows of x
+// over a part of k. Experts' tiles differ in work, so blocks take the next one that has rows when they are done.
 // Block: a warpgroup that brings operands, also those of the next tile, while sums of this one are stored; and two that
 // multiply, each 64 rows of w by all columns, so that registers hold 128 sums of a thread. A step is 64 elements of k,
 // rows of 128 bytes in wgmma's 128-byte swizzle: eight threads bring a row, 16 bytes each.
@@ -11,10 +11,10 @@
 //      copied as x is, into four.
 // A step's slabs are full when the four warps that bring them have arrived at a barrier, empty when the eight that
 // multiply have; step i waits for step i - 2 to be empty. At most 227 KiB of shared memory: one block a processor.
-// Bytes: a step of a tile reads 32 KiB of x from L2 and 64 elements of 128 rows of w, each of which is read from memory
-// once for every 256 rows of x. Bound: wgmma, 1024 cycles a step of 256 columns. Shared memory moves 137 KB a step, 1070
-// cycles at 128 bytes each; four warps expand and copy by some 400 instructions on a scheduler each (q4_0; q6_k 650).
-// Narrow tiles are bound by the latter.
+// Bytes: a step of a tile reads 32 KiB of x from L2, and 64 elements of 128 rows of w, which are read once for every
+// 256 rows of x. Bound: wgmma, 1024 cycles a step of 256 columns. Shared memory moves 137 KB a step, 1070 cycles at 128
+// bytes each; four warps expand and copy by some 400 instructions on a scheduler each (q4_0; q6_k 650). Narrow tiles
+// are bound by the latter.
 #include "gemm_tiles.cuh"
 #include "gemm_weights.cuh"
 #include "hopper.cuh"
@@ -237,8 +237,8 @@ gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_in
 #pragma unroll 1
   for (unsigned i = 0;; i++) {
     if (threadIdx.x == 0) {
-      Job job = cut.job(number, moe_tiles);
-      while (number < jobs && job.tile.count <= 0) job = cut.job(number = next(number), moe_tiles);
+      Job job;
+      while ((job = cut.job(number, moe_tiles)).tile.count <= 0 && number < jobs) number = next(number);
       room.jobs[i % JOBS] = job;
       if (job.tile.count > 0) number = next(number);
     }
