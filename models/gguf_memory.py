@@ -41,7 +41,7 @@ def in_memory(
     if free is not None and file.size > free:
         raise PlacementError(
             f"[{file.path.name}] {file.size:,} bytes to be read into memory, {free:,} are free; "
-            f"map the file instead (without --no-mmap, or mmap=True)"
+            f"map the file instead (without --no-mmap or --repack; mmap=True)"
         )
     sizes = {tensor.path: len(tensor.mapping) for tensor in file.tensors.values() if tensor.mapping is not None}
     memory = {path: _allocate(path, size) for path, size in sizes.items()}
