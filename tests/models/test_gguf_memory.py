@@ -117,6 +117,8 @@ def test_weights_that_leave_the_host_in_some_phase_are_not_repacked(quantized):
 
 
 def test_layers_of_a_device_are_not_repacked(quantized):
-    moved = interleaved_names(graphrt.load(quantized("tiny-mixtral"), backends=["sim", "cpu"], gpu_layers=2, repack=True))
+    moved = interleaved_names(
+        graphrt.load(quantized("tiny-mixtral"), backends=["sim", "cpu"], gpu_layers=2, repack=True)
+    )
     assert any(name.startswith("blk.0.") for name in moved)
     assert not any(name.startswith(("blk.1.", "output.")) for name in moved)
