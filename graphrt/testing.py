@@ -116,8 +116,7 @@ def _values(generator: np.random.Generator, shape: Shape, dtype: DType, low: flo
     if dtype.is_integer:
         return generator.integers(int(np.floor(low)), int(np.ceil(high)) + 1, shape).astype(dtype.numpy)
     if dtype.is_quantized:
-        blocks = random_blocks(generator, shape, dtype.plain, scale=max(abs(low), abs(high)))
-        return dtypes.interleave(blocks) if dtype.rows > 1 else blocks
+        return random_blocks(generator, shape, dtype, scale=max(abs(low), abs(high)))
     return (low + (high - low) * generator.random(shape, np.float32)).astype(dtype.numpy)
 
 
@@ -130,6 +129,8 @@ _HALF_SCALES = {
 
 def random_blocks(generator: np.random.Generator, shape: Shape, dtype: DType, scale: float = 1.0) -> Array:
     """Quantized blocks of random bits whose scales are sane, so that values stay within a few times `scale`."""
+    if dtype.rows > 1:
+        return dtypes.interleave(random_blocks(generator, shape, dtype.plain, scale))
     count = int(np.prod(shape)) // dtype.block
     raw = generator.integers(0, 256, (count, dtype.nbytes), np.uint8)
     typical = {

@@ -113,7 +113,7 @@ def measure(name: str, size: int, rounds: int, with_experts: bool) -> str:
     expert_runs, expert_bytes = experts(name, size) if with_experts else ({}, {})
     best = in_turns({"read": Reading(size), **runs, "cache": in_cache, **expert_runs}, rounds)
     limit = MEMORY / best["read"]
-    line = f"{name:7} {limit / 1e9:5.1f} {cache_bytes / best['cache'] / limit * size:6.2f} "
+    line = f"{name:10} {limit / 1e9:5.1f} {cache_bytes / best['cache'] / limit * size:6.2f} "
     per_token = [nbytes / best[f"{count} columns"] / limit * count for count in COLUMNS]
     line += " ".join(f"{share:6.2f}" for share in per_token)
     return line + "".join(f"  {label} {expert_bytes[label] / best[label] / limit:.2f}" for label in expert_runs)
@@ -121,14 +121,14 @@ def measure(name: str, size: int, rounds: int, with_experts: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kinds", nargs="*", default=[*KINDS, *KINDS_OF_LEVELS])
+    parser.add_argument("kinds", nargs="*", default=[*KINDS, *KINDS_OF_LEVELS, *dtypes.INTERLEAVED])
     parser.add_argument("-t", "--threads", type=int, default=threads.available_cores())
     parser.add_argument("-r", "--rounds", type=int, default=15)
     parser.add_argument("--no-experts", action="store_true")
     options = parser.parse_args()
     print(f"{options.threads} threads. Shares of the read bandwidth; of columns: times their number, so a share that")
     print("falls from one number of columns to a greater one means that a token takes longer.")
-    print(f"{'dtype':7} {'GB/s':>5} {'cache':>6} " + " ".join(f"{count:6}" for count in COLUMNS) + "  experts")
+    print(f"{'dtype':10} {'GB/s':>5} {'cache':>6} " + " ".join(f"{count:6}" for count in COLUMNS) + "  experts")
     for name in options.kinds:
         print(measure(name, options.threads, options.rounds, not options.no_experts), flush=True)
 

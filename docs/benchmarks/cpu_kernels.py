@@ -11,7 +11,7 @@ from graphrt.backends.cpu import bench, bench_attention
 from graphrt.tensor import Tensor
 
 COLUMNS = 512
-TYPES = (*dtypes.FLOATS, *dtypes.QUANTIZED)
+TYPES = (*dtypes.FLOATS, *dtypes.QUANTIZED, *dtypes.INTERLEAVED.values())
 DECODE_CELLS, PROMPT_CELLS = 16384, 2048
 CACHES = ("f16", "q8_0")
 PAIRS = "bf16"  # the limit of prompts' attention, which multiplies numbers of 16 bits in pairs
@@ -34,7 +34,7 @@ def _product(dtype: dtypes.DType, limits: Limits) -> dict[str, Any]:
         "prompt": {"rate": operations, "share": operations / limit[kind_of(dtype)], "kind": kind_of(dtype)},
     }
     shares = ", ".join(f"{name} {each['share']:.1%}" for name, each in found.items())
-    print(f"{dtype.name:8} {shares}", flush=True)
+    print(f"{dtype.name:10} {shares}", flush=True)
     return found
 
 

@@ -21,7 +21,7 @@ PAGE = """# Speed on the CPU
 {machine}. Models with random weights: DeepSeek-V2-Lite cut to 4 layers (one dense, three of experts) and Mixtral-8x7B
 cut to 2, both with a vocabulary of 4096, in the file types of llama-quantize. `ppN` is a prompt of N tokens in ubatches
 of 512, `tg64` is 64 tokens one by one, `@ dN` is after N others; the cache is f16, the weights are read into memory
-(`--no-mmap`). Medians of {rounds} rounds.{before}
+and interleaved there (`--repack`). Medians of {rounds} rounds.{before}
 
 A share is the least time that the machine could take over the time taken. For decoding that is the bytes of the active
 weights, and of the cache at a depth, over the speed of only reading memory; for prompts the operations of the active
