@@ -149,7 +149,7 @@ template <class W> struct Bringer {
     char* const to = room.x + (done + step) % SLABS * X_SLAB + place;
 #pragma unroll
     for (int i = 0; i < COLUMNS / APART; i++) {
-      if (i % (64 / APART) == 0 && APART * i >= job.tile.count) break;  // wgmma takes 64, 128, 192 or 256
+      if (i % 2 == 0 && APART * i >= job.tile.count) break;
       copy_async(to + APART * ROW_BYTES * i, sources[i] + step * ROW_BYTES);
     }
     if constexpr (LIES_READY<W>) {
@@ -163,7 +163,7 @@ template <class W> struct Bringer {
 
   // Rows begin at any address: their pieces are copied from a multiple of 16 on.
   __device__ __forceinline__ void copy_chunk(int step) const {
-    if (LIES_READY<W> || step >= job.steps) return;
+    if (step >= job.steps) return;
     char* const to = room.chunks + step / CHUNK_STEPS % 2 * CHUNK;
     const int chunk = (job.first_step + step) / CHUNK_STEPS;
     const int bytes = min((int)C::BYTES, weights.row_bytes - chunk * C::BYTES);
@@ -218,12 +218,14 @@ gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_in
       const Job job = room.jobs[i % JOBS];
       const int count = job.tile.count;
       if (count == 0) return;
-      if (count <= 64)
-        multiply<64>(room, results, job, done);
-      else if (count <= 128)
-        multiply<128>(room, results, job, done);
+      if (count <= 128)
+        multiply<128>(room, results, job, done);  // fewer would take as long, by those that bring operands
+      else if (count <= 160)
+        multiply<160>(room, results, job, done);
       else if (count <= 192)
         multiply<192>(room, results, job, done);
+      else if (count <= 224)
+        multiply<224>(room, results, job, done);
       else
         multiply<256>(room, results, job, done);
       done += job.steps;
@@ -250,7 +252,7 @@ gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_in
     const int64_t w_offset =
         moe_tiles ? job.expert * w_inner : tile.batch / inner * w_outer + tile.batch % inner * w_inner;
     Bring bring{room, job, {w + w_offset + tile.row0 * w_row, w_row, rows - tile.row0, row_bytes}};
-    bring.copy_chunk(0);
+    if (!LIES_READY<W>) bring.copy_chunk(0);
     const int64_t x_offset = tile.batch / inner * x_outer + tile.batch % inner * x_inner + tile.first;
 #pragma unroll
     for (int j = 0; j < COLUMNS / APART; j++) {
@@ -268,9 +270,10 @@ gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_in
     for (int step = 0; step < job.steps; step++, done++) {
       if (done >= STAGES) barrier_wait(&room.empty[done % STAGES], done / STAGES - 1);
       wait_for_copies<1>();
-      if (!LIES_READY<W>) sync_threads<1, BRINGING>();  // the chunk is there for all, and nobody reads the one before
+      const bool is_new = !LIES_READY<W> && step % Bring::CHUNK_STEPS == 0;  // the chunk, of which all read all
+      if (is_new) sync_threads<1, BRINGING>();  // it is there, and nobody reads the one before
       bring.copy_step(step + 2, done - step);
-      if (step % Bring::CHUNK_STEPS == 0) bring.copy_chunk(step + Bring::CHUNK_STEPS);
+      if (is_new) bring.copy_chunk(step + Bring::CHUNK_STEPS);
       commit_copies();
       bring.expand(step, done - step);
       fence_operands();

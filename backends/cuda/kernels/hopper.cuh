@@ -57,17 +57,13 @@ template <int COUNT> __device__ __forceinline__ void wgmma(float (&d)[COUNT], ui
 #define SIXTEEN(i) FOUR(i), FOUR(i + 4), FOUR(i + 8), FOUR(i + 12)
 #define SIXTY_FOUR(i) SIXTEEN(i), SIXTEEN(i + 16), SIXTEEN(i + 32), SIXTEEN(i + 48)
 #define NAMES_0 \
-  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
-  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define NAMES_32 \
-  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
-  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define NAMES_64 \
-  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79," \
-  "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
-#define NAMES_96 \
-  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111," \
-  "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21" \
+  ",%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43" \
+  ",%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define NAMES_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define NAMES_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define NAMES_96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
+#define NAMES_112 ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define WGMMA(columns, names, a_name, b_name, ...)                                                                \
   template <> __device__ __forceinline__ void wgmma(float(&d)[columns / 2], uint64_t a, uint64_t b) {               \
     asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.bf16.bf16 {" names "}, " a_name ", " b_name  \
@@ -75,17 +71,19 @@ template <int COUNT> __device__ __forceinline__ void wgmma(float (&d)[COUNT], ui
                  : __VA_ARGS__                                                                                      \
                  : "l"(a), "l"(b));                                                                                 \
   }
-WGMMA(64, NAMES_0, "%32", "%33", SIXTEEN(0), SIXTEEN(16))
-WGMMA(128, NAMES_0 NAMES_32, "%64", "%65", SIXTY_FOUR(0))
-WGMMA(192, NAMES_0 NAMES_32 NAMES_64, "%96", "%97", SIXTY_FOUR(0), SIXTEEN(64), SIXTEEN(80))
-WGMMA(256, NAMES_0 NAMES_32 NAMES_64 NAMES_96, "%128", "%129", SIXTY_FOUR(0), SIXTY_FOUR(64))
+WGMMA(128, NAMES_0, "%64", "%65", SIXTY_FOUR(0))
+WGMMA(160, NAMES_0 NAMES_64, "%80", "%81", SIXTY_FOUR(0), SIXTEEN(64))
+WGMMA(192, NAMES_0 NAMES_64 NAMES_80, "%96", "%97", SIXTY_FOUR(0), SIXTEEN(64), SIXTEEN(80))
+WGMMA(224, NAMES_0 NAMES_64 NAMES_80 NAMES_96, "%112", "%113", SIXTY_FOUR(0), SIXTEEN(64), SIXTEEN(80), SIXTEEN(96))
+WGMMA(256, NAMES_0 NAMES_64 NAMES_80 NAMES_96 NAMES_112, "%128", "%129", SIXTY_FOUR(0), SIXTY_FOUR(64))
 #undef FOUR
 #undef SIXTEEN
 #undef SIXTY_FOUR
 #undef NAMES_0
-#undef NAMES_32
 #undef NAMES_64
+#undef NAMES_80
 #undef NAMES_96
+#undef NAMES_112
 #undef WGMMA
 #endif
 

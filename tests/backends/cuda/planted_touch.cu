@@ -3,7 +3,7 @@
 
 __global__ void __launch_bounds__(128) touch(float* y) {
   DYNAMIC_SHARED(char, shared);
-  float sums[32] = {};
+  float sums[64] = {};
   for (int i = 0; i < 2; i++) {
     wgmma_fence();
     wgmma(sums, descriptor_of(shared), descriptor_of(shared + 8192));
@@ -11,5 +11,5 @@ __global__ void __launch_bounds__(128) touch(float* y) {
     wgmma_commit();
     wgmma_wait<0>(sums);
   }
-  for (int i = 0; i < 32; i++) y[32 * threadIdx.x + i] = sums[i];
+  for (int i = 0; i < 64; i++) y[64 * threadIdx.x + i] = sums[i];
 }

@@ -1,4 +1,4 @@
-// y = a · b of 64 x 64 numbers each, with the mistakes that people make, for test_shim_wgmma.py: the first warpgroup
+// y = a · b of 64 x 64 and 64 x 128 numbers, with the mistakes that people make, for test_shim_wgmma.py: the first warpgroup
 // multiplies what the second brings.
 #include "hopper.cuh"
 
@@ -12,19 +12,19 @@ __device__ __forceinline__ int element(int row, int k) { return (row * 7 + k * 3
 template <Mistake MISTAKE> __global__ void __launch_bounds__(256) multiply(float* y, const float*) {
   DYNAMIC_SHARED(char, shared);
   char *const a = shared + (MISTAKE == MISPLACED ? 128 : 0), *const b = shared + 9 * 1024;
-  uint64_t* full = reinterpret_cast<uint64_t*>(shared + 17 * 1024);
+  uint64_t* full = reinterpret_cast<uint64_t*>(shared + 25 * 1024);
   if (threadIdx.x == 0) barrier_init(full, 128);
   __syncthreads();
 
   if (threadIdx.x >= 128) {
     const int piece = threadIdx.x % 8;
-    for (int row = threadIdx.x / 8 - 16; row < 64; row += 16)
-      for (int operand = 0; operand < 2; operand++) {
-        __align__(16) bf16 eight[8];
-        for (int i = 0; i < 8; i++) eight[i] = __float2bfloat16_rn((float)element(row + operand, 8 * piece + i));
-        const int place = MISTAKE == UNSWIZZLED ? piece : piece ^ row % 8;
-        store_operand((operand ? b : a) + row * 128 + place * 16, *reinterpret_cast<uint4*>(eight));
-      }
+    for (int i = threadIdx.x / 8 - 16; i < 64 + 128; i += 16) {
+      const int row = i < 64 ? i : i - 64;
+      __align__(16) bf16 eight[8];
+      for (int k = 0; k < 8; k++) eight[k] = __float2bfloat16_rn((float)element(i, 8 * piece + k));
+      const int place = MISTAKE == UNSWIZZLED ? piece : piece ^ row % 8;
+      store_operand((i < 64 ? a : b) + row * 128 + place * 16, *reinterpret_cast<uint4*>(eight));
+    }
     if (MISTAKE != UNFENCED_OPERANDS) fence_operands();
     if (MISTAKE != MISSING_ARRIVAL || threadIdx.x != 200) barrier_arrive(full);
     return;
@@ -36,7 +36,7 @@ template <Mistake MISTAKE> __global__ void __launch_bounds__(256) multiply(float
   if (MISTAKE == OTHER_STRIDE) of_a += (uint64_t)(512 >> 4) << 32;
   if (MISTAKE == OTHER_SWIZZLE) of_a += 1ull << 62;
   if (MISTAKE == OTHER_OPERANDS && threadIdx.x == 100) of_b += NEXT_16;
-  float sums[32] = {};
+  float sums[64] = {};
   if (MISTAKE != UNFENCED_SUMS) wgmma_fence();
   for (int k = 0; k < 4; k++) wgmma(sums, of_a + k * NEXT_16, of_b + k * NEXT_16);
   if (MISTAKE != UNCOMMITTED) wgmma_commit();
@@ -45,8 +45,8 @@ template <Mistake MISTAKE> __global__ void __launch_bounds__(256) multiply(float
     fence_operands();
   }
   wgmma_wait<MISTAKE == EARLY_SUMS>(sums);
-  for (int i = 0; i < 32; i++) {
+  for (int i = 0; i < 64; i++) {
     const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i / 2 % 2 * 8;
-    y[row * 64 + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2] = sums[i];
+    y[row * 128 + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2] = sums[i];
   }
 }

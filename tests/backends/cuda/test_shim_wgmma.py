@@ -35,19 +35,19 @@ UNIT = Unit(
 
 def run(mistake: str, order: int = 0) -> np.ndarray:
     device = ShimDevice(order=order)
-    y, _keeps = device.allocate(4 * 64 * 64)
-    launch = Launch(UNIT.kernel(f"multiply<{mistake}>"), [1], [256], [Whole(y), Whole(0)], 18 << 10)
+    y, _keeps = device.allocate(4 * 64 * 128)
+    launch = Launch(UNIT.kernel(f"multiply<{mistake}>"), [1], [256], [Whole(y), Whole(0)], 26 << 10)
     replay, _ = device.prepare([bind(launch, {}, None)])
     replay()
-    result = np.empty((64, 64), np.float32)
+    result = np.empty((64, 128), np.float32)
     device.download(y, result)
     return result
 
 
 def expected() -> np.ndarray:
-    row, k = np.ogrid[:65, :64]
+    row, k = np.ogrid[: 64 + 128, :64]
     numbers = (row * 7 + k * 3) % 11 - 5
-    return (numbers[:64] @ numbers[1:].T).astype(np.float32)
+    return (numbers[:64] @ numbers[64:].T).astype(np.float32)
 
 
 @pytest.mark.parametrize("order", [0, 1, 7])
