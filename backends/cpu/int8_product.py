@@ -123,7 +123,6 @@ def _band_multiplier(dtype: str, unit: str, lanes: int):
     fill_panel = _panel_filler(dtype, rows_of_band)
     multiply = multiply_up_to(rows_of_band, form.parts, form.has_least, columns)
     put = _gated_rows(unit, lanes) if unit in ACTIVATIONS else _weighted_rows if unit == SUM else _plain_rows
-    is_sum = unit == SUM
 
     @helper
     def multiply_band(args, group, row, weights, half, panel, ahead, ahead_end):
@@ -144,8 +143,7 @@ def _band_multiplier(dtype: str, unit: str, lanes: int):
                 count = tile_width(last - column, columns)
                 entry = entries + COLUMN_BYTES * column
                 near, step = (ahead, lines) if ahead < ahead_end else (panel, 0)
-                if is_sum:
-                    prefetch_rows(args, column, count, row, rows_left)
+                prefetch_rows(args, column, count, row, rows_left)
                 multiply(panel, blocks, x, x_pitch, entry, count, result, near, step)
                 ahead += blocks * lines
                 for c in range(count):

@@ -24,12 +24,14 @@ def experts_sum(
     ids: np.ndarray, x: np.ndarray, height: int, dtype: str = "q8_0", experts: int = 4, shares: Tensor | None = None
 ) -> Tensor:
     """The weighted sum of tokens' products with their experts, which are random."""
-    generator, kind = np.random.default_rng(experts * height), dtypes.get(dtype)
+    generator, kind = np.random.default_rng(experts * height), dtypes.get(dtype).plain
     shape = (experts, height, x.shape[-1])
     if kind.is_quantized:
         matrices = random_blocks(generator, shape, kind)
     else:
         matrices = dtypes.from_f32(generator.standard_normal(shape, np.float32), kind)
+    if dtype != kind.name:
+        matrices = dtypes.interleave(matrices)
     products = ops.mul_mat_id(graphrt.weight("w", matrices), graphrt.constant("x", x), graphrt.constant("ids", ids))
     if shares is None:
         shares = graphrt.constant("shares", generator.random(ids.shape, np.float32))
@@ -72,6 +74,10 @@ def test_any_sizes(seed):
 def test_lower_levels(level, dtype):
     with host.use_level(level):
         assert_alike(Graph(experts_sum(drawn_ids(41, 2, 4), rows(41, 2, 160), 75, dtype)))
+
+
+def test_interleaved_matrices():
+    assert_alike(Graph(experts_sum(drawn_ids(60, 2, 4), rows(60, 2, 160), 80, "q4_0_r16")))
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("q8_0", 6144), ("bf16", 2304), ("f16", 2100)])
