@@ -12,11 +12,14 @@ from graphrt.backends.cuda.units import Unit
 
 DTYPES = ("f16", "bf16", "q4_0", "q8_0", "q4_k", "q5_k", "q6_k")  # of weights: the usual ones
 ROWS, DEPTH, THREADS = 128, 64, 384  # of w in a tile, of k in a step, and of a block, as in gemm_wgmma.cu
-TILES = (256, 192, 128)  # rows of x in one
+TILES = (256, 224, 192, 160, 128)  # rows of x in one, as wgmma takes them
 FEWEST_ROWS = 128  # of x that meet a matrix: with fewer, weights' expansion is what takes the time
 FEWEST_ROWS_OF_EXPERT = 96  # on average
 LEAST_STEPS = 8  # of a part of k
-OVERHEAD = 4  # of a tile, as the steps of 256 columns that it takes as long as (an estimate)
+# What time is made of, as the steps of 256 columns that last as long (estimates: 0.9 µs each, 4.3 TB/s): a tile besides
+# its steps, a launch, and bytes moved. Narrow tiles' steps are bound by weights' expansion: they last as those of
+# LEAST_COLUMNS do.
+OVERHEAD, LAUNCHING, BYTES_OF_STEP, LEAST_COLUMNS = 4, 2, 4 << 20, 144
 SLABS, STAGES, JOBS, ALIGNMENT = 4, 2, 4, 1024
 
 UNIT = Unit("gemm_wgmma", [f"gemm_wgmma<{name}>" for name in DTYPES], registers=168, architecture="90a")
@@ -43,19 +46,34 @@ def shape_of(dtype: str, width: int, rows: int, columns: int, batches: int, expe
     """
     if not present().has_wgmma or dtype not in DTYPES or not width or width % DEPTH:
         return None
-    if experts is not None:
-        return Shape(TILES[0]) if columns >= FEWEST_ROWS_OF_EXPERT * experts else None
-    if columns < FEWEST_ROWS:
+    if columns < (FEWEST_ROWS if experts is None else FEWEST_ROWS_OF_EXPERT * experts):
         return None
-    steps = width // DEPTH
+    steps, nbytes = width // DEPTH, batches * rows * columns * 4
+    if experts is not None:
+        return min(
+            (Shape(tile) for tile in TILES), key=lambda shape: _time_of_expert(shape.tile, columns / experts, steps)
+        )
 
     def time(shape: Shape) -> float:
-        blocks = batches * -(-rows // ROWS) * -(-columns // shape.tile) * shape.parts
-        once = steps / shape.parts * shape.tile / TILES[0] + OVERHEAD
-        return -(-blocks // present().processors) * once + (OVERHEAD if shape.parts > 1 else 0)
+        jobs = batches * -(-rows // ROWS) * -(-columns // shape.tile) * shape.parts
+        summing = LAUNCHING + 2 * shape.parts * nbytes / BYTES_OF_STEP if shape.parts > 1 else 0
+        return -(-jobs // present().processors) * _time_of_tile(shape.tile, steps / shape.parts) + summing
 
     most_parts = max(1, steps // LEAST_STEPS)
     return min((Shape(tile, parts) for tile in TILES for parts in range(1, most_parts + 1)), key=time)
+
+
+def _time_of_tile(columns: float, steps: float) -> float:
+    return steps * max(LEAST_COLUMNS, -(-columns // 32) * 32) / TILES[0] + OVERHEAD
+
+
+def _time_of_expert(tile: int, rows: float, steps: int) -> float:
+    """The time of an expert's tiles, which has so many rows of x as a rule, where chance gives or takes its root."""
+    times = []
+    for each in (rows - rows**0.5, rows, rows + rows**0.5):
+        whole, rest = divmod(each, tile)
+        times.append(whole * _time_of_tile(tile, steps) + (_time_of_tile(rest, steps) if rest else 0))
+    return sum(times)
 
 
 def launch(dtype: str, shape: Shape, tiles: int, arguments: Sequence[Argument], note: str) -> Launch:

@@ -41,7 +41,7 @@ def test_ragged_tiles_of_every_weight(dtype):
     assert agrees(node, order=7)
 
 
-@pytest.mark.parametrize("columns", [128, 150, 192, 220, 300])
+@pytest.mark.parametrize("columns", [128, 150, 192, 220, 250, 300])
 def test_instructions_of_every_width(columns):
     node = ops.mul_mat(drawn((70, 256), "q4_0"), drawn((columns, 256), "f32", seed=1))
     assert agrees(node, order=columns % 3)
