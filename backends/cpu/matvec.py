@@ -32,7 +32,7 @@ AHEAD = 8192  # bytes: measured; the processor's own prefetching, which stops at
 def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
     """Native: y for every column, over x prepared in the form that the weights' dtype wants."""
     rows = rows_of(dtype, dense)
-    multiply, row_bytes, at_once = columns_multiplier(rows, place_in_y), prepared_bytes(rows.form), rows.at_once
+    multiply, row_bytes, at_once = columns_multiplier(rows, _place_in_y), prepared_bytes(rows.form), rows.at_once
 
     def run(args, ith, nth):
         height, width = size(args, W, 2), size(args, W, 3)
@@ -65,7 +65,7 @@ def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
 
 
 @helper
-def place_in_y(args, column, number, base):
+def _place_in_y(args, column, number, base):
     """Where a column's products go: `base` bytes into its row of y."""
     return column_word(args, column, Y_ADDRESS) + base
 
