@@ -12,7 +12,6 @@ from graphrt.backends.cpu.elements import stack_floats
 from graphrt.backends.cpu.grouping import COUNTER, IDS, WORKSPACE, W, X, Y, matrix_address, prepared, scratch
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.matvec import distance_ahead
 from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_f32_first
 from graphrt.backends.cpu.portions import MOST, portion_start
 from graphrt.backends.cpu.row_products import prepared_bytes, rows_of
@@ -48,9 +47,7 @@ def expert_sum_column(dtype: str, dense: bool, lanes: int) -> Kernel:
                     next_rows = expert_address(args, 0) + next_row * pitch if next_row < height else end
                 x = prepared(args) + rank * x_pitch
                 for i in range(0, count, at_once):
-                    w = weights + i * pitch
-                    ahead = distance_ahead(w, at_once * pitch, end, next_rows)
-                    multiply(w, step, width, x, ahead, buffer, products + 4 * i)
+                    multiply(weights + i * pitch, step, width, x, end, next_rows, buffer, products + 4 * i)
                 share = splat(share_of(args, rank), lanes)
                 for i in range(0, count, lanes):
                     v = fma(load_f32(products + 4 * i, "f32", lanes), share, load_f32(sums + 4 * i, "f32", lanes))

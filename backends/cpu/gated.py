@@ -22,7 +22,7 @@ from graphrt.backends.cpu.grouping import (
 )
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
-from graphrt.backends.cpu.matvec import distance_ahead, rows_within, weights_address
+from graphrt.backends.cpu.matvec import rows_within, weights_address
 from graphrt.backends.cpu.memory import load_f32, store_f32_first
 from graphrt.backends.cpu.portions import MOST, portion_start
 from graphrt.backends.cpu.row_products import AT_ONCE, Rows, columns_multiplier, prepared_bytes, rows_of
@@ -83,9 +83,8 @@ def _run_multiplier(rows: Rows):
         width, pitch, step = size(args, W, 3), stride(args, W, 2), stride(args, W, 3)
         end = weights + count * pitch
         for i in range(0, count, at_once):
-            w = weights + i * pitch
-            ahead = distance_ahead(w, at_once * pitch, end, following)
-            multiply(args, w, step, width, column, columns, row_bytes(width), ahead, buffer, target + 4 * i)
+            w, base = weights + i * pitch, target + 4 * i
+            multiply(args, w, step, width, column, columns, row_bytes(width), end, following, buffer, base)
 
     return multiply_run
 

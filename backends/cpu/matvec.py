@@ -26,8 +26,6 @@ from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.portions import portion_start
 from graphrt.backends.cpu.row_products import AT_ONCE, columns_multiplier, prepared_bytes, rows_of
 
-AHEAD = 8192  # bytes: measured; the processor's own prefetching, which stops at pages, leaves 5 to 25 % to gain
-
 
 def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
     """Native: y for every column, over x prepared in the form that the weights' dtype wants."""
@@ -46,17 +44,15 @@ def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
             while row < min(end, total):
                 group, count = row // height, rows_within(row, min(end, total), height)
                 weights = weights_address(args, row, height, pitch)
-                end_address = weights + count * pitch
-                following = row + count if row + count < end else next_row
-                next_address = weights_address(args, following, height, pitch) if following < total else end_address
+                rows_end, next_one = weights + count * pitch, row + count if row + count < end else next_row
+                following = weights_address(args, next_one, height, pitch) if next_one < total else rows_end
                 first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
                 for y_row in range(row % height, row % height + count, at_once):
-                    ahead = distance_ahead(weights, at_once * pitch, end_address, next_address)
                     column = first
                     while column < last:
-                        at_a_time = min(AT_ONCE, last - column)
-                        multiply(args, weights, step, width, column, at_a_time, x_pitch, ahead, buffer, 4 * y_row)
-                        column += at_a_time
+                        some, base = min(AT_ONCE, last - column), 4 * y_row
+                        multiply(args, weights, step, width, column, some, x_pitch, rows_end, following, buffer, base)
+                        column += some
                     weights += at_once * pitch
                 row += count
             row, end = next_row, portion_start(total, number + 1, nth)
@@ -80,9 +76,3 @@ def rows_within(row, end, height):
 def weights_address(args, row, height, pitch):
     """Address of a row of weights, of all groups' rows counted through."""
     return matrix_address(args, group_word(args, row // height, MATRIX)) + row % height * pitch
-
-
-@helper
-def distance_ahead(weights, nbytes, end, following):
-    """How far from rows lies what is to be asked for: before the end of those at hand, or among those to follow."""
-    return AHEAD if weights + nbytes + AHEAD <= end else AHEAD + following - end

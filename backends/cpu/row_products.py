@@ -18,7 +18,7 @@ from graphrt.backends.cpu.codes import prefetch
 from graphrt.backends.cpu.dot import join, pick
 from graphrt.backends.cpu.grouping import X_ROW, column_word, prepared
 from graphrt.backends.cpu.helpers import helper
-from graphrt.backends.cpu.interleaved_dot import multiply_interleaved
+from graphrt.backends.cpu.interleaved_dot import AHEAD, multiply_interleaved
 from graphrt.backends.cpu.memory import store_f32, store_one
 from graphrt.backends.cpu.prepare import UNITS
 from graphrt.backends.cpu.simd import lane, reduce_add, splat
@@ -34,8 +34,8 @@ class Rows:
     Args:
         form: of the prepared x.
         at_once: rows that one call takes, whose products it writes side by side.
-        one, two, four: helpers (w, step, width, x …, ahead, buffer, y …), with as many x and y as columns. They ask for
-            the memory `ahead` bytes from the rows.
+        one, two, four: helpers (w, step, width, x …, end, following, buffer, y …), with as many x and y as columns;
+            memory is asked for AHEAD of the rows, up to `end`, and then what lies at `following`.
         many: columns from which the way for many columns is faster (measured).
     """
 
@@ -67,19 +67,19 @@ def columns_multiplier(rows: Rows, place):
     one, two, four = rows.one, rows.two, rows.four
 
     @helper
-    def multiply(args, w, step, width, column, count, x_pitch, ahead, buffer, base):
+    def multiply(args, w, step, width, column, count, x_pitch, end, following, buffer, base):
         x0, y0 = prepared_row(args, column, x_pitch), place(args, column, 0, base)
         if count == 1:
-            one(w, step, width, x0, ahead, buffer, y0)
+            one(w, step, width, x0, end, following, buffer, y0)
             return
         x1, y1 = prepared_row(args, column + 1, x_pitch), place(args, column + 1, 1, base)
         if count == 2:
-            two(w, step, width, x0, x1, ahead, buffer, y0, y1)
+            two(w, step, width, x0, x1, end, following, buffer, y0, y1)
             return
         x2, y2 = prepared_row(args, column + 2, x_pitch), place(args, column + 2, 2, base)
         last = count - 1  # of three columns the last is taken twice: that is faster than two and one
         x3, y3 = prepared_row(args, column + last, x_pitch), place(args, column + last, last, base)
-        four(w, step, width, x0, x1, x2, x3, ahead, buffer, y0, y1, y2, y3)
+        four(w, step, width, x0, x1, x2, x3, end, following, buffer, y0, y1, y2, y3)
 
     return multiply
 
@@ -108,19 +108,19 @@ def _interleaved(name: str) -> tuple[Any, Any, Any]:
     block = dtypes.get(name).block
 
     @helper
-    def one(w, step, width, x, ahead, buffer, y):
-        sums = multiply_interleaved(w, width // block, (x,), ahead, name)
+    def one(w, step, width, x, end, following, buffer, y):
+        sums = multiply_interleaved(w, width // block, (x,), end, following, name)
         store_f32(y, "f32", sums[0])
 
     @helper
-    def two(w, step, width, x0, x1, ahead, buffer, y0, y1):
-        sums = multiply_interleaved(w, width // block, (x0, x1), ahead, name)
+    def two(w, step, width, x0, x1, end, following, buffer, y0, y1):
+        sums = multiply_interleaved(w, width // block, (x0, x1), end, following, name)
         store_f32(y0, "f32", sums[0])
         store_f32(y1, "f32", sums[1])
 
     @helper
-    def four(w, step, width, x0, x1, x2, x3, ahead, buffer, y0, y1, y2, y3):
-        sums = multiply_interleaved(w, width // block, (x0, x1, x2, x3), ahead, name)
+    def four(w, step, width, x0, x1, x2, x3, end, following, buffer, y0, y1, y2, y3):
+        sums = multiply_interleaved(w, width // block, (x0, x1, x2, x3), end, following, name)
         store_f32(y0, "f32", sums[0])
         store_f32(y1, "f32", sums[1])
         store_f32(y2, "f32", sums[2])
@@ -151,6 +151,12 @@ def sums_of_four(a, b, c, d):
 
 
 @helper
+def distance_ahead(w, end, following):
+    """How far from a row lies what is to be asked for: before the end of those at hand, or among those to follow."""
+    return AHEAD if w + AHEAD < end else AHEAD + following - end
+
+
+@helper
 def prefetch_all(start, nbytes):
     """Ask for all cache lines of some memory, which need not be valid."""
     for i in range(0, nbytes, 64):
@@ -163,8 +169,9 @@ def _one(units: Units, block: int):
     blocks, nbytes = elements // block, units.nbytes
 
     @helper
-    def one(w, step, width, x, ahead, buffer, y):
+    def one(w, step, width, x, end, following, buffer, y):
         whole, rest, unit = width // elements, width % elements, blocks * step
+        ahead = distance_ahead(w, end, following)
         t0 = splat(np.float32(0), 16)
         t1, t2, t3 = t0, t0, t0
         for _ in range(whole // 4):
@@ -191,8 +198,9 @@ def _two(units: Units, block: int):
     blocks, nbytes = elements // block, units.nbytes
 
     @helper
-    def two(w, step, width, x0, x1, ahead, buffer, y0, y1):
+    def two(w, step, width, x0, x1, end, following, buffer, y0, y1):
         whole, rest, unit = width // elements, width % elements, blocks * step
+        ahead = distance_ahead(w, end, following)
         t0 = splat(np.float32(0), 16)
         t1, t2, t3 = t0, t0, t0
         for _ in range(whole // 2):
@@ -221,8 +229,9 @@ def _four(units: Units, block: int):
     blocks, nbytes = elements // block, units.nbytes
 
     @helper
-    def four(w, step, width, x0, x1, x2, x3, ahead, buffer, y0, y1, y2, y3):
+    def four(w, step, width, x0, x1, x2, x3, end, following, buffer, y0, y1, y2, y3):
         whole, rest, unit = width // elements, width % elements, blocks * step
+        ahead = distance_ahead(w, end, following)
         t0 = splat(np.float32(0), 16)
         t1, t2, t3 = t0, t0, t0
         for _ in range(whole):
