@@ -80,7 +80,7 @@ def _product(node: Tensor) -> _Product | LibraryProduct:
     if not _is_for_library(node):
         return _Product(node)
     if reason := present().without_library():
-        return _Product(node, f"products of long prompts by gemm.cu, since {reason}")
+        return _Product(node, f"products of long prompts by graphrt's own kernels, since {reason}")
     return LibraryProduct(node)
 
 
