@@ -3,12 +3,13 @@
 The kernels of products with many columns make them, in one pass: no expert's result is written to memory, but added
 onto y at once, times its weight. A token's experts are added in the order of their numbers, whatever their ranks.
 
-An item is a band of w's rows and a group. Each thread has bands of its own, and takes them group by group; who is
-through helps others. Turns keep the order: a band's groups are added one after the other, whoever does it, so that
-results do not depend on the number of threads. Threads wait for their turns only where several work at the same bands.
+An item is a band of w's rows and a group. A band's turn says how many groups were added to its rows of y, and whether
+a thread is at the next one: so a band is never at two threads at once, groups are added in their order, and results do
+not depend on the number of threads. Each thread has bands of its own, and goes round them, a group a round; when none
+is left to take it helps others. Nobody waits for a turn: it is whoever ends one that goes on with the band.
 
-Tensors are y, w, the weights, dense, and ids. Extras are, past those of a product, where the turns lie and their bytes:
-a line for each thread, of the items that were claimed of its bands, then a word for each band, of the groups added.
+Tensors are y, w, the weights, dense, and ids. Extras are, past those of a product, where the turns lie, and how many
+slices of x there were before.
 """
 
 from __future__ import annotations
@@ -44,30 +45,28 @@ from graphrt.backends.cpu.memory import (
     store_integer,
 )
 from graphrt.backends.cpu.simd import fma, splat
-from graphrt.backends.cpu.sync import atomic_load, atomic_store, wait_once
+from graphrt.backends.cpu.sync import atomic_add, atomic_exchange_if, atomic_load
 
 SUM = "weighted_sum"  # the name of the op, for kernels that make a product, or together with it what reads it
-TURNS, TURNS_BYTES = WORKSPACE + 8, WORKSPACE + 9
-LINE = 64  # bytes of a cache line
+TURNS, SLICES_BEFORE = WORKSPACE + 8, WORKSPACE + 9
 LEAST_ROWS = 8  # of a band
-SPINS = 1000  # of waiting, before the core is left to others
 LANES = 16
 ZERO, NAN = np.float32(0), np.float32(np.nan)
 
 
-def turns_bytes(height: int, threads: int) -> int:
+def turns_bytes(height: int) -> int:
     """Bytes of the turns of so many rows."""
-    return LINE * threads + 8 * -(-height // LEAST_ROWS)
+    return 8 * -(-height // LEAST_ROWS)
 
 
 def start_sums() -> Kernel:
     """Native: y with nothing added, and NaN where an id is no expert's; the turns, and the columns' rows of y."""
 
     def run(args, ith, nth):
-        first, last = share(word(args, TURNS_BYTES) // 8, ith, nth)
-        for i in range(first, last):
-            store_integer(_turns(args) + 8 * i, "i64", 0)
         width = size(args, Y, 3)
+        first, last = share((width + LEAST_ROWS - 1) // LEAST_ROWS, ith, nth)
+        for band in range(first, last):
+            store_integer(_turn(args, band), "i64", 0)
         first, last = share(size(args, Y, 2), ith, nth)
         for token in range(first, last):
             start, y = splat(_start_of(args, token), LANES), address(args, Y) + token * stride(args, Y, 2)
@@ -98,54 +97,49 @@ def _start_of(args, token):
     return ZERO
 
 
-# ---- turns -----------------------------------------------------------------------------------------------------------
+# ---- turns: a word for each band, twice the groups that were added, of all slices; 1 more while a thread is at it ----
 
 
 @helper
-def _turns(args):
-    return word(args, WORKSPACE) + word(args, TURNS)
+def _turn(args, band):
+    return word(args, WORKSPACE) + word(args, TURNS) + 8 * band
 
 
-def item_claimer(unit: str):
-    """A helper: the next item of a thread, number group · bands + band, or one past the last.
+def item_finder(unit: str, is_taken: bool):
+    """A helper: a thread's next item after one of the band `last`, as group · bands + band; one past the last if none.
 
-    Of a weighted sum it is one of the thread's own, then of the next thread's, and so on: `away` says whose.
+    Threads take items in order; those of a weighted sum by turns, of bands that are free.
+
+    Args:
+        is_taken: whether a turn is taken, or the thread only looks which may come next.
     """
 
     @helper
-    def next_of_all(args, away, bands, ith, nth):
-        return away, claim(word(args, COUNTER), 1)
+    def in_order(args, last, bands, ith, nth):
+        return claim(word(args, COUNTER), 1)
 
     @helper
-    def next_of_own(args, away, bands, ith, nth):
-        while away < nth:
-            owner = (ith + away) % nth
-            first, last = share(bands, owner, nth)
-            number = claim(_turns(args) + LINE * owner, 1)
-            if number < (last - first) * group_count(args):
-                return away, number // (last - first) * bands + first + number % (last - first)
-            away += 1
-        return away, group_count(args) * bands
+    def by_turns(args, last, bands, ith, nth):
+        before = word(args, SLICES_BEFORE) * group_count(args)
+        for away in range(nth):
+            first, end = share(bands, (ith + away) % nth, nth)
+            start = last + 1 if first <= last < end else first
+            for i in range(end - first):
+                band = start + i if start + i < end else start + i - (end - first)
+                turn = atomic_load(_turn(args, band))
+                group = turn // 2 - before
+                is_free = turn % 2 == 0 and group < group_count(args)
+                if is_free and (not is_taken or atomic_exchange_if(_turn(args, band), turn, turn + 1)):
+                    return group * bands + band
+        return group_count(args) * bands
 
-    return next_of_own if unit == SUM else next_of_all
-
-
-@helper
-def wait_for_turn(args, band, group, nth):
-    """Wait until the groups before this one are added.
-
-    A thread may have claimed its next item by then. It waits for what was claimed before the item that it is at: so of
-    all threads the one at the item that was claimed first does not wait.
-    """
-    turn, tries = _turns(args) + LINE * nth + 8 * band, 0
-    while atomic_load(turn) < group:
-        wait_once(tries, SPINS)
-        tries += 1
+    return by_turns if unit == SUM else in_order
 
 
 @helper
-def end_turn(args, band, group, nth):
-    atomic_store(_turns(args) + LINE * nth + 8 * band, group + 1)
+def end_turn(args, band):
+    """Let the band's next group be taken."""
+    atomic_add(_turn(args, band), 1)
 
 
 # ---- sums ------------------------------------------------------------------------------------------------------------

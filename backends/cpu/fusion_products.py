@@ -143,7 +143,7 @@ def products(found: Sequence[Product], threads: int) -> tuple[list[Call], int]:
         parts.append(Part(end, _tables(product.first), threads))
         end = parts[-1].end
         if product.takes_turns:
-            turns[product] = Part(end, Layout(0, 0, turns_bytes(product.node.shape[-1], threads), 0), threads)
+            turns[product] = Part(end, Layout(0, 0, turns_bytes(product.node.shape[-1]), 0), threads)
             end = turns[product].end
     prepare = [_prepare(*each) for each in prepared]
     made = list(zip(found, parts, strict=True))
@@ -252,7 +252,7 @@ def _multiply(product: Product, part: Part, prepared: Part, turns: Part | None) 
     writes, name = [part.span], node.op.name if node.op is not None and product.kind else ""
     if turns is not None:
         function, tensors = matmul.multiplication(product.first, name), [node, w, weights_of(node), *ids]
-        extras += [turns.base + turns.layout.offsets[1] - part.base, turns.layout.prepared]
+        extras += [turns.base + turns.layout.offsets[1] - part.base, 0]
         writes.append(turns.span)
     elif product.is_sum:
         function = native(expert_sum_column, w.dtype.name, w.has_dense_rows, host.level().lanes)

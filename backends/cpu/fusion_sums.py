@@ -5,14 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from graphrt import dtypes
 from graphrt.backends.cpu import matmul
 from graphrt.backends.cpu.barriers import Span
 from graphrt.backends.cpu.expert_sums import SUM, start_sums, turns_bytes
-from graphrt.backends.cpu.grouping import Layout
 from graphrt.backends.cpu.jit import native
 from graphrt.backends.cpu.prepare import group_columns
 from graphrt.backends.cpu.registry import Call
@@ -33,7 +31,8 @@ def sum_of(product: Tensor, coming: Coming) -> Tensor | None:
     if total is None or not coming.readers.are_within(product, [total]):
         return None
     weights = weights_of(total)
-    return total if weights.dtype is dtypes.f32 and (weights.is_dense or product.shape[0] == 1) else None
+    fits = weights.dtype is dtypes.f32 and (weights.is_dense or not matmul.has_many_columns(product))
+    return total if fits else None
 
 
 def weights_of(total: Tensor) -> Tensor:
@@ -49,7 +48,7 @@ def sum_of_tiles(coming: Coming, threads: int) -> Fused | None:
     total = sum_of(product, coming)
     if total is None or matmul.form_of_x(product) is not None:
         return None
-    nbytes = _layout(product).nbytes(threads) + turns_bytes(total.shape[-1], threads)
+    nbytes = matmul.layout(product).nbytes(threads) + turns_bytes(total.shape[-1])
     return Fused((product, total), "weighted sum", nbytes, lower=partial(_tile_calls, product, total, threads))
 
 
@@ -64,22 +63,18 @@ def start_call(total: Tensor, product: Tensor, extras: Sequence[int], base: int,
     return Call(native(start_sums), [total, w, None, ids], (), extras, 1, base, writes, work=total.size)
 
 
-def _layout(product: Tensor) -> Layout:
-    """The workspace of a product, with all of x as one slice."""
-    depth = matmul.operands(product)[1].shape[-1]
-    prepared = matmul.tiled_columns(product) * matmul.column_bytes(product, depth)
-    return replace(matmul.layout(product), prepared=prepared)
-
-
 def _tile_calls(product: Tensor, total: Tensor, threads: int) -> list[Call]:
     w, x, ids = matmul.operands(product)
-    layout, turns = _layout(product), turns_bytes(total.shape[-1], threads)
+    layout, depth, step = matmul.layout(product), x.shape[-1], matmul.slice_depth(product)
     end = layout.nbytes(threads)
     prepare, multiply = matmul.tile_kernels(product, SUM)
-    extras, grouped = [*layout.offsets, 0, x.shape[-1], end, turns], [None, w, x, ids]
-    return [
-        Call(native(group_columns, tile().columns), grouped, (), extras),
-        Call(prepare, grouped, (), extras),
-        start_call(total, product, extras, 0, [(0, end + turns)]),
-        Call(multiply, [total, w, weights_of(total), ids], (), extras),
+    grouped, added = [None, w, x, ids], [total, w, weights_of(total), ids]
+    slices = enumerate(range(0, max(1, depth), step))
+    extras = [[*layout.offsets, first, min(first + step, depth), end, number] for number, first in slices]
+    calls = [
+        Call(native(group_columns, tile().columns), grouped, (), extras[0]),
+        start_call(total, product, extras[0], 0, [(0, end + turns_bytes(total.shape[-1]))]),
     ]
+    for each in extras:
+        calls += [Call(prepare, grouped, (), each), Call(multiply, added, (), each)]
+    return calls

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from graphrt import dtypes
 from graphrt.backends.cpu.args import address, size, stride, word
-from graphrt.backends.cpu.expert_sums import SUM, add_weighted, end_turn, item_claimer, wait_for_turn
+from graphrt.backends.cpu.expert_sums import SUM, add_weighted, end_turn, item_finder
 from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import (
     COLUMN_BYTES,
@@ -82,16 +82,17 @@ def mul_mat_codes(dtype: str, unit: str, lanes: int) -> Kernel:
     Of a gated unit w is the gate's matrices, and tensor UP the other half's, laid out alike; of a weighted sum, tensors
     and extras are as in expert_sums.py.
     """
-    multiply_band, next_item = _band_multiplier(dtype, unit, lanes), item_claimer(unit)
+    multiply_band = _band_multiplier(dtype, unit, lanes)
+    take_item, look_ahead = item_finder(unit, True), item_finder(unit, False)
     rows_of_band, halves, is_sum = shape().rows, 2 if unit in ACTIVATIONS else 1, unit == SUM
 
     def run(args, ith, nth):
         height, pitch = size(args, W, 2), stride(args, W, 2)
         bands = (height + rows_of_band - 1) // rows_of_band
         total = group_count(args) * bands
-        away, item = next_item(args, 0, bands, ith, nth)
+        item = take_item(args, -1, bands, ith, nth)
         while item < total:
-            away, following = next_item(args, away, bands, ith, nth)
+            following = look_ahead(args, item % bands, bands, ith, nth)
             ahead, ahead_end = 0, 0
             if following < total:
                 row = following % bands * rows_of_band
@@ -99,8 +100,6 @@ def mul_mat_codes(dtype: str, unit: str, lanes: int) -> Kernel:
                 ahead_end = ahead + min(rows_of_band, height - row) * pitch
             group, row = item // bands, item % bands * rows_of_band
             weights = matrix_address(args, group_word(args, group, MATRIX)) + row * pitch
-            if is_sum:
-                wait_for_turn(args, item % bands, group, nth)
             for half in range(halves):
                 near, near_end = ahead, ahead_end
                 if half + 1 < halves:
@@ -109,7 +108,8 @@ def mul_mat_codes(dtype: str, unit: str, lanes: int) -> Kernel:
                 multiply_band(args, group, row, weights, half, scratch(args, ith), near, near_end)
                 weights = near
             if is_sum:
-                end_turn(args, item % bands, group, nth)
+                end_turn(args, item % bands)
+                following = take_item(args, item % bands, bands, ith, nth)
             item = following
 
     return run

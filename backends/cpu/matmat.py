@@ -16,7 +16,7 @@ from graphrt import dtypes
 from graphrt.backends.cpu.args import address, size, stride, word
 from graphrt.backends.cpu.codes import prefetch
 from graphrt.backends.cpu.dequant import expander
-from graphrt.backends.cpu.expert_sums import SUM, add_weighted, end_turn, item_claimer, wait_for_turn
+from graphrt.backends.cpu.expert_sums import SUM, add_weighted, end_turn, item_finder
 from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import (
     FIRST,
@@ -61,12 +61,12 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int, unit: str)
     """Native: y for every column, over a slice of x prepared as tiles of `columns` columns; later slices add to it.
 
     Args:
-        unit: empty, or the op that reads the product: it is made instead, of a slice that is all of x. Of a gated unit,
-            w is the gate's matrices, and tensor UP the other half's, laid out alike; of a weighted sum, tensors and
-            extras are as in expert_sums.py.
+        unit: empty, or the op that reads the product, which is made instead. Of a gated unit, w is the gate's matrices,
+            tensor UP the other half's, laid out alike, and the slice is all of x; of a weighted sum, tensors and extras
+            are as in expert_sums.py.
     """
     height_of_tile, halves, is_sum = lanes * vectors, 2 if unit in ACTIVATIONS else 1, unit == SUM
-    fill_panel, next_item = _panel_filler(dtype, lanes, vectors), item_claimer(unit)
+    fill_panel, take_item = _panel_filler(dtype, lanes, vectors), item_finder(unit, True)
     multiply = tile_multiplier(lanes, vectors, columns)
     put = results_of(unit, lanes, height_of_tile, columns)
     panel_bytes, result_bytes = 4 * height_of_tile * (DEPTH + lanes), 4 * height_of_tile * columns
@@ -81,7 +81,7 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int, unit: str)
         total = group_count(args) * bands
         panels = scratch(args, ith)
         result = panels + result_at
-        away, item = next_item(args, 0, bands, ith, nth)
+        item = take_item(args, -1, bands, ith, nth)
         while item < total:
             group, row = item // bands, item % bands * height_of_tile
             matrix = matrix_address(args, group_word(args, group, MATRIX))
@@ -89,8 +89,6 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int, unit: str)
             first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
             at_once = TILES * columns if halves > 1 else last - first
             tiles = prepared(args) + group_word(args, group, FIRST_TILE) * width * columns * 4
-            if is_sum:
-                wait_for_turn(args, item % bands, group, nth)
             for begin in range(first, last, at_once):
                 for start in range(first_element, max(last_element, 1), DEPTH):
                     depth, is_last = min(DEPTH, last_element - start), start + DEPTH >= last_element
@@ -109,8 +107,8 @@ def mul_mat_tiles(dtype: str, lanes: int, vectors: int, columns: int, unit: str)
                         sums += halves * result_bytes
                 tiles += TILES * width * columns * 4
             if is_sum:
-                end_turn(args, item % bands, group, nth)
-            away, item = next_item(args, away, bands, ith, nth)
+                end_turn(args, item % bands)
+            item = take_item(args, item % bands, bands, ith, nth)
 
     return run
 

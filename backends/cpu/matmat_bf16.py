@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from graphrt.backends.cpu import bf16
 from graphrt.backends.cpu.args import address, size, stride, word
 from graphrt.backends.cpu.codes import prefetch
-from graphrt.backends.cpu.expert_sums import SUM, end_turn, item_claimer, wait_for_turn
+from graphrt.backends.cpu.expert_sums import SUM, end_turn, item_finder
 from graphrt.backends.cpu.glu import ACTIVATIONS
 from graphrt.backends.cpu.grouping import (
     FIRST,
@@ -74,7 +74,8 @@ def mul_mat_pairs(vectors: int, columns: int, unit: str) -> Kernel:
     rows_of_panel, halves, is_sum = LANES * vectors, 2 if unit in ACTIVATIONS else 1, unit == SUM
     rows_of_band = PANELS // halves * rows_of_panel
     multiply, fill_panel = pairs_multiplier(vectors, columns), panel_filler(vectors)
-    put, next_item = results_of(unit, LANES, rows_of_panel, columns), item_claimer(unit)
+    put = results_of(unit, LANES, rows_of_panel, columns)
+    take_item, look_ahead = item_finder(unit, True), item_finder(unit, False)
     panel_bytes, result_bytes = rows_of_panel * DEPTH * 2, 4 * rows_of_panel * columns
     strip_at = PANELS * panel_bytes
     result_at = strip_at + LANES * 4 * LANES
@@ -94,9 +95,9 @@ def mul_mat_pairs(vectors: int, columns: int, unit: str) -> Kernel:
         panels = scratch(args, ith)
         result = panels + result_at
         to_next_panel = address(args, UP) - address(args, W) if halves > 1 else rows_of_panel * pitch
-        away, item = next_item(args, 0, bands, ith, nth)
+        item = take_item(args, -1, bands, ith, nth)
         while item < total:
-            away, following = next_item(args, away, bands, ith, nth)
+            following = look_ahead(args, item % bands, bands, ith, nth)
             group, row = item // bands, item % bands * rows_of_band
             rows = min(rows_of_band, height - row)
             used = halves if halves > 1 else (rows + rows_of_panel - 1) // rows_of_panel
@@ -104,8 +105,6 @@ def mul_mat_pairs(vectors: int, columns: int, unit: str) -> Kernel:
             first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
             at_once = TILES * columns if halves > 1 else last - first
             tiles = prepared(args) + group_word(args, group, FIRST_TILE) * words * columns * 4
-            if is_sum:
-                wait_for_turn(args, item % bands, group, nth)
             for begin in range(first, last, at_once):
                 for start in range(first_element, max(last_element, 1), DEPTH):
                     depth, is_last = min(DEPTH, last_element - start), start + DEPTH >= last_element
@@ -141,7 +140,8 @@ def mul_mat_pairs(vectors: int, columns: int, unit: str) -> Kernel:
                         sums += halves * result_bytes
                 tiles += TILES * words * columns * 4
             if is_sum:
-                end_turn(args, item % bands, group, nth)
+                end_turn(args, item % bands)
+                following = take_item(args, item % bands, bands, ith, nth)
             item = following
 
     return run

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import graphrt
 from graphrt import Graph, Scheduler, Tensor, dtypes, ops
-from graphrt.backends.cpu import host
+from graphrt.backends.cpu import host, matmul
+from graphrt.backends.cpu.prepare import PIECE
 from graphrt.testing import Draw, normalised_error, random_blocks
 from tests.backends.cpu.test_fusion import fusions, run
 
@@ -83,6 +84,18 @@ def test_interleaved_matrices():
 @pytest.mark.parametrize(("dtype", "width"), [("q8_0", 6144), ("bf16", 2304), ("f16", 2100)])
 def test_rows_that_several_panels_hold(dtype, width):
     assert_alike(Graph(experts_sum(drawn_ids(40, 2, 4), rows(40, 2, width), 40, dtype)))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_slices_of_rows(dtype, monkeypatch):
+    graph = Graph(experts_sum(drawn_ids(90, 2, 4), rows(90, 2, 1200), 75, dtype))
+    product = graph.outputs[0].srcs[0]
+    per_piece = matmul.tiled_columns(product) * matmul.column_bytes(product, PIECE)
+    monkeypatch.setattr(matmul, "SLICE_BYTES", 2 * per_piece)
+    assert matmul.slice_depth(product) == 2 * PIECE
+    got = assert_alike(graph)
+    for threads in (1, 3):
+        np.testing.assert_array_equal(run(graph, 1, threads)[0], got)
 
 
 @pytest.mark.parametrize("dtype", ["q8_0", "bf16", "f16"])
