@@ -86,7 +86,8 @@ def products(name: str, height: int, width: int, columns: Sequence[int], size: i
 
 def cached(name: str, size: int) -> tuple[Run, int]:
     """A run over one matrix that stays in the second-level cache; and the bytes read."""
-    one = graphrt.weight("w", weights(name, 768 * 1024 // dtypes.get(name).row_bytes(2048), 2048))
+    rows = 768 * 1024 // dtypes.get(name).row_bytes(2048) // dtypes.ROWS * dtypes.ROWS
+    one = graphrt.weight("w", weights(name, rows, 2048))
     x = graphrt.input("x", (1, 2048))
     return planned([ops.mul_mat(one, x) for _ in range(50)], size), 50 * one.nbytes
 

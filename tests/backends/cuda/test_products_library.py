@@ -148,7 +148,8 @@ def test_without_a_library_kernels_make_the_products_and_the_reason_is_told(monk
 def test_a_library_whose_first_product_is_wrong_is_not_used(monkeypatch, capsys):
     monkeypatch.setattr("tests.backends.cuda.late_cublas._as_floats", lambda codes: codes.astype(np.float32))
     plan = planned(opened(monkeypatch)[0])
-    assert "by graphrt's own kernels, since cuBLAS cannot be used: [cuda] cuBLAS's first product is wrong" in capsys.readouterr().err
+    told = "by graphrt's own kernels, since cuBLAS cannot be used: [cuda] cuBLAS's first product is wrong"
+    assert told in capsys.readouterr().err
     assert_right(plan)
 
 
