@@ -52,9 +52,9 @@ def attention(tokens: int) -> Tensor:
 CASES: dict[str, Callable[[], Tensor]] = {
     **{
         f"mul_mat {dtype} x {columns}": lambda name=dtype.name, columns=columns: ops.mul_mat(
-            leaf(name, 40, 512), leaf("f32", columns, 512)
+            leaf(name, 48, 512), leaf("f32", columns, 512)
         )
-        for dtype in (*dtypes.FLOATS, *dtypes.QUANTIZED)
+        for dtype in (*dtypes.FLOATS, *dtypes.QUANTIZED, *dtypes.INTERLEAVED.values())
         for columns in (1, 3, 40)
     },
     "attention of 1": lambda: attention(1),

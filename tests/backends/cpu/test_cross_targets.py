@@ -70,13 +70,19 @@ def calls_nothing_unknown(code: str, machine: Machine) -> bool:
 PRODUCTS = {
     "q8_0 x 1": lambda: ops.mul_mat(leaf(64, 512, dtype="q8_0"), leaf(1, 512)),
     "q4_k x 1": lambda: ops.mul_mat(leaf(64, 512, dtype="q4_k"), leaf(1, 512)),
+    "q8_0_r16 x 1": lambda: ops.mul_mat(leaf(64, 512, dtype="q8_0_r16"), leaf(1, 512)),
+    "q4_k_r16 x 1": lambda: ops.mul_mat(leaf(64, 512, dtype="q4_k_r16"), leaf(1, 512)),
     "q4_0 x 512": lambda: ops.mul_mat(leaf(64, 512, dtype="q4_0"), leaf(512, 512)),
 }
 
 
 @pytest.mark.parametrize(
     ("machine", "product"),
-    [(ARM, "q4_k x 1"), *((machine, name) for machine in MACHINES for name in ("q8_0 x 1", "q4_0 x 512"))],
+    [
+        (ARM, "q4_k x 1"),
+        (ARM, "q4_k_r16 x 1"),
+        *((machine, name) for machine in MACHINES for name in ("q8_0 x 1", "q8_0_r16 x 1", "q4_0 x 512")),
+    ],
     ids=lambda value: value if isinstance(value, str) else value.cpu,
 )
 def test_int8_products_use_the_dot_product_of_the_machine(machine, product):
@@ -127,11 +133,11 @@ def test_waiting_compiles_for_the_systems_own_calls(machine):
 
 
 @pytest.mark.skipif(not HASWELL.runs_here, reason="this processor has no AVX2")
-@pytest.mark.parametrize(("dtype", "columns"), [("q8_0", 1), ("q6_k", 1), ("q4_0", 40)])
+@pytest.mark.parametrize(("dtype", "columns"), [("q8_0", 1), ("q6_k", 1), ("q6_k_r16", 1), ("q4_0", 40)])
 def test_products_agree_on_avx2_without_vnni(dtype, columns):
     draw = Draw(lambda low, high: (low + high) // 3)
     node = ops.mul_mat(
-        draw.tensor((40, 512), dtypes.get(dtype), layout="dense"), draw.tensor((columns, 512), dtypes.f32)
+        draw.tensor((48, 512), dtypes.get(dtype), layout="dense"), draw.tensor((columns, 512), dtypes.f32)
     )
     expected = Scheduler(["reference"]).plan(Graph(node)).run()[0]
     with host.use_level("avx2", HASWELL):
