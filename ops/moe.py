@@ -91,7 +91,8 @@ def weighted_sum(x: Tensor, weights: Tensor) -> Meta:
     """Add up the experts' results for each token: y[t, :] = sum over u of weights[t, u] · x[t, u, :], in rank order.
 
     Args:    x [T, U, D] f32|f16|bf16, any strides;  weights [T, U] or [T, U, 1] f32|f16|bf16
-    Returns: [T, D] in x's dtype; added in f32, u = 0 first, so that every backend rounds alike
+    Returns: [T, D] in x's dtype; added in f32, u = 0 first, so that every backend rounds alike; the CPU adds up many
+             tokens' products in the order of their experts where it makes both in one pass
     Raises:  GraphError if the shapes do not fit
     """
     require_float("weighted_sum", x=x, weights=weights)
