@@ -49,6 +49,8 @@ class BlasBackend(Backend):
             return Support(False, "blas takes rows of f32 only", "cast them with ops.cast")
         if prod(w.shape[:-2]) != 1:
             return Support(False, f"blas multiplies by one matrix, not by a batch of {prod(w.shape[:-2])}")
+        if w.dtype.rows > 1:
+            return Support(False, f"the rows of {w!r} are interleaved for the cpu", "load it without --repack")
         if not w.has_dense_rows and w.dtype is not dtypes.f32:
             return Support(False, f"blas needs dense rows of a weight in {w.dtype}", "wrap it in ops.cont")
         return self._pays(w, rows=node.size // max(1, node.shape[-1]))

@@ -76,8 +76,9 @@ def test_tiles_are_part_of_the_memory_plan(blas):
         (lambda: ops.mul_mat(leaf((4, 8)), leaf((3, 8), "f16")), "rows of f32 only"),
         (lambda: ops.mul_mat(leaf((2, 4, 8)), leaf((2, 3, 8))), "a batch of 2"),
         (lambda: ops.mul_mat(leaf((4, 16), "f16")[:, ::2], leaf((3, 8))), "dense rows"),
+        (lambda: ops.mul_mat(leaf((16, 32), "q8_0_r16"), leaf((3, 32))), "interleaved for the cpu"),
     ],
-    ids=["silu", "mul_mat_id", "f16 rows", "batch of matrices", "f16 columns"],
+    ids=["silu", "mul_mat_id", "f16 rows", "batch of matrices", "f16 columns", "interleaved rows"],
 )
 def test_what_it_does_not_take_it_says(build, reason, blas):
     answer = blas.supports(build())
