@@ -65,7 +65,7 @@ def multiply_interleaved(typingctx, weights, blocks, columns, end, following, dt
 class _Lines:
     """The cache lines that a block asks for, in ascending order, one before each of its loads.
 
-    LLVM would put them all at the block's beginning, and the loads in an order of its own: where it may not, a third
+    LLVM would put them all at the block's beginning, and the loads in an order of its own: where it may not, a fifth
     more comes from memory (measured). Empty assembly that could touch memory keeps loads before and behind it.
     """
 
