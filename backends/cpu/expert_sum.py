@@ -14,7 +14,7 @@ from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.memory import load_f32, load_integer, load_one, store_f32, store_f32_first
 from graphrt.backends.cpu.portions import MOST, portion_start
-from graphrt.backends.cpu.row_products import prepared_bytes, rows_of
+from graphrt.backends.cpu.row_products import pitch_of_prepared, rows_of
 from graphrt.backends.cpu.simd import fma, splat
 
 BETWEEN_WEIGHTS = WORKSPACE + 8  # bytes from one rank's weight to the next; tensor X is the weights
@@ -24,7 +24,7 @@ ZERO = np.float32(0)
 def expert_sum_column(dtype: str, dense: bool, lanes: int) -> Kernel:
     """Native: the one row of y. An id that is no expert's makes it NaN."""
     rows = rows_of(dtype, dense)
-    multiply, row_bytes, at_once = rows.one, prepared_bytes(rows.form), rows.at_once
+    multiply, row_bytes, at_once = rows.one, pitch_of_prepared(rows.form), rows.at_once
 
     def run(args, ith, nth):
         height, width, used = size(args, W, 2), size(args, W, 3), size(args, IDS, 3)

@@ -25,7 +25,7 @@ from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.matvec import rows_within, weights_address
 from graphrt.backends.cpu.memory import load_f32, store_f32_first
 from graphrt.backends.cpu.portions import MOST, portion_start
-from graphrt.backends.cpu.row_products import AT_ONCE, Rows, columns_multiplier, prepared_bytes, rows_of
+from graphrt.backends.cpu.row_products import AT_ONCE, Rows, columns_multiplier, pitch_of_prepared, rows_of
 
 ASIDE = AT_ONCE * MOST  # products of either half that are kept until they meet
 IN_CACHE = 64  # rows of each matrix that are taken at a time where there are more columns, which read them again
@@ -76,7 +76,7 @@ def _place_aside(args, column, number, base):
 
 def _run_multiplier(rows: Rows):
     """A helper: the products of `count` rows with as many columns, kept aside; asks for what follows the rows."""
-    multiply, row_bytes, at_once = columns_multiplier(rows, _place_aside), prepared_bytes(rows.form), rows.at_once
+    multiply, row_bytes, at_once = columns_multiplier(rows, _place_aside), pitch_of_prepared(rows.form), rows.at_once
 
     @helper
     def multiply_run(args, weights, count, column, columns, buffer, following, target):

@@ -24,13 +24,13 @@ from graphrt.backends.cpu.grouping import (
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.portions import portion_start
-from graphrt.backends.cpu.row_products import AT_ONCE, columns_multiplier, prepared_bytes, rows_of
+from graphrt.backends.cpu.row_products import AT_ONCE, columns_multiplier, pitch_of_prepared, rows_of
 
 
 def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
     """Native: y for every column, over x prepared in the form that the weights' dtype wants."""
     rows = rows_of(dtype, dense)
-    multiply, row_bytes, at_once = columns_multiplier(rows, _place_in_y), prepared_bytes(rows.form), rows.at_once
+    multiply, row_bytes, at_once = columns_multiplier(rows, _place_in_y), pitch_of_prepared(rows.form), rows.at_once
 
     def run(args, ith, nth):
         height, width = size(args, W, 2), size(args, W, 3)

@@ -90,8 +90,8 @@ def prepared_row(args, column, x_pitch):
     return prepared(args) + column_word(args, column, X_ROW) * x_pitch
 
 
-def prepared_bytes(form: str):
-    """A helper: the bytes of one prepared row of so many elements."""
+def pitch_of_prepared(form: str):
+    """A helper: the bytes from one prepared row of x to the next, for rows of so many elements."""
     per_unit, nbytes = UNITS[form]
 
     @helper
