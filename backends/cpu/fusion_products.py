@@ -18,7 +18,7 @@ from functools import partial
 from math import prod
 
 from graphrt.backends.cpu import host, matmul
-from graphrt.backends.cpu.expert_sum import expert_sum_column
+from graphrt.backends.cpu.expert_sum import expert_sum_columns, kept_bytes, kept_rows
 from graphrt.backends.cpu.expert_sums import turns_bytes
 from graphrt.backends.cpu.fusion_sums import start_call, sum_of, sum_of_tiles, weights_of
 from graphrt.backends.cpu.glu import ACTIVATIONS
@@ -140,14 +140,14 @@ def products(found: Sequence[Product], threads: int) -> tuple[list[Call], int]:
         reads.append(part)
     parts, turns = list[Part](), dict[Product, Part]()
     for product in found:
-        parts.append(Part(end, _tables(product.first), threads))
+        parts.append(Part(end, _tables(product), threads))
         end = parts[-1].end
         if product.takes_turns:
             turns[product] = Part(end, Layout(0, 0, turns_bytes(product.node.shape[-1]), 0), threads)
             end = turns[product].end
     prepare = [_prepare(*each) for each in prepared]
     made = list(zip(found, parts, strict=True))
-    group = [_group(product, part) for product, part in made if product in turns or not product.is_sum]
+    group = [_group(*each) for each in made]
     multiply = [_multiply(*each, x, turns.get(each[0])) for each, x in zip(made, reads, strict=True)]
     start = [
         start_call(product.node, product.first, call.extras, part.base, call.writes)
@@ -225,8 +225,11 @@ def _preparation(x: Tensor, form: str) -> Layout:
     return Layout(prod(x.shape[:-2]), rows, rows * matmul.prepared_bytes(form, x.shape[-1]), PIECE_BYTES)
 
 
-def _tables(node: Tensor) -> Layout:
-    return Layout(matrices(matmul.operands(node)[0]), columns(node), 0, matmul.layout(node).scratch)
+def _tables(product: Product) -> Layout:
+    node, scratch = product.first, matmul.layout(product.first).scratch
+    if product.is_sum and not product.takes_turns:
+        scratch += kept_bytes(node)
+    return Layout(matrices(matmul.operands(node)[0]), columns(node), 0, scratch)
 
 
 def _prepare(x: Tensor, form: str, part: Part) -> Call:
@@ -255,9 +258,10 @@ def _multiply(product: Product, part: Part, prepared: Part, turns: Part | None) 
         extras += [turns.base + turns.layout.offsets[1] - part.base, 0]
         writes.append(turns.span)
     elif product.is_sum:
-        function = native(expert_sum_column, w.dtype.name, w.has_dense_rows, host.level().lanes)
-        tensors = [node, w, weights_of(node), *ids]
-        extras.append(weights_of(node).strides[1])
+        weights, kept_from = weights_of(node), matmul.layout(product.first).scratch
+        function = native(expert_sum_columns, w.dtype.name, w.has_dense_rows, host.level().lanes)
+        tensors = [node, w, weights, *ids]
+        extras += [kept_rows(product.first), kept_from, *weights.strides[:2]]
     elif product.kind:
         function = matmul.multiplication(product.first, name)
         tensors = [node, w, x, matmul.operands(product.factors[1])[0]]

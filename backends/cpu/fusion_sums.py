@@ -1,5 +1,5 @@
-"""Products with experts and the weighted sum that alone reads them: one token's (expert_sum.py), and many columns'
-(expert_sums.py). Those in int8, and one token's, may run with other products (see fusion_products.py).
+"""Products with experts and the weighted sum that alone reads them: of few columns (expert_sum.py), and of many
+(expert_sums.py). Those of few, and those in int8, may run with other products (see fusion_products.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from graphrt.tensor import Tensor
 
 def sum_of(product: Tensor, coming: Coming) -> Tensor | None:
     """The weighted sum that alone reads a product with experts, if it could run with it."""
-    if product.op is not mul_mat_id or not (product.shape[0] == 1 or matmul.has_many_columns(product)):
+    if product.op is not mul_mat_id:
         return None
     _, x, _ = matmul.operands(product)
     if x.shape[1] != product.shape[1]:  # one row for all experts, which no model has here

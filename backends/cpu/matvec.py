@@ -24,40 +24,58 @@ from graphrt.backends.cpu.grouping import (
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.jit import Kernel
 from graphrt.backends.cpu.portions import portion_start
-from graphrt.backends.cpu.row_products import AT_ONCE, columns_multiplier, pitch_of_prepared, rows_of
+from graphrt.backends.cpu.row_products import AT_ONCE, Rows, columns_multiplier, pitch_of_prepared, rows_of
 
 
 def mul_mat_columns(dtype: str, dense: bool) -> Kernel:
     """Native: y for every column, over x prepared in the form that the weights' dtype wants."""
-    rows = rows_of(dtype, dense)
-    multiply, row_bytes, at_once = columns_multiplier(rows, _place_in_y), pitch_of_prepared(rows.form), rows.at_once
+    multiply_rows = rows_multiplier(rows_of(dtype, dense), _place_in_y)
 
     def run(args, ith, nth):
-        height, width = size(args, W, 2), size(args, W, 3)
-        pitch, step, x_pitch = stride(args, W, 2), stride(args, W, 3), row_bytes(width)
-        total, buffer = group_count(args) * height, scratch(args, ith)
+        height, buffer = size(args, W, 2), scratch(args, ith)
+        total = group_count(args) * height
         number = claim(word(args, COUNTER), 1)
         row, end = portion_start(total, number, nth), portion_start(total, number + 1, nth)
         while row < total:
             number = claim(word(args, COUNTER), 1)
             next_row = portion_start(total, number, nth)
-            while row < min(end, total):
-                group, count = row // height, rows_within(row, min(end, total), height)
-                weights = weights_address(args, row, height, pitch)
-                rows_end, next_one = weights + count * pitch, row + count if row + count < end else next_row
-                following = weights_address(args, next_one, height, pitch) if next_one < total else rows_end
-                first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
-                for y_row in range(row % height, row % height + count, at_once):
-                    column = first
-                    while column < last:
-                        some, base = min(AT_ONCE, last - column), 4 * y_row
-                        multiply(args, weights, step, width, column, some, x_pitch, rows_end, following, buffer, base)
-                        column += some
-                    weights += at_once * pitch
+            end = min(end, total)
+            while row < end:
+                count = rows_within(row, end, height)
+                following = row + count if row + count < end else next_row
+                multiply_rows(args, row, count, following, buffer, 4 * (row % height))
                 row += count
             row, end = next_row, portion_start(total, number + 1, nth)
 
     return run
+
+
+def rows_multiplier(rows: Rows, place):
+    """A helper: the products of `count` rows, of all groups' rows counted through, with all columns of their group.
+
+    Memory is asked for ahead of them, and then from the row `following` on, if there is one.
+
+    Args:
+        place: as for `columns_multiplier`.
+    """
+    multiply, row_bytes, at_once = columns_multiplier(rows, place), pitch_of_prepared(rows.form), rows.at_once
+
+    @helper
+    def multiply_rows(args, row, count, following, buffer, base):
+        height, width, pitch, step = size(args, W, 2), size(args, W, 3), stride(args, W, 2), stride(args, W, 3)
+        weights, group, x_pitch = weights_address(args, row, height, pitch), row // height, row_bytes(width)
+        end = weights + count * pitch
+        after = weights_address(args, following, height, pitch) if following < group_count(args) * height else end
+        first, last = group_word(args, group, FIRST), group_word(args, group, LAST)
+        for _ in range(0, count, at_once):
+            column = first
+            while column < last:
+                some = min(AT_ONCE, last - column)
+                multiply(args, weights, step, width, column, some, x_pitch, end, after, buffer, base)
+                column += some
+            weights, base = weights + at_once * pitch, base + 4 * at_once
+
+    return multiply_rows
 
 
 @helper

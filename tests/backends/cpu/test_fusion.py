@@ -332,39 +332,6 @@ def test_gated_units_of_experts_beside_other_products():
     assert np.isfinite(out[0, [0, 2]]).all()
 
 
-# -- weighted sums of a token's experts' results; those of many tokens are in test_expert_sums.py ----------------------
-
-
-def experts_sum(tokens: int, ids: list[int], dtype: str = "q8_0", rows: int = 45) -> Tensor:
-    """Tokens' products with their experts of four, and their weighted sum."""
-    x = random("x", tokens, len(ids), 160)
-    down = ops.mul_mat_id(
-        weight("w", 4, rows, 160, dtype=dtype), x, graphrt.constant("ids", np.array([ids] * tokens, np.int32))
-    )
-    return ops.weighted_sum(down.named("down"), random("shares", tokens, len(ids), 1))
-
-
-@pytest.mark.parametrize("level", host.levels())
-@pytest.mark.parametrize(("dtype", "rows"), [("q4_0", 96), ("f32", 45)])
-def test_weighted_sum_of_experts(level, dtype, rows):
-    with host.use_level(level):
-        graph = Graph(experts_sum(1, [2, 0, 3], dtype, rows))
-        assert_alike(graph, "weighted sum")
-        assert Scheduler(["cpu"]).schedule(graph).explain().splits[0].fusions[0].unwritten == ("down",)
-
-
-def test_weighted_sum_of_an_expert_that_does_not_exist_is_nan():
-    graph = Graph(experts_sum(1, [2, 9]))
-    assert_alike(graph, "weighted sum")
-    assert np.isnan(run(graph, 1)[0]).all()
-
-
-def test_no_weighted_sum_of_what_is_read_elsewhere_or_of_more_tokens():
-    assert_alike(Graph(experts_sum(2, [2, 0])))
-    total = experts_sum(1, [2, 0])
-    assert_alike(Graph([total, total.srcs[0]]))
-
-
 def test_no_gated_unit_of_what_is_read_elsewhere_or_of_weights_that_differ():
     gate, up = halves(random("x", 1, 64), 40, "f32")
     assert_alike(Graph([ops.swiglu(gate, up), gate]), "products at once")
