@@ -23,7 +23,8 @@ SLICE_BYTES = 12 << 20
 def has_many_columns(node: Tensor) -> bool:
     """Whether a matrix meets enough columns that unpacking it for tiles of them pays."""
     w, *_ = operands(node)
-    return columns(node) >= rows(node).many * max(1, matrices(w))
+    many = transposed.MANY if node.op is mul_mat_transposed else rows(node).many_from(w.shape[-1])
+    return columns(node) >= many * max(1, matrices(w))
 
 
 def operands(node: Tensor) -> list[Tensor]:

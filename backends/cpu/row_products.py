@@ -20,11 +20,13 @@ from graphrt.backends.cpu.grouping import X_ROW, column_word, prepared
 from graphrt.backends.cpu.helpers import helper
 from graphrt.backends.cpu.interleaved_dot import AHEAD, multiply_interleaved
 from graphrt.backends.cpu.memory import store_f32, store_one
-from graphrt.backends.cpu.prepare import UNITS
+from graphrt.backends.cpu.prepare import UNITS, row_bytes
 from graphrt.backends.cpu.simd import lane, reduce_add, splat
 from graphrt.backends.cpu.vecdot import Units, units_of
 
 AT_ONCE = 4  # columns
+NEAR_BYTES = 40 << 10  # of prepared x that stay in the nearest cache while rows are read
+MANY_INTERLEAVED, MANY_OF_OTHERS = {"q3_k": 10, "q6_k": 10}, 20  # as Rows.many
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Rows:
         at_once: rows that one call takes, whose products it writes side by side.
         one, two, four: helpers (w, step, width, x …, end, following, buffer, y …), with as many x and y as columns;
             memory is asked for AHEAD of the rows, up to `end`, and then what lies at `following`.
-        many: columns from which the way for many columns is faster (measured).
+        many, many_wide: as of Units.
     """
 
     form: str
@@ -45,6 +47,11 @@ class Rows:
     two: Any
     four: Any
     many: int
+    many_wide: int
+
+    def many_from(self, width: int) -> int:
+        """Columns from which the way for many columns is faster, for rows of so many elements."""
+        return self.many if AT_ONCE * row_bytes(self.form, width) <= NEAR_BYTES else self.many_wide
 
 
 @cache
@@ -52,10 +59,11 @@ def rows_of(name: str, dense: bool) -> Rows:
     """The way to multiply rows of the dtype of that name; `dense` says whether a row's elements lie side by side."""
     dtype = dtypes.get(name)
     if dtype.rows > 1:
-        return Rows("few", dtype.rows, *_interleaved(name), many=12)
+        many = MANY_INTERLEAVED.get(dtype.plain.name, MANY_OF_OTHERS)
+        return Rows("few", dtype.rows, *_interleaved(name), many=many, many_wide=many)
     units = units_of(name, dense)
     by_columns = [kernel(units, dtype.block) for kernel in (_one, _two, _four)]
-    return Rows(units.form, 1, *by_columns, many=units.many)
+    return Rows(units.form, 1, *by_columns, many=units.many, many_wide=units.many_wide)
 
 
 def columns_multiplier(rows: Rows, place):

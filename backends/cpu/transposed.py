@@ -42,6 +42,7 @@ BAND = 256
 DEPTH = 128  # rows of w in a panel
 ROWS = 4  # of w that the kernel for few columns expands before it adds them to the sums
 COLUMNS = 16  # of the kernel for few columns: sums that stay in the first-level cache
+MANY = 5  # columns from which the kernel for many is faster (measured)
 
 
 def scratch_bytes(tile: Tile) -> int:

@@ -35,6 +35,7 @@ class Units:
         load_rest: the same for the last `count` elements of a row that is no whole number of units.
         add: helper (unit, x, total) -> total, a vector of 16 partial sums, and the unit's products with x.
         many: columns from which the way for many columns is faster (measured).
+        many_wide: the same of rows so long that several prepared ones of x leave no room in the nearest cache.
     """
 
     form: str
@@ -44,6 +45,7 @@ class Units:
     load_rest: Any
     add: Any
     many: int
+    many_wide: int
 
 
 @cache
@@ -52,13 +54,14 @@ def units_of(name: str, dense: bool) -> Units:
     nbytes = dtypes.get(name).nbytes
     if dense and name in BLOCKS_OF_32:
         load, add = byte_units(BLOCKS_OF_32[name])
-        return Units("bytes", 128, 4 * nbytes, load, _copied_rest(load, nbytes), add, many=8)
+        return Units("bytes", 128, 4 * nbytes, load, _copied_rest(load, nbytes), add, many=8, many_wide=3)
     if dense and name in BLOCKS_OF_256:
         load, add = sum_units(BLOCKS_OF_256[name])
-        return Units("sums", 256, nbytes, load, _no_rest(load), add, many=9)
+        return Units("sums", 256, nbytes, load, _no_rest(load), add, many=9, many_wide=5)
     if dense and name in ("f32", "f16", "bf16"):
-        return Units("rows", 64, 64 * nbytes, *_float_units(name), many=6 if name == "bf16" else 5)
-    return Units("rows", max(64, dtypes.get(name).block), 0, *_expanded_units(name), many=2)
+        many, many_wide = {"f32": (9, 9), "f16": (5, 7), "bf16": (6, 3)}[name]
+        return Units("rows", 64, 64 * nbytes, *_float_units(name), many=many, many_wide=many_wide)
+    return Units("rows", max(64, dtypes.get(name).block), 0, *_expanded_units(name), many=2, many_wide=2)
 
 
 def _no_rest(load: Any) -> Any:
