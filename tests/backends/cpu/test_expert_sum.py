@@ -1,4 +1,4 @@
-"""Few tokens' products with their experts, and their weighted sums, in one pass: the same as one by one, bit for bit."""
+"""Few tokens' products with their experts, and their weighted sums, in one pass: the same bits as one by one."""
 
 from __future__ import annotations
 
