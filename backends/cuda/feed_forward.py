@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from graphrt import dtypes, ops
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole
+from graphrt.backends.cuda.prepared import Prepared
 from graphrt.backends.cuda.products_few import (
     OFTEN,
     ROWS,
     WARPS,
     Codes,
-    Prepared,
     codes_of,
     multiply,
     shared_bytes,

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from graphrt import ops
 from graphrt.backends.cuda.feed_forward import Layer, layer_of, with_shared
 from graphrt.backends.cuda.launch import Address, Launch
+from graphrt.backends.cuda.prepared import Prepared
 from graphrt.backends.cuda.products_few import (
     MOST_AT_ONCE,
     Codes,
-    Prepared,
     can_be_at_once,
     codes_of,
     is_aligned,

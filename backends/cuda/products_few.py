@@ -14,6 +14,7 @@ from graphrt.backends.cuda import products_many
 from graphrt.backends.cuda.blocks import QUANTIZED, number_of
 from graphrt.backends.cuda.hardware import present
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
+from graphrt.backends.cuda.prepared import STEP, Prepared, expanded, pitch_of
 from graphrt.backends.cuda.units import Unit
 from graphrt.dtypes import DType
 from graphrt.kernels import FLOATS
@@ -21,23 +22,14 @@ from graphrt.tensor import Tensor
 
 COLUMNS = (1, 4)
 WARPS, ROWS, STAGES = 4, 2, 2  # as in products_few.cuh and mmvq.cuh
-STEP = 2048  # as in q8.cuh
 WARPS_PER_PROCESSOR = 16
-THREADS, PIECE = 256, 2048  # as in quantize.cu
 MOST_AT_ONCE = 3  # matrices that mmvq.cu multiplies by one x
 LONGEST = 8192  # elements of x that a block may make int8 for itself
 MOST_READ = 4 << 20  # bytes of x that all blocks may read for that, which take less time than a launch before
-ALIGNMENT = 256
 
-QUANTIZE = Unit("quantize", ["expand", "quantize"])
 OFTEN = ("q4_0", "q8_0", "q4_k", "q5_k", "q6_k")  # others read w, or the cache, once for each row of x
 MMVQ = Unit("mmvq", [f"mmvq<{w}, {n}>" for w in QUANTIZED for n in COLUMNS if n == 1 or w in OFTEN], registers=160)
 MMV = Unit("mmv", [*(f"mmv<{w}, {n}>" for w in FLOATS for n in COLUMNS), "mmv_any"])
-
-
-def aligned(nbytes: int) -> int:
-    """So many bytes of the workspace, and those to where the next may begin."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def columns_for(unit: Unit, dtype: str, count: int) -> int:
@@ -123,33 +115,6 @@ class Few(ABC):
     @abstractmethod
     def launches(self) -> list[Launch]:
         """What makes the product."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Rows of int8 in the workspace, from `base` on, as q8.cuh lays them out."""
-
-    rows: int
-    width: int
-    base: int = 0
-
-    @property
-    def _codes_bytes(self) -> int:
-        return self.rows * -(-self.width // STEP) * STEP
-
-    @property
-    def arguments(self) -> list[Argument]:
-        """Codes and factors."""
-        return [Workspace(self.base), Workspace(self.base + aligned(self._codes_bytes))]
-
-    @property
-    def end(self) -> int:
-        return self.base + aligned(self._codes_bytes) + aligned(max(1, self._codes_bytes // 32 * 8))
-
-    def fill(self, x: Tensor) -> Launch:
-        """Puts x there."""
-        arguments = [x, *self.arguments, self.width, number_of(x.dtype)]
-        return Launch(QUANTIZE.kernel("quantize"), _pieces(x), [THREADS], arguments)
 
 
 class Codes(Few):
@@ -269,22 +234,6 @@ class Values(Few):
             arguments if fast else [*arguments, Whole(w.shape[-1]), number_of(dtype)],
         )
         return [product] if self.x_is_direct else [expanded(self.x), product]
-
-
-def pitch_of(x: Tensor) -> int:
-    """Elements of a row of x in float32 in the workspace."""
-    return -(-x.shape[-1] // 8) * 8
-
-
-def expanded(x: Tensor) -> Launch:
-    """Puts x into the workspace as rows of float32."""
-    arguments = [x, Workspace(), x.shape[-1], pitch_of(x), number_of(x.dtype)]
-    return Launch(QUANTIZE.kernel("expand"), _pieces(x), [THREADS], arguments)
-
-
-def _pieces(x: Tensor) -> list[int]:
-    """A grid over rows of x and pieces of a row."""
-    return [prod(x.shape[:-1]), max(1, -(-x.shape[-1] // PIECE))]
 
 
 def is_aligned(x: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 x becomes rows of bf16 in the workspace, and so do weights that gemm.cu cannot take as they lie: float32 ones, those
 whose rows are not dense, transposed ones. Products of two float32 operands are made of three products of bf16 parts.
+Where quantized weights meet too few rows for wide tiles, x becomes rows of int8 instead, for mmq.cu (products_int8.py).
 Long prompts' products with large matrices are left to the device's library (products_library.py), where it has one.
 """
 
@@ -12,11 +13,12 @@ from functools import cached_property
 from math import prod
 
 from graphrt import dtypes, ops
-from graphrt.backends.cuda import products_wgmma
+from graphrt.backends.cuda import products_int8, products_wgmma
 from graphrt.backends.cuda.blocks import QUANTIZED
 from graphrt.backends.cuda.hardware import present
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Step, Whole, Workspace
 from graphrt.backends.cuda.operands import ALIGNMENT, ONE, PARTS_OF_W, PARTS_OF_X, ROWS, aligned, pieces_of_row, to_rows
+from graphrt.backends.cuda.prepared import Prepared
 from graphrt.backends.cuda.products_library import LibraryProduct
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
@@ -36,14 +38,15 @@ LEAST_CHUNKS = 2  # of k, that a part has
 SORTING = 512  # threads, as in moe_sort.cu
 ELEMENTWISE_BLOCK, MOST_BLOCKS = 256, 4096
 
-DIRECT = ("f16", "bf16", *QUANTIZED)  # dtypes of weights that gemm.cu reads as they lie
+PLAIN = ("f16", "bf16")
+DIRECT = (*PLAIN, *QUANTIZED)  # dtypes of weights that are read as they lie
 IN_WIDE_TILES = ("f16", "bf16", "q4_0", "q8_0", "q4_k", "q5_k", "q6_k")  # the usual ones: kernels compile long
 WIDE, NARROW = 128, 64  # rows of x that a tile of y takes
 ROWS_OF_TILE = 128  # of w
 
 GEMM = Unit(
     "gemm",
-    [f"gemm<{name}, {columns}>" for columns, names in ((WIDE, IN_WIDE_TILES), (NARROW, DIRECT)) for name in names],
+    [f"gemm<{name}, {columns}>" for columns, names in ((WIDE, IN_WIDE_TILES), (NARROW, PLAIN)) for name in names],
     registers=255,
 )
 SORT = Unit("moe_sort", ["moe_sort"])
@@ -130,7 +133,6 @@ class _Product:
         self.transposed = node.op is ops.mul_mat_transposed
         self.split = w.dtype is x.dtype is dtypes.f32
         self.rows, self.width = node.shape[-1], x.shape[-1]
-        self.row_tiles = -(-self.rows // ROWS_OF_TILE)
         self.padded = -(-self.width // STEP) * STEP
         self.steps = self.padded * (3 if self.split else 1) // STEP
         self.columns = node.size // self.rows if self.ids is not None else _rows_of_x(node)
@@ -138,7 +140,8 @@ class _Product:
         x_bytes, w_bytes = (
             prod(t.shape[:-2]) * n * self.steps * STEP * 2 for t, n in ((x, x.shape[-2]), (w, self.rows))
         )
-        self.w_at = aligned(x_bytes + STEP * 2)  # gemm.cu may read a step past the last row
+        # gemm.cu may read a step past the last row
+        self.w_at = self.codes.end if self.codes else aligned(x_bytes + STEP * 2)
         self.partial_at = self.w_at + (0 if self.w_is_direct else aligned(w_bytes))
         self.pairs_at = self.partial_at + (aligned(node.size * 4 * self.parts) if self.parts > 1 else 0)
         self.tiles_at = self.pairs_at + (0 if self.ids is None else aligned(4 * self.columns))
@@ -166,6 +169,13 @@ class _Product:
         return products_wgmma.shape_of(self.w_dtype, width, self.rows, self.columns, self.batches, experts)
 
     @cached_property
+    def codes(self) -> Prepared | None:
+        """x in int8, where mmq.cu makes the product in gemm.cu's place."""
+        if self.by_wgmma or self.tile == WIDE or self.w_dtype in PLAIN:
+            return None
+        return Prepared(prod(self.x.shape[:-1]), self.width)
+
+    @cached_property
     def tile(self) -> int:
         """Columns of a tile: wide where that keeps all processors busy, and experts have rows to fill half of one."""
         if self.by_wgmma:
@@ -177,7 +187,9 @@ class _Product:
         return WIDE if self._blocks(WIDE) >= present().processors else NARROW
 
     def _blocks(self, tile: int) -> int:
-        return self.batches * self.row_tiles * -(-self.columns // tile)
+        """Tiles in all, of so many rows of x each."""
+        rows = products_int8.ROWS if tile == NARROW and self.w_dtype not in PLAIN else ROWS_OF_TILE
+        return self.batches * -(-self.rows // rows) * -(-self.columns // tile)
 
     @cached_property
     def column_tiles(self) -> int:
@@ -193,11 +205,13 @@ class _Product:
             return self.by_wgmma.parts
         if self.ids is not None or self.tile == WIDE:
             return 1
-        chunks, room = self.steps * STEP // 256, present().processors * BLOCKS_PER_PROCESSOR
+        per_processor = products_int8.BLOCKS_PER_PROCESSOR if self.codes else BLOCKS_PER_PROCESSOR
+        chunks, room = self.steps * STEP // 256, present().processors * per_processor
         return max(1, min(chunks // LEAST_CHUNKS, room // self._blocks(self.tile)))
 
     def launches(self) -> list[Launch]:
-        found = [to_rows(self.x, 0, self.padded, PARTS_OF_X if self.split else ONE)]
+        as_bf16 = PARTS_OF_X if self.split else ONE
+        found = [self.codes.fill(self.x) if self.codes else to_rows(self.x, 0, self.padded, as_bf16)]
         if not self.w_is_direct:
             found.append(to_rows(self.w, self.w_at, self.padded, PARTS_OF_W if self.split else ONE, self.transposed))
         if self.ids is not None:
@@ -226,14 +240,17 @@ class _Product:
         x_outer, x_inner = _batch_strides(_batch_of(x), x_strides)
         w_outer, w_inner = _batch_strides(_batch_of(w), w_strides)
         arguments: list[Argument] = [self.node, w_data, Whole(w_row), Whole(w_outer), Whole(w_inner)]
-        arguments += [Workspace(0), Whole(x_outer), Whole(x_inner)]
+        arguments += [*(self.codes.arguments if self.codes else [Workspace(0)]), Whole(x_outer), Whole(x_inner)]
         arguments += [Workspace(self.partial_at) if self.parts > 1 else nothing]
         arguments += [nothing, nothing] if self.ids is None else [Workspace(self.tiles_at), Workspace(self.pairs_at)]
         arguments += [1 if self.ids is None or x.shape[1] > 1 else self.ids.shape[1], self.rows, self.columns]
         arguments += [_batch_of(self.node)[1], row_bytes, self.steps, self.column_tiles]
-        grid = [self.batches * self.row_tiles * self.column_tiles, self.parts]
+        rows = products_int8.ROWS if self.codes else ROWS_OF_TILE
+        grid = [self.batches * -(-self.rows // rows) * self.column_tiles, self.parts]
         if self.by_wgmma:
             return products_wgmma.launch(self.w_dtype, self.by_wgmma, grid[0], arguments, self.note)
+        if self.codes:
+            return products_int8.launch(self.w_dtype, grid, arguments, self.note)
         shared = SLABS * self.tile * STEP * 2 + 2 * ROWS_OF_TILE * pieces_of_row(self.w_dtype) * 16
         kernel = GEMM.kernel(f"gemm<{self.w_dtype}, {self.tile}>")
         return Launch(kernel, grid, [THREADS], arguments, shared, self.note)

@@ -6,7 +6,7 @@ from math import prod
 
 from graphrt.backends.cuda.blocks import number_of
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
-from graphrt.backends.cuda.products_few import expanded, pitch_of
+from graphrt.backends.cuda.prepared import expanded, pitch_of
 from graphrt.backends.cuda.units import Unit
 from graphrt.tensor import Tensor
 

@@ -36,7 +36,7 @@ from graphrt.testing import random_blocks
 RESULTS = Path(__file__).with_suffix(".json")
 WEIGHTS = ("bf16", "q8_0", "q4_0", "q4_k", "q6_k")
 REPEATS, RUNS_AT_ONCE = 5, 10
-COLUMNS = (1, 8, 64, 512)  # beside a prompt's
+COLUMNS = (1, 8, 16, 64, 512)  # beside a prompt's
 CUBLAS, WGMMA, MMA = MAKERS = ("cuBLAS", "gemm_wgmma.cu", "gemm.cu")  # of a prompt's products
 SHORT = 16  # tokens before those that are decoded
 

@@ -1,5 +1,5 @@
-// How gemm.cu brings weights to tensor cores: their bytes go to shared memory as they are, and every lane expands those
-// that it multiplies straight into registers.
+// How gemm.cu and mmq.cu bring weights to tensor cores: their bytes go to shared memory as they are, and every lane
+// expands those that it multiplies straight into registers.
 //
 // A lane of mma.m16n8k16 wants k = 2t, 2t + 1, 2t + 8, 2t + 9 (t = lane % 4). The sum does not mind the order of k, so
 // lane t takes k = 8t … 8t + 7 of 32, in weights and x alike, for two instructions: eight neighbours in one block.
@@ -127,17 +127,19 @@ template <class W, int ROWS> struct WeightTile {
   // How far from a piece's start a row of blocks begins, before the first chunk.
   __device__ __forceinline__ int shift(int row) const { return (int)(int64_t)data + row * (int)stride & 15; }
 
+  // The block in which a row's step begins, in the copied chunk.
+  __device__ __forceinline__ const char* block(const char* shared, int row, int row_shift, int chunk, int step) const {
+    const int shift = C::BYTES % 16 ? row_shift + chunk * C::BYTES & 15 : row_shift;
+    return shared + C::template place<ROWS>(row, 0) + shift + step * STEP / Blocks<W>::elements * Blocks<W>::bytes;
+  }
+
   // Elements 8t … 8t + 7 of a row's step, t = lane % 4, from the copied chunk.
   __device__ __forceinline__ void expand(const char* shared, int row, int row_shift, int chunk, int step,
                                          uint32_t (&packed)[4]) const {
     const int first = threadIdx.x % 4 * 8;
-    if constexpr (C::PLAIN) {
+    if constexpr (C::PLAIN)
       expand8<W>(shared + C::template place<ROWS>(row, 4 * step), first, packed);
-    } else {
-      constexpr int LENGTH = Blocks<W>::elements;
-      const int shift = C::BYTES % 16 ? row_shift + chunk * C::BYTES & 15 : row_shift;
-      const char* row_start = shared + C::template place<ROWS>(row, 0) + shift;
-      expand8<W>(row_start + step * STEP / LENGTH * Blocks<W>::bytes, step * STEP % LENGTH + first, packed);
-    }
+    else
+      expand8<W>(block(shared, row, row_shift, chunk, step), step * STEP % Blocks<W>::elements + first, packed);
   }
 };

@@ -8,26 +8,28 @@ inline unsigned char* fragment(int lane_of_warp, int at) {
   return &block.fragments[(block.current->number / WARP * WARP + lane_of_warp) * 64 + at];
 }
 
-// m16n8k16 of two-byte elements: row r and column k of a; k and column n of b.
+// Rows of a and columns of b have 8 words along k, two to a lane: row r and element k of a, k and column n of b.
+template <class T> T element(int lane_of_warp, int words_before, int k) {
+  constexpr int OF_WORD = 4 / sizeof(T);
+  T value;
+  memcpy(&value, fragment(lane_of_warp + k / OF_WORD % 4, words_before * 4 + k % OF_WORD * sizeof(T)), sizeof(T));
+  return value;
+}
 template <class T> T element_of_a(int r, int k) {
-  T value;
-  memcpy(&value, fragment((r & 7) * 4 + (k & 7) / 2, ((r >> 3) + 2 * (k >> 3)) * 4 + (k & 1) * 2), 2);
-  return value;
+  return element<T>((r & 7) * 4, (r >> 3) + 2 * (k * sizeof(T) / 16), k);
 }
-template <class T> T element_of_b(int k, int n) {
-  T value;
-  memcpy(&value, fragment(n * 4 + (k & 7) / 2, 16 + (k >> 3) * 4 + (k & 1) * 2), 2);
-  return value;
-}
+template <class T> T element_of_b(int k, int n) { return element<T>(n * 4, 4 + k * sizeof(T) / 16, k); }
 
-template <class T> void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* where) {
+// m16n8k16 of elements of two bytes, m16n8k32 of one.
+template <class T, class Sum>
+void mma_m16n8(Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const char* where) {
   memcpy(fragment(lane(), 0), a, 16);
   memcpy(fragment(lane(), 16), b, 8);
   wait_for_warp(~0u, where);
   for (int i = 0; i < 4; i++) {
     const int r = lane() / 4 + 8 * (i >> 1), n = 2 * (lane() & 3) + (i & 1);
-    float sum = 0;
-    for (int k = 0; k < 16; k++) sum += (float)element_of_a<T>(r, k) * (float)element_of_b<T>(k, n);
+    Sum sum = 0;
+    for (int k = 0; k < 32 / (int)sizeof(T); k++) sum += (Sum)element_of_a<T>(r, k) * (Sum)element_of_b<T>(k, n);
     d[i] += sum;
   }
   wait_for_warp(~0u, where);
@@ -36,10 +38,13 @@ template <class T> void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], cons
 }  // namespace cuda_cpu
 
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  cuda_cpu::mma_m16n8k16<__nv_bfloat16>(d, a, b, "mma_bf16");
+  cuda_cpu::mma_m16n8<__nv_bfloat16>(d, a, b, "mma_bf16");
 }
 inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  cuda_cpu::mma_m16n8k16<__half>(d, a, b, "mma_f16");
+  cuda_cpu::mma_m16n8<__half>(d, a, b, "mma_f16");
+}
+inline void mma_int8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  cuda_cpu::mma_m16n8<int8_t>(d, a, b, "mma_int8");
 }
 // Four 8 x 8 matrices of two-byte elements, whose rows the lanes' addresses name; `transposed` for .trans.
 template <bool transposed> void load_matrices(uint32_t (&r)[4], const void* row, const char* where) {
