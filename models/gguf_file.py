@@ -9,6 +9,7 @@ import mmap
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ def _open_part(path: Path) -> tuple[Header, dict[str, FileTensor], int]:
                 f'[{path.name}] at byte {info.entry_at}: a second tensor "{info.name}"; convert the model again'
             )
         tensors[info.name] = _place(path, mapping, header, info)
+    _check_overlaps(path, sorted(tensors.values(), key=lambda tensor: tensor.offset))
     return header, tensors, size
 
 
@@ -193,6 +195,17 @@ def _place(path: Path, mapping: mmap.mmap, header: Header, info: TensorInfo) -> 
             f"{len(mapping)}; the file is cut short: fetch it again"
         )
     return FileTensor(info.name, dtype, type_name, info.shape, path, offset, nbytes, mapping)
+
+
+def _check_overlaps(path: Path, tensors: list[FileTensor]) -> None:
+    """Check that no two tensors, in the order of their offsets, share bytes."""
+    for before, after in pairwise(tensors):
+        end = before.offset + before.nbytes
+        if end > after.offset:
+            raise FormatError(
+                f'[{path.name}] tensor "{before.name}" takes bytes {before.offset} to {end}, where "{after.name}" '
+                f"begins at {after.offset}; the file is damaged: fetch it again, or convert the model again"
+            )
 
 
 def _type(number: int, dtype: DType | None, where: str) -> tuple[str, int, int]:

@@ -192,6 +192,10 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "size": (lambda data: put(data, field(data, "blk.0.q", 20), "<Q", 1 << 62), "the file ends at"),
     "offset": (lambda data: put(data, field(data, "blk.0.q", 32), "<Q", 1 << 40), "the file ends at"),
     "alignment": (lambda data: put(data, field(data, "blk.0.q", 32), "<Q", 1), "not a multiple of the alignment 32"),
+    "overlap": (
+        lambda data: put(data, field(data, "blk.0.q", 32), "<Q", 0),
+        'tensor "w" takes bytes 448 to 1216, where "blk.0.q" begins at 448',
+    ),
     "type": (lambda data: put(data, field(data, "blk.0.q", 28), "<I", 1234), "unknown GGML type 1234"),
     "cut": (lambda data: data[:-40], "takes bytes 1216 to 1488, the file ends at 1464"),
 }
