@@ -1,7 +1,9 @@
 // One block of CUDA threads on one CPU thread: a fiber for each, which runs until it waits for others.
 //
 // Blocks run one after the other. A block's threads run in an order that can be turned round or shuffled: what differs
-// between orders is a race. Where nothing can go on, because threads wait at different barriers, the launch fails.
+// between orders is a race. Where they are shuffled, now and then a warp is held until no other can go on without it, so
+// that these come as far ahead as barriers let them. Where nothing can go on, because threads wait at different barriers,
+// the launch fails.
 // Pages that nobody may touch stand before every stack and after the dynamic shared memory.
 #pragma once
 #include <setjmp.h>
@@ -20,6 +22,8 @@ namespace cuda_cpu {
 
 constexpr int WARP = 32;
 inline const size_t PAGE = (size_t)sysconf(_SC_PAGESIZE);
+constexpr size_t MOST_ROUNDS = 16;  // from when a warp went on to when the next one is held
+constexpr int NONE = -1;
 constexpr size_t STACK_BYTES = 64 * 1024;
 inline const size_t STACK_ROOM = STACK_BYTES + PAGE;
 constexpr size_t SHARED_LIMIT = 227 * 1024;
@@ -186,20 +190,34 @@ inline int fail_at_barriers() {
   return 1;
 }
 
+struct Random {
+  uint64_t state;
+  size_t below(size_t limit) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return state % limit;
+  }
+};
+
 inline int run_block() {
   std::vector<int> turns(block.fibers.size());
   for (size_t i = 0; i < turns.size(); i++) turns[i] = (int)(order == 1 ? turns.size() - 1 - i : i);
-  uint64_t seed = order * 0x9E3779B97F4A7C15ull + 1;
+  Random random{order * 0x9E3779B97F4A7C15ull + 1};
+  int held = NONE;  // a warp
+  size_t rounds = 0;  // until the next one is
   while (block.alive) {
-    for (size_t i = turns.size(); order > 1 && i > 1; i--) {
-      seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-      std::swap(turns[i - 1], turns[seed % i]);
-    }
+    for (size_t i = turns.size(); order > 1 && i > 1; i--) std::swap(turns[i - 1], turns[random.below(i)]);
+    if (order > 1 && held == NONE && rounds-- == 0) held = (int)random.below((turns.size() + WARP - 1) / WARP);
+    bool any = false;
     for (int i : turns) {
-      if (block.fibers[i].state == State::ready) resume(block.fibers[i]);
+      if (block.fibers[i].state != State::ready || i / WARP == held) continue;
+      resume(block.fibers[i]);
       if (block.failed) return 1;
+      any = true;
     }
-    if (block.alive && !release()) return fail_at_barriers();
+    any |= block.alive && release();
+    if (any || !block.alive) continue;
+    if (held == NONE) return fail_at_barriers();
+    held = NONE, rounds = random.below(MOST_ROUNDS);
   }
   return 0;
 }

@@ -11,6 +11,19 @@ template <bool CORRECT> __global__ void sum_of_64(float* y, const float* x) {
   if (threadIdx.x == 0 || threadIdx.x == 63) y[threadIdx.x / 32] = sums[0] + sums[1];
 }
 
+// The second warp puts a number down, and the first one reads it long after; yet only a barrier makes it wait.
+template <bool CORRECT> __global__ void read_late(float* y, const float* x) {
+  __shared__ float number;
+  if (threadIdx.x < 32) number = -1;
+  __syncthreads();
+  for (int i = 0; i < 100; i++) {
+    if (threadIdx.x == 32 && i == 20) number = x[1];
+    __syncwarp();
+  }
+  if (CORRECT) __syncthreads();
+  if (threadIdx.x == 0) y[0] = number;
+}
+
 // Copies 64 x 16 bytes through shared memory by two groups of copies; waiting for all but one is not enough.
 template <int LEFT> __global__ void copy_by_two_groups(float4* y, const float4* x) {
   DYNAMIC_SHARED(float4, staged);

@@ -61,6 +61,13 @@ def test_many_tiles_of_one_step(order):
     assert agrees(ops.mul_mat(drawn((1000, 64), "q8_0"), drawn((128, 64), "f32", seed=1)), order)
 
 
+def test_tiles_of_other_rows_of_x_one_after_the_other():
+    """Some warps store by the tables of a tile while others begin with the next."""
+    node = ops.mul_mat(drawn((400, 128), "q8_0"), drawn((600, 128), "f32", seed=1))
+    with made_for(Hardware(processors=1, has_wgmma=True)):
+        assert all(agrees(node, order) for order in range(2, 10))
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
 def test_weights_that_become_bf16_first(dtype):
     w, x = drawn((2, 64, 40), dtype), drawn((2, 130, 64), "f32", seed=1)
