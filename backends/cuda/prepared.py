@@ -1,4 +1,4 @@
-"""x as products of few rows take it: in int8, or in float32, in the workspace (quantize.cu, q8.cuh)."""
+"""x as mmvq.cu and mmq.cu take it, in int8, or mmv.cu, in float32: rows in the workspace (quantize.cu, q8.cuh)."""
 
 from __future__ import annotations
 

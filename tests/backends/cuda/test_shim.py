@@ -17,7 +17,8 @@ from graphrt.errors import KernelError
 
 INSTANCES = [
     *("sum_of_64<true>", "sum_of_64<false>", "copy_by_two_groups<0>", "copy_by_two_groups<1>", "shift<0>", "shift<1>"),
-    *("read_late<true>", "read_late<false>", "meet<true>", "meet<false>", "read_four<0>", "read_four<1>", "leave_a_copy<0>"),
+    *("read_late<true>", "read_late<false>", "meet<true>", "meet<false>", "read_four<0>", "read_four<1>"),
+    "leave_a_copy<0>",
 ]
 X = np.arange(256, dtype=np.float32)
 
