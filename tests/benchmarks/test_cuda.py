@@ -16,4 +16,4 @@ def test_dry_run_measures_every_kernel_and_a_model(monkeypatch, capsys):
     prompts += [f"64 experts of 8 x 128, 16 tokens, by {maker} |" for maker in cuda.MAKERS[1:]]
     rows = ("mul_mat q4_0, 1 column |", *prompts, "MLA decoding, 128 heads", "q4_0, exps=cpu |")
     assert all(row in told for row in rows)
-    assert "0.0 |\n" not in told.split("| model |")[1]
+    assert " 0.0 |\n" not in told.split("| model |")[1]
