@@ -1,4 +1,4 @@
-"""When mmq.cu makes a product of some rows of x in gemm.cu's place: of quantized weights, in narrow tiles."""
+"""Launches of mmq.cu, which makes products of quantized weights in narrow tiles, in int8, in gemm.cu's place."""
 
 from __future__ import annotations
 

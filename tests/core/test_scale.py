@@ -29,8 +29,7 @@ def test_deepseek_v3_is_scheduled_and_explained_in_time() -> None:
     result = measure(61)
     assert result.nodes >= 5000
     assert result.splits >= 2 * 58  # each of 58 layers with experts goes to the host and back
-    again = (measure(61).total for _ in range(4))  # a virtual machine may be slow for some seconds
-    assert result.total < LIMIT or min(again) < LIMIT
+    assert result.total < LIMIT
 
 
 def test_the_time_grows_linearly() -> None:
