@@ -31,15 +31,10 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
   __shared__ char* destinations[COLUMNS];
 
   // Which tile.
-  const TileOfY tile = tile_of_y(blockIdx.x, rows, ROWS, columns, COLUMNS, column_tiles);
-  const int batch = tile.batch, row0 = tile.row0;
-  int first = tile.first, count = tile.count;
-  int64_t w_offset = batch / inner * w_outer + batch % inner * w_inner;
-  const int64_t x_offset = batch / inner * x_outer + batch % inner * x_inner;
-  if (moe_tiles) {
-    const MoeTile of = moe_tiles[first / COLUMNS];
-    first = of.first, count = of.count, w_offset = of.expert * w_inner;
-  }
+  const Operands operands = operands_of(tile_of_y(blockIdx.x, rows, ROWS, columns, COLUMNS, column_tiles), COLUMNS,
+                                        inner, w_outer, w_inner, x_outer, x_inner, moe_tiles);
+  const int batch = operands.tile.batch, row0 = operands.tile.row0;
+  const int first = operands.tile.first, count = operands.tile.count;
   if (count <= 0) return;
 
   // Which rows of x, and where the results go.
@@ -48,7 +43,7 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
 #pragma unroll
   for (int i = 0; i < COLUMNS / 32; i++) {
     const int column = min((int)threadIdx.x / 4 + 32 * i, count - 1);
-    const int64_t row = moe_pairs ? moe_pairs[first + column] / pairs_of_row : x_offset + first + column;
+    const int64_t row = moe_pairs ? moe_pairs[first + column] / pairs_of_row : operands.x_offset + first + column;
     sources[i] = (const char*)(x + row * x_row) + threadIdx.x % 4 * 16;
   }
   const int64_t y_step = partial ? (int64_t)sizeof(float) : y.strides[3];
@@ -58,7 +53,7 @@ gemm(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, c
     const int64_t all_rows = y.shape[0] * y.shape[1] * y.shape[2];
     destinations[column] = partial ? (char*)(partial + (blockIdx.y * all_rows + row) * rows) : row_of(y, row);
   }
-  const Weights weights{w + w_offset + row0 * w_row, w_row, rows - row0, row_bytes};
+  const Weights weights{w + operands.w_offset + row0 * w_row, w_row, rows - row0, row_bytes};
 
   // This part of k, in whole chunks.
   const int all_chunks = (steps + CHUNK_STEPS - 1) / CHUNK_STEPS;

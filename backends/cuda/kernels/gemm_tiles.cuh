@@ -1,4 +1,4 @@
-// Which tile of y a block of gemm.cu or gemm_wgmma.cu makes, and what moe_sort.cu tells them.
+// Which tile of y a block of gemm.cu, mmq.cu or gemm_wgmma.cu makes, and what moe_sort.cu tells them.
 #pragma once
 #include "common.cuh"
 
@@ -24,4 +24,21 @@ __device__ __forceinline__ TileOfY tile_of_y(int block, int rows, int tile_rows,
   const int width = min(TILES_IN_L2, column_tiles - group * TILES_IN_L2);
   const int column_tile = group * TILES_IN_L2 + in_group % width, first = column_tile * tile_columns;
   return {batch, in_group / width * tile_rows, first, min(tile_columns, columns - first)};
+}
+
+// The block's tile, of an expert's list where there is one, and where its matrix and its batch's rows of x begin.
+struct Operands {
+  TileOfY tile;
+  int64_t w_offset, x_offset;
+};
+__device__ __forceinline__ Operands operands_of(TileOfY tile, int tile_columns, int inner, int64_t w_outer,
+                                                int64_t w_inner, int64_t x_outer, int64_t x_inner,
+                                                const MoeTile* moe_tiles) {
+  const int outer = tile.batch / inner, rest = tile.batch % inner;
+  Operands found{tile, outer * w_outer + rest * w_inner, outer * x_outer + rest * x_inner};
+  if (moe_tiles) {
+    const MoeTile of = moe_tiles[tile.first / tile_columns];
+    found.tile.first = of.first, found.tile.count = of.count, found.w_offset = of.expert * w_inner;
+  }
+  return found;
 }

@@ -84,15 +84,10 @@ mmq(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, co
   __shared__ int64_t x_rows[COLUMNS];
 
   // Which tile.
-  const TileOfY tile = tile_of_y(blockIdx.x, rows, ROWS, columns, COLUMNS, column_tiles);
-  const int batch = tile.batch, row0 = tile.row0;
-  int first = tile.first, count = tile.count;
-  int64_t w_offset = batch / inner * w_outer + batch % inner * w_inner;
-  const int64_t x_offset = batch / inner * x_outer + batch % inner * x_inner;
-  if (moe_tiles) {
-    const MoeTile of = moe_tiles[first / COLUMNS];
-    first = of.first, count = of.count, w_offset = of.expert * w_inner;
-  }
+  const Operands operands = operands_of(tile_of_y(blockIdx.x, rows, ROWS, columns, COLUMNS, column_tiles), COLUMNS,
+                                        inner, w_outer, w_inner, x_outer, x_inner, moe_tiles);
+  const int batch = operands.tile.batch, row0 = operands.tile.row0;
+  const int first = operands.tile.first, count = operands.tile.count;
   if (count <= 0) return;
 
   // Which rows of x, and where the results go.
@@ -102,10 +97,10 @@ mmq(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, co
     const int64_t row = moe_pairs ? pair : (int64_t)batch * columns + first + column;
     const int64_t all_rows = y.shape[0] * y.shape[1] * y.shape[2];
     destinations[column] = partial ? (char*)(partial + (blockIdx.y * all_rows + row) * rows) : row_of(y, row);
-    x_rows[column] = moe_pairs ? pair / pairs_of_row : x_offset + first + column;
+    x_rows[column] = moe_pairs ? pair / pairs_of_row : operands.x_offset + first + column;
   }
   __syncthreads();
-  const Weights weights{w + w_offset + row0 * w_row, w_row, rows - row0, row_bytes};
+  const Weights weights{w + operands.w_offset + row0 * w_row, w_row, rows - row0, row_bytes};
 
   // This part of k, in whole chunks.
   const int all_chunks = (steps + CHUNK_STEPS - 1) / CHUNK_STEPS;

@@ -1,5 +1,5 @@
-// Which tokens go to which expert, for gemm.cu and gemm_wgmma.cu: ids [T, U] become a list of pairs by expert, and tiles
-// of that list.
+// Which tokens go to which expert, for gemm.cu, mmq.cu and gemm_wgmma.cu: ids [T, U] become a list of pairs by expert,
+// and tiles of that list.
 //
 // A pair is t · U + u. The pairs of expert e follow those of the experts below it, in order, from `first` = the number
 // of ids below e. Tiles of e have the places first / TILE + e … of the list of tiles: room enough for every expert
