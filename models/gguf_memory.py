@@ -44,7 +44,7 @@ def in_memory(
             f"map the file instead (without --no-mmap or --repack; mmap=True)"
         )
     sizes = {tensor.path: len(tensor.mapping) for tensor in file.tensors.values() if tensor.mapping is not None}
-    memory = {path: _allocate(path, size) for path, size in sizes.items()}
+    memory = {path: allocate(path, size) for path, size in sizes.items()}
     pieces = [(path, first) for path, size in sizes.items() for first in range(0, size, PIECE)]
     resident = copy(file)
     resident.tensors = {name: replace(tensor, mapping=memory.get(tensor.path)) for name, tensor in file.tensors.items()}
@@ -89,7 +89,11 @@ def _interleave(tensor: FileTensor, first: int) -> int:
     return rows.nbytes
 
 
-def _allocate(path: Path, size: int) -> mmap.mmap:
+def allocate(path: Path, size: int) -> mmap.mmap:
+    """Memory for a file, in huge pages where the system has them.
+
+    Raises: PlacementError if there is no room.
+    """
     try:
         if not hasattr(mmap, "MAP_ANONYMOUS"):
             return mmap.mmap(-1, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -24,6 +25,7 @@ from graphrt.models.convert.weights import Weight
 from graphrt.models.file_types import ModelShape
 from graphrt.models.gguf_file import FileTensor, GGUFFile
 from graphrt.models.gguf_header import DEFAULT_ALIGNMENT, VERSIONS, Header
+from graphrt.models.gguf_memory import allocate
 from graphrt.models.gguf_write import Progress, TensorToWrite, save
 from graphrt.models.presets import PRESETS
 from graphrt.models.random_weights import RandomWeights
@@ -122,6 +124,25 @@ def describe(
     return GGUFFile(path, header, tensors, size=sum(tensor.nbytes for tensor in tensors.values()))
 
 
+def synthesise_in_memory(
+    preset: str, layers: int | None = None, dtype: str = "q8_0", vocabulary: int | None = None, seed: int = 0
+) -> GGUFFile:
+    """The file that `synthesise` would write, without vocabulary and in memory alone: where no disk is large enough.
+
+    Args, Raises: as for `synthesise`; PlacementError if there is no room.
+    """
+    file, random = describe(preset, layers, dtype, vocabulary=vocabulary), RandomWeights(seed)
+    for name, tensor in file.tensors.items():
+        assert tensor.dtype is not None
+        memory = allocate(file.path, tensor.nbytes)
+        room, done = np.frombuffer(memory, np.uint8), 0
+        for piece in _random_pieces(name, tensor.shape, tensor.dtype, random):
+            room[done : done + piece.nbytes] = piece.view(np.uint8)
+            done += piece.nbytes
+        file.tensors[name] = replace(tensor, mapping=memory)
+    return file
+
+
 def _config(preset: str, layers: int | None, dialect: str, vocabulary: int | None) -> dict[str, Any]:
     """A preset's config.json, with as many layers and tokens as asked for."""
     if preset not in PRESETS:
@@ -175,13 +196,18 @@ def _weight_type(name: str) -> DType:
 
 def _random_tensor(weight: Weight, dtype: DType, random: RandomWeights) -> TensorToWrite:
     def chunks() -> Iterable[Array]:
-        if weight.name.endswith("_norm.weight"):
-            return [random.vector(weight.shape, 1.0, 0.05)]
-        if len(weight.shape) == 1:
-            return [random.vector(weight.shape, 0.0, 0.05)]
-        return random.matrix(weight.shape, dtype)
+        return _random_pieces(weight.name, weight.shape, dtype, random)
 
     return TensorToWrite(weight.name, dtype, weight.shape, chunks)
+
+
+def _random_pieces(name: str, shape: tuple[int, ...], dtype: DType, random: RandomWeights) -> Iterable[Array]:
+    """A tensor's values, in pieces."""
+    if name.endswith("_norm.weight"):
+        return [random.vector(shape, 1.0, 0.05)]
+    if len(shape) == 1:
+        return [random.vector(shape, 0.0, 0.05)]
+    return random.matrix(shape, dtype)
 
 
 def dummy_vocabulary(size: int) -> dict[str, Any]:

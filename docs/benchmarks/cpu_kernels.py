@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from docs.benchmarks.cpu_limits import BANDWIDTH, Limits
-from docs.benchmarks.cpu_models import kind_of
+from docs.benchmarks.model_work import kind_of
 from graphrt import dtypes
 from graphrt.backends.cpu import bench, bench_attention
 from graphrt.tensor import Tensor

@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from docs.benchmarks.cpu_models import SUBJECTS, TYPES, VOCABULARY, Subject, weight_bytes
+from docs.benchmarks.cpu_models import SUBJECTS, TYPES, VOCABULARY, Subject
 from docs.benchmarks.cpu_plots import plot
 from docs.benchmarks.cpu_run import Trial
 from docs.benchmarks.cpu_targets import Results, Target, point, targets
+from docs.benchmarks.model_work import weight_bytes
 from graphrt.models.synth import describe
 
 Row = Sequence[str]

@@ -14,7 +14,7 @@ import numpy as np
 
 import graphrt
 from docs.benchmarks.cpu_limits import BANDWIDTH, Limits, least_seconds
-from docs.benchmarks.cpu_models import cache_bytes, operations, weight_bytes
+from docs.benchmarks.model_work import cache_bytes, operations, weight_bytes
 from graphrt.models.batch import Batch
 
 CONTEXT_STEP = 256

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from docs.benchmarks.cpu_limits import least_seconds
-from docs.benchmarks.cpu_models import SUBJECTS, TYPES, VOCABULARY, cache_bytes, operations, weight_bytes
+from docs.benchmarks.cpu_models import SUBJECTS, TYPES, VOCABULARY
 from docs.benchmarks.cpu_run import Session, Trial, measure
 from docs.benchmarks.cpu_targets import Results, fallen, point, targets
+from docs.benchmarks.model_work import cache_bytes, operations, weight_bytes
 from graphrt.models.synth import describe, synthesise
 
 # MB that decoding a token reads, of files that llama-quantize made.

@@ -1,19 +1,58 @@
-"""The benchmark of the cuda backend runs; on the CPU, over tiny shapes."""
+"""The benchmark of the cuda backend runs, on the CPU over tiny shapes; and judges what it finds."""
 
 from __future__ import annotations
 
 import sys
+import time
 
-from docs.benchmarks import cuda
+from docs.benchmarks import cuda, cuda_kernels, cuda_limits, cuda_models
+from docs.benchmarks.cuda_models import LITE, MIXTRAL, point, waiting
+from docs.benchmarks.cuda_targets import CELLS, SEQUENCES, mla_case, targets
+from graphrt.backends.cuda import CudaBackend
+from graphrt.backends.cuda.shim_device import ShimDevice
 
 
 def test_dry_run_measures_every_kernel_and_a_model(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["cuda", "--dry"])
-    monkeypatch.setattr(cuda, "REPEATS", 1)
+    monkeypatch.setattr(cuda_limits, "REPEATS", 1)
+    monkeypatch.setattr(cuda_models, "ROUNDS", 1)
     cuda.main()
     told = capsys.readouterr().out
-    prompts = [f"mul_mat bf16, 16 columns, by {maker} |" for maker in cuda.MAKERS]
-    prompts += [f"64 experts of 8 x 128, 16 tokens, by {maker} |" for maker in cuda.MAKERS[1:]]
-    rows = ("mul_mat q4_0, 1 column |", *prompts, "MLA decoding, 128 heads", "q4_0, exps=cpu |")
+    prompts = [f"mul_mat bf16, 16 columns, by {maker} |" for maker in cuda_kernels.MAKERS]
+    prompts += [f"64 experts of 8 x 128, 16 tokens, by {maker} |" for maker in cuda_kernels.MAKERS[1:]]
+    rows = ("mul_mat q4_0, 1 column |", *prompts, mla_case(128, 2, 32), "in a CUDA graph: ", "q4_0, exps=cpu |")
     assert all(row in told for row in rows)
-    assert " 0.0 |\n" not in told.split("| model |")[1]
+    assert " 0.0 |" not in told.split("| model |")[1]
+
+
+def found(share: float, host: float) -> dict[str, float]:
+    return {"decode_share": share, "prompt_share": 0.35, "decode_tokens_per_second": 850, "host_seconds_per_step": host}
+
+
+def test_results_are_judged():
+    assert {target.verdict for target in targets({"kernels": {}, "models": {}})} == {"not measured"}
+    kernels = {mla_case(heads, SEQUENCES, CELLS): {"bytes": 2.9e12, "flops": 249e12} for heads in (16, 128)}
+    models = {point(MIXTRAL, "all"): found(0.59, 50e-6), point(LITE, "all"): found(0.1, 61e-6)}
+    verdicts = [target.verdict for target in targets({"kernels": kernels, "models": models})]
+    assert verdicts == ["missed", "reached", "reached", "missed", "reached", "reached", "missed"]
+
+
+def test_cases_that_are_judged_are_those_that_are_measured():
+    names = [case.name for case in cuda_kernels.attention_cases(cuda.DRY)]
+    assert names == [mla_case(heads, cuda.DRY.sequences, cuda.DRY.cells) for heads in (16, 128)]
+    assert (cuda.REAL.sequences, cuda.REAL.cells) == (SEQUENCES, CELLS)
+    assert {MIXTRAL, LITE} <= set(cuda_models.SUBJECTS)
+
+
+def test_what_the_host_waits_for_is_told_apart(monkeypatch):
+    backend = CudaBackend(ShimDevice())
+    for name in ("download", "synchronize"):
+        monkeypatch.setattr(backend.device, name, lambda *given: time.sleep(0.02))
+    with waiting(backend) as waited:
+        assert not waited
+        backend.allocate(16).read(0, 8)  # downloads, and synchronises
+        assert sum(waited) >= 0.04
+        backend.record().wait()
+        assert len(waited) == 3
+        backend.wait_for(backend.record())  # this lets the device wait, not the host
+        assert len(waited) == 3

@@ -16,7 +16,7 @@ from graphrt.models.hyperparameters import DeepSeek2Hyperparameters
 from graphrt.models.presets import PRESETS
 from graphrt.models.random_weights import RandomWeights, random_blocks
 from graphrt.models.storage_types import storage_type
-from graphrt.models.synth import describe, dummy_vocabulary, made_up_words, synthesise
+from graphrt.models.synth import describe, dummy_vocabulary, made_up_words, synthesise, synthesise_in_memory
 from graphrt.models.tokenizer import Tokenizer
 
 TINY = [name for name in PRESETS if name.startswith("tiny")]
@@ -44,6 +44,16 @@ def test_a_description_is_of_the_file_that_would_be_written(tmp_path: Path, pres
     assert not tensor.leaf(tensor.shape).has_data
     with pytest.raises(FormatError, match="is described only"):
         assert tensor.array is None
+
+
+@pytest.mark.parametrize("preset", TINY)
+def test_a_model_in_memory_has_the_files_values(tmp_path: Path, preset: str) -> None:
+    written = GGUFFile.open(synthesise(preset, tmp_path / "x.gguf", 2, "q4_k", vocabulary=400, seed=3))
+    held = synthesise_in_memory(preset, 2, "q4_k", vocabulary=400, seed=3)
+    for name, tensor in written.tensors.items():
+        assert held.tensors[name].array.tobytes() == tensor.array.tobytes(), name
+    tokens = [1, 5, 300]
+    np.testing.assert_array_equal(graphrt.load(held).logits(tokens), graphrt.load(written).logits(tokens))
 
 
 @pytest.mark.parametrize("dtype", [*dtypes.FLOATS, *dtypes.QUANTIZED], ids=str)
