@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from graphrt import dtypes
-from graphrt.backends.cuda.attention_shapes import ROWS, TILES, Shape
+from graphrt.backends.cuda.attention_shapes import ROWS, Shape
 from graphrt.backends.cuda.blocks import WEIGHTS, number_of
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole, Workspace
 from graphrt.backends.cuda.rotation import spectrum
@@ -159,10 +159,9 @@ class Attention:
         """Attend to the cells of some words of marks, whose first k and v begin with."""
         shape, arguments = self.shape, self._arguments(k, v, first_word, words)
         grid = [self.row_blocks, self.kv_heads, self.parts]
-        if shape.dtype == "f32":
-            return Launch(ROWS.kernel(shape.expression), grid, [shape.threads], arguments, shape.shared)
-        arguments += [k.number, v.number]
-        return Launch(TILES.kernel(shape.expression), grid, [shape.threads], arguments, shape.shared)
+        if shape.dtype != "f32":
+            arguments += [k.number, v.number]
+        return Launch(shape.unit.kernel(shape.expression), grid, [shape.threads], arguments, shape.shared)
 
 
 def convert(

@@ -11,6 +11,9 @@ PROMPT = 128  # tokens from which on blocks take many rows, as these are likely 
 NATIVE = ("q4_0", "q8_0")  # dtypes that tiles are made of as they lie, besides their own
 
 ROWS = Unit("attention_rows", ["attend_rows", "combine_parts"], registers=168)
+WGMMA = Unit("attention_wgmma", ["attend_wgmma<f16>", "attend_wgmma<bf16>"], registers=168, architecture="90a")
+WIDEST_KEY, WIDEST_VALUE = 576, 512  # as in attention_wgmma.cu
+WGMMA_SHARED = 3 * 64 * 2 * WIDEST_KEY + 1024  # queries, two tiles, barriers; a multiple of the swizzle's pattern
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Shape:
     """What blocks take.
 
     Args:
-        expression: of the kernel.
+        unit, expression: of the kernel.
         dtype: of keys and values as the kernel wants them.
         rows, cells: of a block, and of a chunk of its cells.
         threads: of a block.
@@ -26,6 +29,7 @@ class Shape:
         joined: whether values are the first elements of keys.
     """
 
+    unit: Unit
     expression: str
     dtype: str
     rows: int
@@ -59,14 +63,21 @@ class Width:
     rows: tuple[int, ...] = (16, 64)
     dtypes: tuple[str, ...] = ("f16", "bf16")
 
+    def warps_for(self, rows: int) -> int:
+        return self.warps if rows > 16 else 4
+
+    def expression(self, dtype: str, rows: int) -> str:
+        joined = str(self.joined).lower()
+        arguments = [dtype, self.keys, self.values, joined, rows // 16, self.warps_for(rows), self.cells]
+        return f"attend_tiles<{', '.join(map(str, arguments))}>"
+
     def shape(self, dtype: str, rows: int) -> Shape:
-        warps = self.warps if rows > 16 else 4
-        arguments = [dtype, self.keys, self.values, str(self.joined).lower(), rows // 16, warps, self.cells]
+        warps = self.warps_for(rows)
         key, value, power = self.keys + 8, 0 if self.joined else self.values + 8, self.cells + 8
         exchanged = 1024 * warps if rows > 16 and self.cells == 4 * warps else 0  # EXCHANGED floats
         shared = 2 * (rows * key + 2 * self.cells * (key + value)) + max(2 * rows * power, exchanged)
-        expression = f"attend_tiles<{', '.join(map(str, arguments))}>"
-        return Shape(expression, dtype, rows, self.cells, 32 * warps, shared, self.joined)
+        expression = self.expression(dtype, rows)
+        return Shape(TILES, expression, dtype, rows, self.cells, 32 * warps, shared, self.joined)
 
 
 WIDTHS = (
@@ -77,7 +88,7 @@ WIDTHS = (
 )
 TILES = Unit(
     "attention_tiles",
-    [width.shape(dtype, rows).expression for width in WIDTHS for dtype in width.dtypes for rows in width.rows],
+    [width.expression(dtype, rows) for width in WIDTHS for dtype in width.dtypes for rows in width.rows],
     registers=255,
 )
 
@@ -93,9 +104,17 @@ def shape_for(tokens: int, group: int, keys: int, values: int, dtypes: set[str],
     """
     dtype = "bf16" if dtypes & {"bf16", "mxfp4"} else "f16"  # f16 cannot hold all of these two
     rows = 16 if tokens * group <= 16 or (group <= 16 and tokens < PROMPT) else 64
+    if rows > 16 and joined and "f32" not in dtypes and _is_for_wgmma(keys, values):
+        return Shape(WGMMA, f"attend_wgmma<{dtype}>", dtype, 64, 64, 384, WGMMA_SHARED, joined)
     for width in WIDTHS if "f32" not in dtypes else ():
         fits = keys <= width.keys and values <= width.values and (joined or not width.joined)
         if fits and dtype in width.dtypes:
             shapes = [width.shape(dtype, each) for each in (max(rows, min(width.rows)), min(width.rows))]
             return next((shape for shape in shapes if shape.shared <= present().shared_bytes), shapes[-1])
-    return Shape("attend_rows", "f32", 8, 64, 128, 4 * 8 * (keys + values))
+    return Shape(ROWS, "attend_rows", "f32", 8, 64, 128, 4 * 8 * (keys + values))
+
+
+def _is_for_wgmma(keys: int, values: int) -> bool:
+    """Whether attention_wgmma.cu can serve such rows, and they fill it: others have kernels for narrower ones."""
+    narrower = max(width.keys for width in WIDTHS if not width.joined)
+    return present().has_wgmma and narrower < keys <= WIDEST_KEY and values <= WIDEST_VALUE

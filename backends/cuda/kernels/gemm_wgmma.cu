@@ -97,7 +97,7 @@ __device__ __forceinline__ void multiply(const Room& room, const Results& result
     barrier_wait(&room.full[step % STAGES], step / STAGES);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < DEPTH / 16; k++) wgmma(sums, a + k * NEXT_16, b + k * NEXT_16);
+    for (int k = 0; k < DEPTH / 16; k++) wgmma<bf16>(sums, a + k * NEXT_16, b + k * NEXT_16);
     wgmma_commit();
     if (step == done) {
       sync_threads<2, MULTIPLYING>();  // nobody stores by the tile before any longer

@@ -52,10 +52,22 @@ inline void wait_for_phase(uint64_t* barrier, unsigned phase, const char* where)
 
 // ---- the block's state, anew for each -------------------------------------------------------------------------------
 
+// What tells one kind of wgmma from another: its columns, whether b's lie side by side, what elements are.
+struct Kind {
+  int columns;
+  bool is_transposed;
+  float (*value)(uint16_t bits);
+  bool operator==(const Kind& other) const {
+    return columns == other.columns && is_transposed == other.is_transposed && value == other.value;
+  }
+};
+
+template <class T> float value_of(uint16_t bits) { return (float)cuda_cpu_bits<T>(bits); }
+
 // A wgmma of a warpgroup.
 struct Multiplication {
   uint64_t a, b;
-  int columns;
+  Kind kind;
   unsigned arrived = 0, left = 0;  // threads that came to it, and that have its result
   std::vector<uint16_t> operands;  // a [64, 16], then b [columns, 16]
   std::vector<float> values;
@@ -129,33 +141,58 @@ inline void fence_writes() {
 
 // ---- wgmma ----------------------------------------------------------------------------------------------------------
 
-// Reads rows of 16 two-byte elements, K-major, as a descriptor says: bits 0-13 the start address, 16-29 and 32-45 the
-// byte offsets of the leading and the stride dimension, all of them divided by 16; 49-51 the base offset, 62-63 the
-// swizzle mode. With 128-byte swizzle eight rows of 128 bytes make a pattern of 1024, at a multiple of 1024; patterns
-// lie the stride apart; the leading offset counts for nothing. Address bits 4-6 are changed by bits 7-9.
-inline void read_operand(uint64_t descriptor, int rows, uint16_t* to) {
-  const Hopper& state = hopper();
-  const uint32_t start = (uint32_t)(descriptor & 0x3fff) << 4, stride = (uint32_t)(descriptor >> 32 & 0x3fff) << 4;
-  const int mode = (int)(descriptor >> 62), base = (int)(descriptor >> 49 & 7);
-  if (descriptor & 0x3ff1c000c000c000) fail("descriptor %016llx has bits that mean nothing", (long long)descriptor);
-  if (mode != 1) fail("descriptor %016llx: the shim knows 128-byte swizzle (1), not %d", (long long)descriptor, mode);
-  if (base || start >> 7 & 7 || start % 128 + 2 * K > 128 || stride % 1024)
-    fail("descriptor %016llx: patterns of 128-byte swizzle begin at multiples of 1024, and rows have 128 bytes",
-         (long long)descriptor);
+// A descriptor: bits 0-13 the start address, 16-29 and 32-45 the byte offsets of the leading and the stride dimension, all
+// of them divided by 16; 49-51 the base offset, 62-63 the swizzle mode. With 128-byte swizzle eight rows of 128 bytes
+// make a pattern of 1024, at a multiple of 1024; patterns lie the stride apart. Address bits 4-6 are changed by bits 7-9.
+struct Descriptor {
+  uint64_t bits;
+  uint32_t start, leading, stride;
+
+  explicit Descriptor(uint64_t bits)
+      : bits(bits), start((uint32_t)(bits & 0x3fff) << 4), leading((uint32_t)(bits >> 16 & 0x3fff) << 4),
+        stride((uint32_t)(bits >> 32 & 0x3fff) << 4) {
+    const int mode = (int)(bits >> 62);
+    if (bits & 0x3ff1c000c000c000) fail("descriptor %016llx has bits that mean nothing", (long long)bits);
+    if (mode != 1) fail("descriptor %016llx: the shim knows 128-byte swizzle (1), not %d", (long long)bits, mode);
+    if ((bits >> 49 & 7) || (start >> 7 & 7) || stride % 1024)
+      fail("descriptor %016llx: patterns of 128-byte swizzle begin at multiples of 1024", (long long)bits);
+  }
+
+  // Eight elements, of which the address is this before it is swizzled.
+  const unsigned char* eight(uint32_t plain) const {
+    const uint32_t at = plain ^ (plain >> 7 & 7) << 4;
+    if (at < shared_address(block.dynamic_shared) || at + 16 > SHARED_ROOM)
+      fail("descriptor %016llx: what it tells of lies outside shared memory", (long long)bits);
+    return &hopper().seen[at];
+  }
+};
+
+// Reads rows of 16 elements, K-major. The leading offset counts for nothing.
+inline void read_operand(const Descriptor& of, int rows, uint16_t* to) {
+  if (of.start % 128 + 2 * K > 128) fail("descriptor %016llx: rows have 128 bytes", (long long)of.bits);
   for (int row = 0; row < rows; row++)
-    for (int half = 0; half < 2; half++) {
-      const uint32_t plain = start + row / 8 * stride + row % 8 * 128 + half * 16;
-      const uint32_t at = plain ^ (plain >> 7 & 7) << 4;
-      if (at < shared_address(block.dynamic_shared) || at + 16 > SHARED_ROOM)
-        fail("descriptor %016llx: row %d lies outside shared memory", (long long)descriptor, row);
-      memcpy(to + row * K + half * 8, &state.seen[at], 16);
+    for (int half = 0; half < 2; half++)
+      memcpy(to + row * K + half * 8, of.eight(of.start + row / 8 * of.stride + row % 8 * 128 + half * 16), 16);
+}
+
+// Reads 16 rows of elements that belong side by side in as many columns, 64 of them in a pattern; patterns with further
+// columns lie the leading offset apart.
+inline void read_transposed(const Descriptor& of, int columns, uint16_t* to) {
+  if (of.start % 1024 || of.leading % 1024)
+    fail("descriptor %016llx: patterns of 128-byte swizzle begin at multiples of 1024", (long long)of.bits);
+  for (int k = 0; k < K; k++)
+    for (int column = 0; column < columns; column += 8) {
+      uint16_t eight[8];
+      const uint32_t pattern = of.start + column / 64 * of.leading + k / 8 * of.stride;
+      memcpy(eight, of.eight(pattern + k % 8 * 128 + column % 64 * 2), 16);
+      for (int i = 0; i < 8; i++) to[(column + i) * K + k] = eight[i];
     }
 }
 
 inline std::vector<uint16_t> read_operands(const Multiplication& of) {
-  std::vector<uint16_t> found((M + of.columns) * K);
-  read_operand(of.a, M, found.data());
-  read_operand(of.b, of.columns, found.data() + M * K);
+  std::vector<uint16_t> found((M + of.kind.columns) * K);
+  read_operand(Descriptor(of.a), M, found.data());
+  (of.kind.is_transposed ? read_transposed : read_operand)(Descriptor(of.b), of.kind.columns, found.data() + M * K);
   return found;
 }
 
@@ -173,19 +210,19 @@ inline void lend(float* registers, int columns) {
   std::fill(registers, registers + columns / 2, NAN);
 }
 
-inline void begin_wgmma(float* registers, int columns, uint64_t a, uint64_t b, const char* where) {
+inline void begin_wgmma(float* registers, const Kind& kind, uint64_t a, uint64_t b, const char* where) {
   Hopper& state = hopper();
   Thread& me = this_thread();
-  lend(registers, columns);
+  lend(registers, kind.columns);
   auto& all = state.warpgroups[block.current->number / WARPGROUP];
   const size_t number = me.issued++;
   me.begun.push_back({number, registers, me.groups});
   if (number == all.size()) {
     all.push_back(std::make_unique<Multiplication>());
-    all[number]->a = a, all[number]->b = b, all[number]->columns = columns;
+    all[number]->a = a, all[number]->b = b, all[number]->kind = kind;
   }
   Multiplication& of = *all[number];
-  if (of.a != a || of.b != b || of.columns != columns)
+  if (of.a != a || of.b != b || !(of.kind == kind))
     fail("wgmma with other operands than other threads of its warpgroup");
   of.arrived++;
   wait_until([](const void* count, unsigned all) { return *(const unsigned*)count == all; }, &of.arrived, WARPGROUP,
@@ -200,12 +237,12 @@ inline void end_wgmma(const Thread::Begun& begun) {
   const bool is_first = of.values.empty(), is_last = ++of.left == WARPGROUP;
   if ((is_first || is_last) && of.operands != read_operands(of)) fail("operands of wgmma changed while it ran");
   if (is_first)
-    for (uint16_t bits : of.operands) of.values.push_back(__uint_as_float((unsigned)bits << 16));
+    for (uint16_t bits : of.operands) of.values.push_back(of.kind.value(bits));
   auto& lent = this_thread().accumulators;
   size_t at = 0;
   while (lent[at].registers != begun.registers) at++;
   const int thread = block.current->number % WARPGROUP;
-  for (int i = 0; i < of.columns / 2; i++) {
+  for (int i = 0; i < of.kind.columns / 2; i++) {
     const int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + thread % 4 * 2 + i % 2;
     const float *a = &of.values[row * K], *b = &of.values[(M + column) * K];
     float sum = 0;
@@ -243,6 +280,9 @@ inline void barrier_wait(uint64_t* barrier, unsigned phase) {
 }
 template <int ID, int COUNT> void sync_threads() { cuda_cpu::meet(ID, COUNT, "sync_threads"); }
 
+template <int COUNT> void give_registers() {}
+template <int COUNT> void take_registers() {}
+
 inline void store_operand(void* shared, uint4 value) {
   memcpy(shared, &value, 16);
   cuda_cpu::block.current->written.push_back(shared);
@@ -250,8 +290,27 @@ inline void store_operand(void* shared, uint4 value) {
 inline void fence_operands() { cuda_cpu::fence_writes(); }
 
 inline void wgmma_fence() { cuda_cpu::this_thread().is_fenced = true; }
+template <int COUNT> void wgmma_fence(float (&)[COUNT]) { wgmma_fence(); }
 inline void wgmma_commit() { cuda_cpu::this_thread().groups++; }
 template <int LEFT, int COUNT> void wgmma_wait(float (&)[COUNT]) { cuda_cpu::wait_for_wgmma(LEFT); }
-template <int COUNT> void wgmma(float (&d)[COUNT], uint64_t a, uint64_t b) {
-  cuda_cpu::begin_wgmma(d, 2 * COUNT, a, b, "wgmma");
+inline void store_matrices(void* row, const uint32_t (&r)[4]) {
+  using namespace cuda_cpu;
+  memcpy(fragment(lane(), 0), r, 16);
+  wait_for_warp(~0u, "stmatrix");
+  const int matrix = lane() / 8;
+  for (int column = 0; column < 8; column += 2)
+    memcpy((char*)row + 2 * column, fragment(lane() % 8 * 4 + column / 2, 4 * matrix), 4);
+  block.current->written.push_back(row);
+  wait_for_warp(~0u, "stmatrix");
+}
+
+template <class T, int COUNT> void wgmma(float (&d)[COUNT], uint64_t a, uint64_t b) {
+  cuda_cpu::begin_wgmma(d, {2 * COUNT, false, cuda_cpu::value_of<T>}, a, b, "wgmma");
+}
+template <class T, int COUNT> void wgmma_transposed(float (&d)[COUNT], uint64_t a, uint64_t b) {
+  cuda_cpu::begin_wgmma(d, {2 * COUNT, true, cuda_cpu::value_of<T>}, a, b, "wgmma");
+}
+template <class T, int COUNT> void first_wgmma(float (&d)[COUNT], uint64_t a, uint64_t b) {
+  for (float& each : d) each = 0;
+  wgmma<T>(d, a, b);
 }

@@ -6,7 +6,7 @@ __global__ void __launch_bounds__(128) touch(float* y) {
   float sums[64] = {};
   for (int i = 0; i < 2; i++) {
     wgmma_fence();
-    wgmma(sums, descriptor_of(shared), descriptor_of(shared + 8192));
+    wgmma<bf16>(sums, descriptor_of(shared), descriptor_of(shared + 8192));
     sums[3] += 1;
     wgmma_commit();
     wgmma_wait<0>(sums);

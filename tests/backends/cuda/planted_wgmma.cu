@@ -38,7 +38,7 @@ template <Mistake MISTAKE> __global__ void __launch_bounds__(256) multiply(float
   if (MISTAKE == OTHER_OPERANDS && threadIdx.x == 100) of_b += NEXT_16;
   float sums[64] = {};
   if (MISTAKE != UNFENCED_SUMS) wgmma_fence();
-  for (int k = 0; k < 4; k++) wgmma(sums, of_a + k * NEXT_16, of_b + k * NEXT_16);
+  for (int k = 0; k < 4; k++) wgmma<bf16>(sums, of_a + k * NEXT_16, of_b + k * NEXT_16);
   if (MISTAKE != UNCOMMITTED) wgmma_commit();
   if (MISTAKE == OVERWRITTEN_OPERANDS && threadIdx.x == 0) {
     store_operand(b, {0, 0, 0, 0});
