@@ -1,8 +1,8 @@
 // One block of CUDA threads on one CPU thread: a fiber for each, which runs until it waits for others.
 //
 // Blocks run one after the other. A block's threads run in an order that can be turned round or shuffled: what differs
-// between orders is a race. Where they are shuffled, now and then a warp is held until no other can go on without it, so
-// that these come as far ahead as barriers let them. Where nothing can go on, because threads wait at different barriers,
+// between orders is a race. Where they are shuffled, now and then a warp, or one thread, is held until no other can go on
+// without it, so that these come as far ahead as barriers let them. Where nothing can go on, because threads wait at different barriers,
 // the launch fails.
 // Pages that nobody may touch stand before every stack and after the dynamic shared memory.
 #pragma once
@@ -22,8 +22,7 @@ namespace cuda_cpu {
 
 constexpr int WARP = 32;
 inline const size_t PAGE = (size_t)sysconf(_SC_PAGESIZE);
-constexpr size_t MOST_ROUNDS = 16;  // from when a warp went on to when the next one is held
-constexpr int NONE = -1;
+constexpr size_t MOST_ROUNDS = 16;  // from when those that were held went on to when the next are
 constexpr size_t STACK_BYTES = 64 * 1024;
 inline const size_t STACK_ROOM = STACK_BYTES + PAGE;
 constexpr size_t SHARED_LIMIT = 227 * 1024;
@@ -198,26 +197,38 @@ struct Random {
   }
 };
 
+// Threads that do not go on for now.
+struct Held {
+  int first = 0, count = 0;
+  bool contains(int thread) const { return thread >= first && thread < first + count; }
+};
+
+inline Held hold(Random& random, size_t threads) {
+  const bool is_warp = random.below(2);
+  const int one = (int)random.below(threads);
+  return is_warp ? Held{one / WARP * WARP, WARP} : Held{one, 1};
+}
+
 inline int run_block() {
   std::vector<int> turns(block.fibers.size());
   for (size_t i = 0; i < turns.size(); i++) turns[i] = (int)(order == 1 ? turns.size() - 1 - i : i);
   Random random{order * 0x9E3779B97F4A7C15ull + 1};
-  int held = NONE;  // a warp
-  size_t rounds = 0;  // until the next one is
+  Held held;
+  size_t rounds = 0;  // until others are
   while (block.alive) {
     for (size_t i = turns.size(); order > 1 && i > 1; i--) std::swap(turns[i - 1], turns[random.below(i)]);
-    if (order > 1 && held == NONE && rounds-- == 0) held = (int)random.below((turns.size() + WARP - 1) / WARP);
+    if (order > 1 && !held.count && rounds-- == 0) held = hold(random, turns.size());
     bool any = false;
     for (int i : turns) {
-      if (block.fibers[i].state != State::ready || i / WARP == held) continue;
+      if (block.fibers[i].state != State::ready || held.contains(i)) continue;
       resume(block.fibers[i]);
       if (block.failed) return 1;
       any = true;
     }
     any |= block.alive && release();
     if (any || !block.alive) continue;
-    if (held == NONE) return fail_at_barriers();
-    held = NONE, rounds = random.below(MOST_ROUNDS);
+    if (!held.count) return fail_at_barriers();
+    held = {}, rounds = random.below(MOST_ROUNDS);
   }
   return 0;
 }

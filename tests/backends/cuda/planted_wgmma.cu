@@ -50,3 +50,43 @@ template <Mistake MISTAKE> __global__ void __launch_bounds__(256) multiply(float
     y[row * 128 + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2] = sums[i];
   }
 }
+
+enum TransposedMistake { RIGHT, OTHER_LEADING, PLAIN_B, PART_OF_A_PATTERN, UNFENCED_POWERS };
+
+// y = a · b of 64 x 16 and 16 x 256 numbers, b with its columns side by side; a warpgroup brings a by stmatrix.
+template <TransposedMistake MISTAKE> __global__ void __launch_bounds__(128) multiply_transposed(float* y, const float*) {
+  DYNAMIC_SHARED(char, shared);
+  char *const a = shared, *const b = shared + 8 * 1024;
+  const int lane = threadIdx.x % 32, row0 = threadIdx.x / 32 * 16;
+  for (int i = threadIdx.x; i < 16 * 32; i += 128) {
+    const int k = i / 32, column = i % 32 * 8;
+    __align__(16) bf16 eight[8];
+    for (int n = 0; n < 8; n++) eight[n] = __float2bfloat16_rn((float)element(64 + column + n, k));
+    const int place = column % 64 / 8 ^ k % 8;
+    store_operand(b + column / 64 * 2048 + k * 128 + place * 16, *reinterpret_cast<uint4*>(eight));
+  }
+  fence_operands();
+  uint32_t words[4];
+  for (int matrix = 0; matrix < 4; matrix++) {
+    const int row = row0 + matrix % 2 * 8 + lane / 4, k = matrix / 2 * 8 + lane % 4 * 2;
+    const __nv_bfloat162 both = __floats2bfloat162_rn((float)element(row, k), (float)element(row, k + 1));
+    words[matrix] = reinterpret_cast<const uint32_t&>(both);
+  }
+  const int row = row0 + lane / 8 % 2 * 8 + lane % 8;
+  store_matrices(a + row * 128 + (lane / 16 ^ row % 8) * 16, words);
+  if (MISTAKE != UNFENCED_POWERS) fence_operands();
+  __syncthreads();
+
+  float sums[128] = {};
+  wgmma_fence(sums);
+  const uint64_t of_b = transposed_descriptor_of(
+      b + (MISTAKE == PART_OF_A_PATTERN ? 32 : 0), MISTAKE == OTHER_LEADING ? 1024 : 2048);
+  if (MISTAKE == PLAIN_B)
+    wgmma<bf16>(sums, descriptor_of(a), of_b);
+  else
+    wgmma_transposed<bf16>(sums, descriptor_of(a), of_b);
+  wgmma_commit();
+  wgmma_wait<0>(sums);
+  for (int i = 0; i < 128; i++)
+    y[(row0 + lane / 4 + i / 2 % 2 * 8) * 256 + i / 4 * 8 + lane % 4 * 2 + i % 2] = sums[i];
+}
