@@ -15,6 +15,7 @@
 namespace cuda_cpu {
 
 constexpr int WARPGROUP = 128, M = 64, K = 16;  // threads; rows of a and depth of one instruction
+constexpr int A_WHILE = 8;                      // turns of other threads while products are waited for
 
 // Addresses of shared memory count from the room's beginning, which 1024 divides.
 inline uint32_t shared_address(const void* pointer) {
@@ -256,9 +257,10 @@ inline void end_wgmma(const Thread::Begun& begun) {
   this_thread().is_fenced = false;
 }
 
-// All lanes of a warp wait at once.
+// All lanes of a warp wait at once, for a while in which others go on.
 inline void wait_for_wgmma(int left) {
   Thread& me = this_thread();
+  for (int i = 0; i < A_WHILE; i++) wait_for_warp(~0u, "wgmma_wait");
   while (!me.begun.empty() && me.begun.front().group < me.groups - left) {
     end_wgmma(me.begun.front());
     me.begun.pop_front();
