@@ -39,7 +39,7 @@ GPU_NEEDS := import cupy, gguf, hypothesis, numba, pytest, tokenizers, typer
 GPU_PYTHON = $(shell $(PYTHON) -c '$(GPU_NEEDS)' 2>/dev/null && echo $(PYTHON) || echo $(BIN)/python)
 
 SANITIZED_OPS := mul_mat or attention or rms_norm or soft_max or top_k
-SANITIZED := test_kernels_agree_with_the_reference and not perf and ($(SANITIZED_OPS)) or prompts and (q4_0 or q6_k)
+SANITIZED := test_kernels_agree_with_the_reference and not perf and ($(SANITIZED_OPS)) or prompts and (q4_0 or q6_k) or latents and f16
 
 test-gpu:
 	@nvidia-smi -L 2>/dev/null || { echo "test-gpu: nvidia-smi finds no NVIDIA GPU here, so nothing was tested." >&2; exit 1; }

@@ -5,7 +5,7 @@
 // arrives while one is multiplied. For scores, warps share out rows and cells; for the mix, columns of values, so that
 // powers go through shared memory, and each warp keeps its columns of all rows in registers. SHARED: values are the
 // first DV elements of keys. Decoding (TILES = 1) is bound by the cache's bytes, prompts and 128 heads of MLA
-// (TILES = 4) by tensor cores and shared memory.
+// (TILES = 4) by tensor cores and shared memory; the latter are attention_wgmma.cu's where there is wgmma.
 #include "attention_tiles.cuh"
 
 template <class T, int DK, int DV, bool SHARED, int TILES, int WARPS, int CELLS>

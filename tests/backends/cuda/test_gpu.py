@@ -7,13 +7,15 @@ import pytest
 
 import graphrt
 from graphrt import Graph, Op, Scheduler, ops
-from graphrt.backends.cuda import CudaBackend, cupy_device, products_wgmma, registry
+from graphrt.backends.cuda import CudaBackend, attention_shapes, cupy_device, products_wgmma, registry
 from graphrt.backends.cuda.blocks import QUANTIZED
 from graphrt.backends.cuda.hardware import made_for
 from graphrt.errors import PlacementError
 from graphrt.numerics import normalised_error
 from graphrt.testing import check
 from tests.backends.cuda.on_shim import on_reference, results
+from tests.backends.cuda.test_attention import latent_attention
+from tests.backends.cuda.test_attention_wgmma import kernel_of
 from tests.backends.cuda.test_models import MODELS, PLACES, greedy, load
 from tests.backends.cuda.test_products_many import drawn, kernels_of
 from tests.backends.cuda.test_random_graphs import agrees_with_the_oracle
@@ -109,6 +111,23 @@ def test_prompts_by_wgmma(backend: CudaBackend, dtype: str, monkeypatch: pytest.
                 in_bf16 = any(kernel.startswith("gemm<") for kernel in kernels_of(node))
             (by_mma,) = results(backend, [node])
         assert normalised_error(got, by_mma) <= (1e-5 if in_bf16 else node.op.tolerance_of(node))
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0"])
+@pytest.mark.parametrize(("tokens", "heads"), [(3, 128), (200, 16)])
+def test_latents_by_wgmma(backend: CudaBackend, tokens: int, heads: int, dtype: str, monkeypatch: pytest.MonkeyPatch):
+    if not backend.device.hardware.has_wgmma:
+        pytest.skip(f"{backend.device.name} has no wgmma, which compute capability 9.0 brings")
+    node = latent_attention(tokens, heads, 1500, dtype)
+    assert kernel_of(node, backend.device.hardware).startswith("attend_wgmma")
+    (expected,) = on_reference(node)
+    for _ in range(5):  # what is not waited for need not show in every run
+        (got,) = results(backend, [node])
+        assert normalised_error(got, expected) <= node.op.tolerance_of(node)
+    monkeypatch.setattr(attention_shapes, "WIDEST_KEY", 0)
+    assert kernel_of(node, backend.device.hardware).startswith("attend_tiles")
+    (by_mma,) = results(backend, [node])
+    assert normalised_error(got, by_mma) <= node.op.tolerance_of(node)
 
 
 def test_no_memory_is_an_error_that_names_what_fits(backend: CudaBackend):
