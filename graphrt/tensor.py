@@ -28,6 +28,9 @@ class Tensor:
 
     Leafs have a role: a `weight` (read-only data), a `constant` (small data made in Python), an `input` (bytes given at
     each run, or read from an array at each) or a `state` (memory that outlives runs and may be written, as a KV cache).
+
+    Attributes:
+        size: number of elements.
     """
 
     __slots__ = (
@@ -41,6 +44,7 @@ class Tensor:
         "role",
         "root",
         "shape",
+        "size",
         "srcs",
         "strides",
     )
@@ -64,6 +68,7 @@ class Tensor:
         self.name = name
         self.dtype = dtype
         self.shape = shape
+        self.size = prod(shape)
         self.strides = dense_strides(shape, dtype) if strides is None else strides
         self.op = op
         self.srcs = srcs
@@ -80,11 +85,6 @@ class Tensor:
     @property
     def rank(self) -> int:
         return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
