@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test bench test-peers test-gpu clean
+.PHONY: help demo test bench test-peers test-gpu gpu-tests gpu-memcheck gpu-racecheck clean
 
 help:
 	@sed -n '/^#   /s/^#   //p' Makefile
@@ -35,21 +35,25 @@ test-peers: $(VENV)/peers.stamp
 	$(BIN)/python -m tests.peers.bench_mla
 
 # Where there is no internet, a Python that has CuPy and the rest already does: it is used as it is.
-GPU_NEEDS := import cupy, gguf, hypothesis, numba, pytest, tokenizers, typer
+GPU_NEEDS := import cupy, gguf, hypothesis, numba, pytest, tokenizers, typer, xdist
 GPU_PYTHON = $(shell $(PYTHON) -c '$(GPU_NEEDS)' 2>/dev/null && echo $(PYTHON) || echo $(BIN)/python)
-
+ON_GPU = PYTHONPATH=".$${PYTHONPATH:+:$$PYTHONPATH}"
 SANITIZED_OPS := mul_mat or attention or rms_norm or soft_max or top_k
 SANITIZED := test_kernels_agree_with_the_reference and not perf and ($(SANITIZED_OPS)) or prompts and (q4_0 or q6_k) or latents and f16
 
 test-gpu:
 	@nvidia-smi -L 2>/dev/null || { echo "test-gpu: nvidia-smi finds no NVIDIA GPU here, so nothing was tested." >&2; exit 1; }
 	@$(PYTHON) -c '$(GPU_NEEDS)' 2>/dev/null || $(MAKE) $(VENV)/gpu.stamp
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu
-	@if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
-		echo "compute-sanitizer --tool $$tool, over some of the ops:"; \
-		PYTHONPATH=. compute-sanitizer --tool $$tool --error-exitcode 1 $(GPU_PYTHON) -m pytest -m gpu -k "$(SANITIZED)" || exit 1; \
-	done; else echo "compute-sanitizer is not on the path: memory and races are not checked by it."; fi
-	PYTHONPATH=. $(GPU_PYTHON) -m docs.benchmarks.cuda
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target gpu-tests gpu-memcheck gpu-racecheck
+	$(ON_GPU) $(GPU_PYTHON) -m docs.benchmarks.cuda
+
+gpu-tests:
+	$(ON_GPU) $(GPU_PYTHON) -m pytest tests/backends/cuda -m gpu --numprocesses 4
+
+gpu-memcheck gpu-racecheck: gpu-%:
+	@command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on the path: there was no $*."; exit 0; }; \
+	echo "compute-sanitizer --tool $*, over some of the ops:"; \
+	$(ON_GPU) compute-sanitizer --tool $* --error-exitcode 1 $(GPU_PYTHON) -m pytest tests/backends/cuda -m gpu -k "$(SANITIZED)"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
