@@ -6,7 +6,6 @@
 // memory while the one before is at work; and two that multiply. Of scores each takes 32 cells, of the mix 256 columns
 // of values, so that powers go through shared memory: they lie in the tile where the last 64 elements of its keys were,
 // which are no values. Products are wgmma's, of operands in shared memory, with sums in registers: 16 and 128 a thread.
-// While the mix of a tile is still made, the scores of the next one are begun.
 //   Queries and tiles: nine slices of 64 elements, each 64 rows of 128 bytes in wgmma's 128-byte swizzle. Keys are read
 //   K-major, values of the same bytes with their columns side by side.
 //   A tile's buffer is full when the four warps that bring it have arrived at a barrier, empty when the eight that
@@ -75,30 +74,37 @@ __device__ __forceinline__ void bring_queries(char* queries, float* row_scales, 
   fence_operands();
 }
 
-// Begin to bring the keys of a tile, from cell `first` on. Rows that nobody sees become zeros, whatever they hold.
+// Calls bring_piece(to, row, piece) for all pieces of a tile's keys, from cell `first` on, some of which a thread has. Rows
+// that nobody sees become zeros, whatever they hold.
+template <int AT_ONCE, class BringPiece>
+__device__ __forceinline__ void each_piece(char* tile, const Cache& keys, int64_t first, const unsigned char* seen,
+                                           BringPiece bring_piece) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll 1
+  for (int piece = lane; piece < PIECES; piece += 32) {
+    const bool is_inside = piece * 8 < keys.width;
+    const char* row = keys.data + (first + warp) * keys.step;
+#pragma unroll AT_ONCE
+    for (int r = warp; r < CELLS; r += BRINGING / 32, row += BRINGING / 32 * keys.step) {
+      char* const to = tile + place_of(r, piece);
+      if (is_inside && seen[r])
+        bring_piece(to, row, piece);
+      else
+        store_operand(to, make_uint4(0, 0, 0, 0));
+    }
+  }
+}
+
+// Begin to bring the keys of a tile.
 template <class T>
 __device__ __forceinline__ void bring_tile(char* tile, const Cache& keys, int64_t first, const unsigned char* seen) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const auto each = [&](auto bring_piece) {
-#pragma unroll
-    for (int from = 0; from < PIECES; from += 32) {
-      const int piece = from + lane;
-      if (piece >= PIECES) break;
-      const char* row = keys.data + (first + warp) * keys.step;
-#pragma unroll 1
-      for (int r = warp; r < CELLS; r += BRINGING / 32, row += BRINGING / 32 * keys.step) {
-        char* const to = tile + place_of(r, piece);
-        if (seen[r] && piece * 8 < keys.width)
-          bring_piece(to, row, piece);
-        else
-          store_operand(to, make_uint4(0, 0, 0, 0));
-      }
-    }
-  };
   if (keys.can_be_copied)
-    each([](char* to, const char* row, int piece) { copy_async(to, row + piece * 16); });
+    each_piece<8>(tile, keys, first, seen,
+                  [](char* to, const char* row, int piece) { copy_async(to, row + piece * 16); });
   else
-    each([&](char* to, const char* row, int piece) { store_operand(to, expanded8<T>(row, piece * 8, keys.dtype)); });
+    each_piece<1>(tile, keys, first, seen, [&](char* to, const char* row, int piece) {
+      store_operand(to, expanded8<T>(row, piece * 8, keys.dtype));
+    });
   commit_copies();
 }
 
@@ -110,22 +116,24 @@ __device__ __forceinline__ void bring(char* tiles, uint64_t* full, uint64_t* emp
   const int thread = threadIdx.x, count = (int)(cell_pos.shape[3] - before);  // keys begin with cell `before`
   int position = -1;
   int64_t sequences = 0;
+  bool all_see_all = false;
   const auto look_up = [&](int chunk) {
     const bool exists = thread < CELLS && chunk >= 0 && chunk * CELLS + thread < count;
     position = exists ? at<i32>(cell_pos, 0, 0, 0, before + chunk * CELLS + thread) : -1;
     sequences = exists ? at<i64>(cell_seq, 0, 0, 0, before + chunk * CELLS + thread) : 0;
+    all_see_all = chunk >= 0 && chunks.is_whole(chunk);
   };
   int chunk = chunks.next();
   look_up(chunk);
 #pragma unroll 1
   for (unsigned i = 0; chunk >= 0; i++) {
     const int buffer = i % 2;
+    bool any = false;
+    for (int r = 0; r < existing + viewers_apart - 1 && !any && position >= 0; r += viewers_apart)  // a row of each token
+      any = sees(viewers[min(r, existing - 1)], position, sequences, window);
     if (i >= 2) barrier_wait(&empty[buffer], i / 2 - 1);
-    if (thread == 0) cells.all_see_all[buffer] = chunks.is_whole(chunk);
+    if (thread == 0) cells.all_see_all[buffer] = all_see_all;
     if (thread < CELLS) {
-      bool any = false;
-      for (int r = 0; r < existing + viewers_apart - 1 && !any; r += viewers_apart)  // a row of each token
-        any = sees(viewers[min(r, existing - 1)], position, sequences, window);
       cells.positions[buffer][thread] = position, cells.sequences[buffer][thread] = sequences;
       cells.seen[buffer][thread] = any;
     }
