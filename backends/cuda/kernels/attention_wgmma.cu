@@ -1,6 +1,6 @@
 // Attention to latents on tensor cores of compute capability 9.0: attention_tiles.cu's y = softmax(scale · q · kᵀ) · v
-// for many rows, where values are the first elements of keys, up to 512 of up to 576. Arguments are that kernel's; those
-// of values are not looked at, nor `resumed`.
+// for many rows, where values are the first elements of keys, up to 512 of up to 576. Arguments are that kernel's;
+// those of values are not looked at, nor `resumed`.
 //
 // Grid (blocks of 64 rows, kv heads, parts of the cells). Block: a warpgroup that brings a tile of 64 cells to shared
 // memory while the one before is at work; and two that multiply. Of scores each takes 32 cells, of the mix 256 columns
@@ -10,9 +10,9 @@
 //   K-major, values of the same bytes with their columns side by side.
 //   A tile's buffer is full when the four warps that bring it have arrived at a barrier, empty when the eight that
 //   multiply have. 217 KiB of shared memory: one block a processor.
-// Bytes: 72 KiB for every cells · 64 rows, which blocks of the same cells read from L2. Bound: tensor cores, 2176 cycles
-// a tile; for scores shared memory, 1728 cycles at 128 bytes each, where tensor cores take 1152. Between them are two
-// barriers and 16 powers a thread, when nobody multiplies.
+// Bytes: 72 KiB a tile, which blocks that share cells read from L2. Bound: a tile's scores by shared memory, 1728 cycles
+// of 128 bytes each, where tensor cores take 1152; its mix by tensor cores, 1024. In between, at two barriers and 16
+// powers a thread, nobody multiplies.
 #include "attention_tiles.cuh"
 #include "hopper.cuh"
 
@@ -74,8 +74,8 @@ __device__ __forceinline__ void bring_queries(char* queries, float* row_scales, 
   fence_operands();
 }
 
-// Calls bring_piece(to, row, piece) for all pieces of a tile's keys, from cell `first` on, some of which a thread has. Rows
-// that nobody sees become zeros, whatever they hold.
+// Calls bring_piece(to, row, piece) for a thread's pieces of a tile's keys, from cell `first` on. Rows that nobody sees
+// become zeros, whatever they hold.
 template <int AT_ONCE, class BringPiece>
 __device__ __forceinline__ void each_piece(char* tile, const Cache& keys, int64_t first, const unsigned char* seen,
                                            BringPiece bring_piece) {
@@ -129,7 +129,7 @@ __device__ __forceinline__ void bring(char* tiles, uint64_t* full, uint64_t* emp
   for (unsigned i = 0; chunk >= 0; i++) {
     const int buffer = i % 2;
     bool any = false;
-    for (int r = 0; r < existing + viewers_apart - 1 && !any && position >= 0; r += viewers_apart)  // a row of each token
+    for (int r = 0; r < existing + viewers_apart - 1 && !any; r += viewers_apart)  // a row of each token
       any = sees(viewers[min(r, existing - 1)], position, sequences, window);
     if (i >= 2) barrier_wait(&empty[buffer], i / 2 - 1);
     if (thread == 0) cells.all_see_all[buffer] = all_see_all;
@@ -249,7 +249,8 @@ __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
     for (int j = 0; j < OF_SCORES / 8; j += 2) {
       const int r = row - lane / 4 + lane / 8 % 2 * 8 + lane % 8, piece = group * (OF_SCORES / 8) + j + lane / 16;
-      store_matrices(tile + POWERS + place_of(r, piece), {powers[j][0], powers[j][1], powers[j + 1][0], powers[j + 1][1]});
+      store_matrices(tile + POWERS + place_of(r, piece),
+                     {powers[j][0], powers[j][1], powers[j + 1][0], powers[j + 1][1]});
     }
     fence_operands();
     if (__any_sync(ALL_LANES, shrink[0] != 1 || shrink[1] != 1))

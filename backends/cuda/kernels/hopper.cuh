@@ -135,9 +135,9 @@ TRANSPOSED(bf16)
 #undef TRANSPOSED
 #endif
 
-// A descriptor of rows of 128 bytes with 128-byte swizzle: eight rows make a pattern of 1024 bytes, and in row r of it 16
-// bytes that belong in place c lie in place c ^ r. Rows are those of an operand that is K-major: 16 elements of k further
-// on is 32 bytes further on.
+// A descriptor of rows of 128 bytes with 128-byte swizzle: eight rows make a pattern of 1024 bytes, and in row r of it
+// 16 bytes that belong in place c lie in place c ^ r. Rows are those of an operand that is K-major: 16 elements of k
+// further on is 32 bytes further on.
 __device__ __forceinline__ uint64_t descriptor_of(const void* operand) {
   constexpr uint64_t SWIZZLE = 1ull << 62, PATTERN = 1024 >> 4, UNUSED = 1;
   return SWIZZLE | PATTERN << 32 | UNUSED << 16 | (shared_address(operand) & 0x3ffff) >> 4;

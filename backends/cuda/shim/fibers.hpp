@@ -1,9 +1,9 @@
 // One block of CUDA threads on one CPU thread: a fiber for each, which runs until it waits for others.
 //
 // Blocks run one after the other. A block's threads run in an order that can be turned round or shuffled: what differs
-// between orders is a race. Where they are shuffled, now and then a warp, or one thread, is held until no other can go on
-// without it, so that these come as far ahead as barriers let them. Where nothing can go on, because threads wait at different barriers,
-// the launch fails.
+// between orders is a race. Where they are shuffled, now and then a warp, or one thread, is held until no other can go
+// on without it, so that these come as far ahead as barriers let them. Where nothing can go on, because threads wait at
+// different barriers, the launch fails.
 // Pages that nobody may touch stand before every stack and after the dynamic shared memory.
 #pragma once
 #include <setjmp.h>

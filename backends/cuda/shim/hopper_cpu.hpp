@@ -142,9 +142,10 @@ inline void fence_writes() {
 
 // ---- wgmma ----------------------------------------------------------------------------------------------------------
 
-// A descriptor: bits 0-13 the start address, 16-29 and 32-45 the byte offsets of the leading and the stride dimension, all
-// of them divided by 16; 49-51 the base offset, 62-63 the swizzle mode. With 128-byte swizzle eight rows of 128 bytes
-// make a pattern of 1024, at a multiple of 1024; patterns lie the stride apart. Address bits 4-6 are changed by bits 7-9.
+// A descriptor: bits 0-13 the start address, 16-29 and 32-45 the byte offsets of the leading and the stride dimension,
+// all of them divided by 16; 49-51 the base offset, 62-63 the swizzle mode. With 128-byte swizzle eight rows of 128
+// bytes make a pattern of 1024, at a multiple of 1024; patterns lie the stride apart. Address bits 4-6 are changed by
+// bits 7-9.
 struct Descriptor {
   uint64_t bits;
   uint32_t start, leading, stride;

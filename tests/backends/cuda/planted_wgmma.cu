@@ -1,5 +1,5 @@
-// y = a · b of 64 x 64 and 64 x 128 numbers, with the mistakes that people make, for test_shim_wgmma.py: the first warpgroup
-// multiplies what the second brings.
+// y = a · b of 64 x 64 and 64 x 128 numbers, with the mistakes that people make, for test_shim_wgmma.py: the first
+// warpgroup multiplies what the second brings.
 #include "hopper.cuh"
 
 enum Mistake {
@@ -54,7 +54,8 @@ template <Mistake MISTAKE> __global__ void __launch_bounds__(256) multiply(float
 enum TransposedMistake { RIGHT, OTHER_LEADING, PLAIN_B, PART_OF_A_PATTERN, UNFENCED_POWERS };
 
 // y = a · b of 64 x 16 and 16 x 256 numbers, b with its columns side by side; a warpgroup brings a by stmatrix.
-template <TransposedMistake MISTAKE> __global__ void __launch_bounds__(128) multiply_transposed(float* y, const float*) {
+template <TransposedMistake MISTAKE>
+__global__ void __launch_bounds__(128) multiply_transposed(float* y, const float*) {
   DYNAMIC_SHARED(char, shared);
   char *const a = shared, *const b = shared + 8 * 1024;
   const int lane = threadIdx.x % 32, row0 = threadIdx.x / 32 * 16;
@@ -79,8 +80,8 @@ template <TransposedMistake MISTAKE> __global__ void __launch_bounds__(128) mult
 
   float sums[128] = {};
   wgmma_fence(sums);
-  const uint64_t of_b = transposed_descriptor_of(
-      b + (MISTAKE == PART_OF_A_PATTERN ? 32 : 0), MISTAKE == OTHER_LEADING ? 1024 : 2048);
+  const char* const first_of_b = b + (MISTAKE == PART_OF_A_PATTERN ? 32 : 0);
+  const uint64_t of_b = transposed_descriptor_of(first_of_b, MISTAKE == OTHER_LEADING ? 1024 : 2048);
   if (MISTAKE == PLAIN_B)
     wgmma<bf16>(sums, descriptor_of(a), of_b);
   else
