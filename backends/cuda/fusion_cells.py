@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from graphrt.backends.cuda.fusion_absorption import Absorption, absorption
 from graphrt.backends.cuda.rope import LONGEST_NORM, MOST_JOBS, Job, run_jobs
 from graphrt.patterns import Coming, Fused
 from graphrt.splits import value_of
@@ -21,9 +22,24 @@ def queries_and_cells(coming: Coming) -> Fused | None:
         if not jobs or len(jobs) == MOST_JOBS:
             break
     nodes = _nodes_of(jobs)
+    absorptions = (absorption(coming, job, nodes) for job in jobs)
+    absorbed = next((found for found in absorptions if found is not None), None)
+    if absorbed is not None:
+        return _with_absorbed(jobs, absorbed)
     if len(nodes) < 2:
         return None
     return Fused(tuple(nodes), "queries and cells", lower=partial(run_jobs, jobs))
+
+
+def _with_absorbed(jobs: list[Job], absorbed: Absorption) -> Fused:
+    """The jobs, of which one turns queries, and what these become."""
+    instead = [absorbed.job if job.work is absorbed.job.work else job for job in jobs]
+    return Fused(
+        (*_nodes_of(jobs), *absorbed.nodes),
+        "absorbed queries and cells",
+        absorbed.product.workspace,
+        lower=lambda: [*absorbed.launches(), *run_jobs(instead)],
+    )
 
 
 def _nodes_of(jobs: list[Job]) -> list[Tensor]:

@@ -41,8 +41,16 @@ class Workspace:
     offset: int = 0
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some of a tensor's elements, as a view of it that no graph knows."""
+
+    whole: Tensor
+    view: Tensor
+
+
 # A tensor becomes a struct Tensor of common.cuh, an int an int32, a float a float32.
-Argument = Tensor | Address | Workspace | Whole | int | float
+Argument = Tensor | Part | Address | Workspace | Whole | int | float
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,8 @@ def _packed(launch: Launch, locations: Mapping[Tensor, Location], workspace: Loc
         match argument:
             case Tensor():
                 found.append(_tensor(argument, locations[argument]))
+            case Part(whole, view):
+                found.append(_tensor(view, locations[whole].after(view.offset - whole.offset)))
             case Address() | Workspace():
                 found.append(struct.pack("q", _pointer(argument, launch, locations, workspace)))
             case Whole(value):

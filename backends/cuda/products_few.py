@@ -51,6 +51,11 @@ def few(node: Tensor) -> Few:
     w, x = node.srcs[:2]
     assert w is not None
     assert x is not None
+    return few_of(node, w, x)
+
+
+def few_of(node: Tensor, w: Tensor, x: Tensor) -> Few:
+    """The same of a node, or of a place for a mul_mat's result, whose rows are all the same distance apart."""
     if w.dtype.is_quantized and w.strides[-1] == w.dtype.nbytes:
         return Codes(node, w, x)
     return Values(node, w, x)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from graphrt import ops
 from graphrt.backends.cuda.elements import THREADS, WARP, blocks, kind
-from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole
+from graphrt.backends.cuda.launch import Address, Argument, Launch, Part, Whole
 from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.rotation import spectrum
 from graphrt.backends.cuda.units import Unit
@@ -29,10 +29,12 @@ class Job:
         work: the rope or rms_norm; None where rows are stored as they are.
         store: the set_rows of its result, or of other rows, into a cache [C, ...]; None: the result goes to the node's
             own memory.
+        turned: the end of a rope's rows, from the first element that turns on, and where that goes, in place of all.
     """
 
     work: Tensor | None
     store: Tensor | None = None
+    turned: tuple[Part, Part] | None = None
 
     @property
     def nodes(self) -> list[Tensor]:
@@ -47,11 +49,16 @@ class Job:
         return self.work is not None and not self.turns
 
     @property
-    def source(self) -> Tensor:
-        """The rows."""
+    def rows(self) -> Tensor:
+        """What its first node reads."""
         x = self.store.srcs[1] if self.work is None and self.store is not None else self.nodes[0].srcs[0]
         assert x is not None
         return x
+
+    @property
+    def source(self) -> Tensor:
+        """The rows that something is done to."""
+        return self.rows if self.turned is None else self.turned[0].view
 
     @property
     def heads(self) -> int:
@@ -66,8 +73,9 @@ class Job:
         if self.store is not None:
             before = y.dtype.row_bytes(self.store.params["first"] or 0)
         what = TURNS * self.turns + NORMS * self.norms + STORES * (self.store is not None)
-        first = self.nodes[0].params["first"] if self.turns else 0
-        return [y, x, what, kind(y), kind(x), first, Whole(before)]
+        first = self.nodes[0].params["first"] if self.turns and self.turned is None else 0
+        source, target = (x, y) if self.turned is None else self.turned
+        return [target, source, what, kind(y), kind(x), first, Whole(before)]
 
     def blocks_of_token(self, dims: int, heads_of_thread: int) -> int:
         """Blocks that a token's rows take: parts of a row, times groups of heads."""
@@ -90,7 +98,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Launch]:
     rope = next((job.work for job in jobs if job.turns), None)
     norm = next((job.work for job in jobs if job.norms), None)
     ids = next((job.store.srcs[2] for job in jobs if job.store is not None), None)
-    anything = jobs[0].source  # in the place of tensors that no job reads
+    anything = jobs[0].rows  # in the place of tensors that no job reads
     tokens = jobs[0].tokens
     positions, factors = (rope.srcs[1], rope.srcs[2]) if rope is not None else (None, None)
     weight = norm.srcs[1] if norm is not None else None

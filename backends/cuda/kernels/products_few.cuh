@@ -57,8 +57,13 @@ template <int COLUMNS> struct Place {
   }
 };
 
+// Row number `row` of y, counted over all axes but the last; rows are all the same distance apart.
+__device__ __forceinline__ float* row_of_y(const Tensor& y, int64_t row) {
+  return reinterpret_cast<float*>(y.data + row * (y.shape[2] > 1 ? y.strides[2] : y.strides[1]));
+}
+
 // Adds up what lanes, and warps of the same rows, have summed for a group of rows of w, and writes it to rows y_row …
-// of y, which is dense; NaN if not `known`.
+// of y; NaN if not `known`.
 template <int COLUMNS>
 __device__ __forceinline__ void write_rows(const Tensor& y, float (&sum)[ROWS][COLUMNS], int64_t group, int64_t y_row,
                                            int columns, int split, bool known) {
@@ -76,7 +81,7 @@ __device__ __forceinline__ void write_rows(const Tensor& y, float (&sum)[ROWS][C
     const int64_t row = first_row(group, warp, split) + r;
     float total = known ? 0 : NAN;
     for (int other = 0; other < split; other++) total += sums[warp + other][r * COLUMNS + c];
-    if (row < y.shape[3] && c < columns) reinterpret_cast<float*>(y.data)[(y_row + c) * y.shape[3] + row] = total;
+    if (row < y.shape[3] && c < columns) row_of_y(y, y_row + c)[row] = total;
   }
 }
 
@@ -93,6 +98,6 @@ __device__ __forceinline__ void write_joined_rows(const Tensor& y, float (&sum)[
       for (int distance = 1; distance < lanes; distance *= 2) total += __shfl_xor_sync(ALL_LANES, total, distance);
       const int64_t row = (first_row(group, threadIdx.x / 32, 1) + r) * joined + lane / lanes;
       if (lane % lanes == 0 && row < y.shape[3] && c < columns)
-        reinterpret_cast<float*>(y.data)[(y_row + c) * y.shape[3] + row] = known ? total : NAN;
+        row_of_y(y, y_row + c)[row] = known ? total : NAN;
     }
 }

@@ -4,7 +4,8 @@
 // A launch has up to three jobs, blockIdx.z. Each takes rows [tokens, heads, row] of x and
 //   TURNS    turns pairs of them, or
 //   NORMS    scales a token's one row to unit root mean square, or takes them as they are; and
-//   STORES   writes a token's rows into row ids[token] of a cache y, `before` bytes into it, or else to dense y.
+//   STORES   writes a token's rows into row ids[token] of a cache y, `before` bytes into it; or else to y, whose tokens
+//            lie one behind the other.
 // A thread has one pair of a row (or one element that does not turn) for several heads of one token: the angle is
 // worked out once, in float64, so that it is exact at any position, and its whole quarter turns are taken off before
 // the rest becomes float32. Block: 256 threads, pairs and elements x heads; grid: (tokens, parts of a row x groups of
@@ -99,7 +100,7 @@ __device__ __forceinline__ float turned(const Job& job, const Turning& turning, 
 
 // One item of a row for the heads of this thread: a pair, or an element that does not turn.
 __device__ __forceinline__ void turn_item(const Job& job, const Turning& turning, const char* source, char* target,
-                                          int row, int dims, int item, int position, int head, int heads,
+                                          int64_t pitch, int dims, int item, int position, int head, int heads,
                                           int pace, int count) {
   const int pairs = dims / 2, bytes = float_bytes(job.y_kind);
   float cosine = 1, sine = 0;
@@ -121,7 +122,7 @@ __device__ __forceinline__ void turn_item(const Job& job, const Turning& turning
 #pragma unroll
   for (int i = 0; i < MOST_HEADS; i++) {
     if (i >= count || head + i * pace >= heads) continue;
-    char* to = target + (int64_t)(head + i * pace) * row * bytes;
+    char* to = target + (head + i * pace) * pitch;
     if (b < 0) {
       store_float(job.y_kind, to + a * bytes, u[i]);
       continue;
@@ -162,7 +163,8 @@ __device__ __forceinline__ void do_job(const Job& job, const Turning& turning, c
   const int item = blockIdx.y % parts * across + threadIdx.x % across, place = threadIdx.x / across;
   const int head = group * down * heads_of_thread + place;
   if (item >= items || place >= down || head >= heads) return;
-  turn_item(job, turning, source, target, row, dims, item, position, head, heads, down, heads_of_thread);
+  const int64_t pitch = job.what & STORES ? (int64_t)row * float_bytes(job.y_kind) : job.y.strides[2];
+  turn_item(job, turning, source, target, pitch, dims, item, position, head, heads, down, heads_of_thread);
 }
 
 // positions: [T] i32, for all batches of tokens; factors: [dims / 2] f32, or null; ids: [T]; weight: of a norm, or

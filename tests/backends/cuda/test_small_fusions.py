@@ -16,6 +16,7 @@ from graphrt.fusion import Readers
 from graphrt.models.routing import Routing
 from graphrt.numerics import normalised_error
 from tests.backends.cuda.on_shim import drawn, leaf, on_reference, results
+from tests.backends.cuda.test_products_many import drawn as products_drawn
 
 
 class Watched(CudaBackend):
@@ -105,6 +106,63 @@ def test_queries_latents_and_their_keys(cache: str):
     groups, got = fused(q, written)
     assert groups == ["queries and cells"]
     close(got, q, written)
+
+
+HEADS, NOPE, ROPE, RANK = 5, 128, 64, 96
+
+
+def absorbed_queries(
+    positions: Tensor | None = None, tokens: int = 1, dtype: str = "q4_0", nope: slice = slice(NOPE), **turns
+) -> list[Tensor]:
+    """Queries, their product with a matrix of each head, and both joined, as MLA's absorbed attention wants them."""
+    positions = positions or leaf(POSITIONS[:tokens], "i32")
+    q = ops.rope(drawn(tokens, HEADS, NOPE + ROPE), positions, **{"first": NOPE, **turns})
+    w = products_drawn((HEADS, RANK, NOPE), dtype)
+    product = ops.mul_mat(w, q[..., nope].permute(1, 0, 2))
+    return [q, product, ops.concat(product.permute(1, 0, 2), q[..., NOPE:], axis=-1)]
+
+
+@pytest.mark.parametrize("dtype", ["q4_0", "q8_0", "bf16", "f32"])
+@pytest.mark.parametrize("mode", ["normal", "neox"])
+def test_absorbed_queries(dtype: str, mode: str):
+    joined = absorbed_queries(dtype=dtype, mode=mode)[-1]
+    groups, (got,) = fused(joined)
+    (expected,) = on_reference(joined)
+    assert groups == ["absorbed queries and cells"]
+    assert normalised_error(got, expected) <= 5e-4
+    assert normalised_error(got[..., RANK:], expected[..., RANK:]) <= 1e-6
+
+
+def test_absorbed_queries_and_cells():
+    positions, cells, both = leaf(POSITIONS[:1], "i32"), leaf(CELLS[:1], "i64"), drawn(1, 1, 64 + ROPE, seed=1)
+    joined = absorbed_queries(positions)[-1]
+    latent, k_pe = ops.rms_norm(both[..., :64], drawn(64, seed=2)), ops.rope(both[..., 64:], positions)
+    after = ops.set_rows(graphrt.state("latent", (7, 64 + ROPE), "f16"), latent.reshape(1, 64), cells, first=0)
+    written = ops.set_rows(after, k_pe.reshape(1, ROPE), cells, first=64)
+    groups, got = fused(joined, written)
+    assert groups == ["absorbed queries and cells"]
+    for result, expected in zip(got, on_reference(joined, written), strict=True):
+        assert normalised_error(result, expected) <= 1e-3
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_queries_that_others_read_are_not_absorbed_at_once(kept: int):
+    nodes = absorbed_queries()
+    groups, got = fused(nodes[kept], nodes[-1])
+    assert "absorbed queries and cells" not in groups
+    for result, expected in zip(got, on_reference(nodes[kept], nodes[-1]), strict=True):
+        assert normalised_error(result, expected) <= 5e-4
+
+
+@pytest.mark.parametrize(
+    "other", [{"tokens": 2}, {"first": 32}, {"nope": slice(32, 160)}, {"nope": slice(64, 192)}], ids=str
+)
+def test_other_parts_of_queries_are_not_absorbed_at_once(other: dict):
+    """Of several tokens, where the product reads what turns, or the end begins elsewhere."""
+    joined = absorbed_queries(**other)[-1]
+    groups, (got,) = fused(joined)
+    assert "absorbed queries and cells" not in groups
+    assert normalised_error(got, *on_reference(joined)) <= 5e-4
 
 
 def test_rows_too_long_to_be_held_are_normed_apart():
