@@ -56,12 +56,14 @@ class Group:
         workspace: bytes of scratch memory that they need while they run.
         inplace: (result, source) where the result may lie over that source of any of the nodes besides: each element is
             written only after the source's same element has been read for the last time.
+        is_apart: whether none of its results may lie over anything that it reads, whatever their ops' `inplace` say.
     """
 
     nodes: tuple[Tensor, ...]
     fusion: str = ""
     workspace: int = 0
     inplace: tuple[tuple[Tensor, Tensor], ...] = ()
+    is_apart: bool = False
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class _Planner:
 
     def _donor(self, node: Tensor, group: Group, time: int, memory: str) -> Tensor | None:
         """A source whose memory the node may take over: the same layout, and read here for the last time."""
-        if node.op is None:
+        if node.op is None or group.is_apart:
             return None
         own = [node.srcs[index] for index in node.op.inplace]
         given = [source for result, source in group.inplace if result is node]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from graphrt import ops
 from graphrt.backends.cuda.elements import WIDTH, kind, row_geometry, rows_by_eight
-from graphrt.backends.cuda.launch import Address, Launch
+from graphrt.backends.cuda.launch import Address, Argument, Launch, Whole
 from graphrt.backends.cuda.registry import lowering
 from graphrt.backends.cuda.units import Unit
 from graphrt.dtypes import DType
@@ -14,6 +14,8 @@ from graphrt.kernels import floats
 from graphrt.tensor import Tensor
 
 MOST_TERMS = 3
+LONGEST, OUTPUTS_OF_BLOCK = 8192, 2  # as in norm_products.cu
+PRODUCTS = Unit("norm_products", ["norm_products"])
 UNIT = Unit("norm", [f"rms_norm<{terms}>" for terms in range(1, MOST_TERMS + 1)], registers=64)
 
 
@@ -40,3 +42,16 @@ def norm_of_sum(norm: Tensor, total: Tensor, terms: Sequence[Tensor], inner: DTy
     scalars = [*kinds, 0 if weight is None else weight.strides[-1], by_eight, float(norm.params["eps"])]
     kernel = UNIT.kernel(f"rms_norm<{len(terms)}>")
     return [Launch(kernel, grid, block, [norm, total, a, b, c, Address(weight), *scalars])]
+
+
+def norm_and_products(norm: Tensor, total: Tensor, products: Tensor) -> list[Launch]:
+    """The launch of a norm of a sum of two, which is kept in `total`, and of its products with float32 weights."""
+    (a, b), (w, _), weight = total.srcs, products.srcs, norm.srcs[1]
+    assert a is not None
+    assert b is not None
+    assert w is not None
+    results = [Address(norm), Address(total)]
+    grid = [norm.size // norm.shape[-1], -(-w.shape[0] // OUTPUTS_OF_BLOCK)]
+    arguments: list[Argument] = [*results, a, b, Address(weight), float(norm.params["eps"])]
+    arguments += [Address(w), Whole(w.strides[0]), Address(products), w.shape[0]]
+    return [Launch(PRODUCTS.kernel("norm_products"), grid, [256], arguments)]

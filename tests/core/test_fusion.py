@@ -20,9 +20,9 @@ KIB = 1024
 class Fusing(FusingBackend):
     """Runs all nodes with these names as one, and the others alone."""
 
-    def __init__(self, *names: str, workspace: int = 0) -> None:
+    def __init__(self, *names: str, workspace: int = 0, is_apart: bool = False) -> None:
         super().__init__(0)
-        self._names, self._bytes = names, workspace
+        self._names, self._bytes, self._is_apart = names, workspace, is_apart
 
     def workspace(self, node: Tensor) -> int:
         return 0
@@ -30,7 +30,8 @@ class Fusing(FusingBackend):
     def fuse(self, nodes: Sequence[Tensor], readers: Readers) -> list[Group]:
         members = tuple(node for node in nodes if node.name in self._names)
         groups = [Group((node,)) for node in nodes if node not in members[1:]]
-        return [Group(members, "test", self._bytes) if group.nodes[0] in members else group for group in groups]
+        fused = Group(members, "test", self._bytes, is_apart=self._is_apart)
+        return [fused if group.nodes[0] in members else group for group in groups]
 
 
 def chain() -> Graph:
@@ -72,6 +73,13 @@ def test_a_result_does_not_take_over_what_another_node_of_the_group_reads():
     assert alone.inplace[nodes["c"]] is nodes["a"]
     assert nodes["c"] not in fused.inplace, "b reads a, perhaps after parts of c were written"
     assert fused.inplace[nodes["d"]] is nodes["c"]
+
+
+def test_a_group_that_is_apart_takes_over_nothing():
+    graph = chain()
+    nodes = by_name(graph)
+    assert nodes["d"] in Scheduler([Fusing("d")]).schedule(graph).memory.inplace
+    assert nodes["d"] not in Scheduler([Fusing("d", is_apart=True)]).schedule(graph).memory.inplace
 
 
 def test_a_group_has_its_workspace_while_its_results_and_sources_are_there():

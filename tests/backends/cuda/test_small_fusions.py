@@ -71,6 +71,34 @@ def test_two_adds_and_norm(length: int, dtype: str):
     close(got, total, norm)
 
 
+def router_products(rows: int, length: int, outputs: int, dtype: str = "f32") -> list[Tensor]:
+    """A sum, its norm, and the norm's products with a router's weights."""
+    total = ops.add(ops.silu(drawn(rows, length)), ops.silu(drawn(rows, length, seed=1)))
+    norm = ops.rms_norm(total, drawn(length, seed=2))
+    return [total, norm, ops.mul_mat(drawn(outputs, length, dtype=dtype, seed=3), norm)]
+
+
+@pytest.mark.parametrize(("rows", "length", "outputs"), [(1, 2048, 64), (4, 4096, 5), (2, 8192, 3), (3, 136, 256)])
+@pytest.mark.parametrize("order", [0, 1, 7])
+def test_add_norm_and_a_routers_products(rows: int, length: int, outputs: int, order: int):
+    nodes = router_products(rows, length, outputs)
+    backend = Watched(ShimDevice(order=order, guarded=True, poisoned=True, checked=True))
+    got = results(backend, nodes)
+    assert "add, norm and products" in backend.found
+    close(got[:2], *nodes[:2])
+    assert normalised_error(got[2], on_reference(*nodes)[2]) <= 1e-6
+
+
+@pytest.mark.parametrize("other", [(5, 64, 3, "f32"), (1, 64, 3, "bf16"), (1, 62, 3, "f32"), (1, 64, 513, "f32")])
+def test_products_that_are_made_apart(other: tuple):
+    """Of too many rows, with weights of another dtype, of rows that are no eights, too many."""
+    nodes = router_products(*other)
+    groups, got = fused(*nodes)
+    assert "add, norm and products" not in groups
+    for result, expected in zip(got, on_reference(*nodes), strict=True):
+        assert normalised_error(result, expected) <= 1e-3
+
+
 def test_an_add_of_a_sum_to_itself_is_left_alone():
     inner = ops.add(drawn(2, 64), drawn(2, 64, seed=1))
     total = ops.add(inner, inner)
