@@ -35,7 +35,8 @@ def leaf(values: object, dtype: str = "f32") -> Tensor:
     """A leaf of these numbers."""
     array = np.asarray(values)
     plain = array if dtypes.get(dtype).is_integer else array.astype(np.float32)
-    return graphrt.constant("", dtypes.from_f32(plain, dtypes.get(dtype)))
+    made = graphrt.constant if dtypes.get(dtype).is_integer else graphrt.weight
+    return made("", dtypes.from_f32(plain, dtypes.get(dtype)))
 
 
 def drawn(*shape: int, dtype: str = "f32", seed: int = 0) -> Tensor:
@@ -48,7 +49,8 @@ def results(backend: CudaBackend | str, nodes: Sequence[Tensor]) -> list[np.ndar
     graph = graphrt.Graph(list(nodes))
     scheduler = graphrt.Scheduler([backend])
     states = [(each, each.data.copy()) for each in graph.leafs if each.role == "state" and each.data is not None]
-    everything = [each for node in graph.nodes for each in (node, node.root)]
+    weights = [each for each in graph.leafs if each.role == "weight"]  # in buffers of their own, which can be guarded
+    everything = [*weights, *(each for node in graph.nodes for each in (node, node.root))]
     plan = scheduler.plan(graph, assigned=dict.fromkeys(everything, scheduler.backends[0].name))
     found = [result.copy() for result in plan.run()]
     for each, before in states:
