@@ -272,8 +272,9 @@ def _run(scheduler: Scheduler, case: Tensor, repeats: int = 0) -> tuple[Array, l
     """The case's result from a fresh copy of its states, and the times of further runs."""
     graph = Graph(case)
     states = {leaf: leaf.data.copy() for leaf in graph.leafs if leaf.role == "state" and leaf.data is not None}
-    # What a case writes into goes with it.
-    plan = scheduler.plan(graph, assigned=dict.fromkeys((case, case.root), scheduler.backends[0].name))
+    # What a case writes into goes with it; so do weights, whose buffers are as long as they are: reads past them show.
+    weights = [leaf for leaf in graph.leafs if leaf.role == "weight"]
+    plan = scheduler.plan(graph, assigned=dict.fromkeys((case, case.root, *weights), scheduler.backends[0].name))
     plan.execute()
     result = plan.output().copy()
     seconds = []
