@@ -151,9 +151,9 @@ def absorbed_queries(
 
 
 @pytest.mark.parametrize("dtype", ["q4_0", "q8_0", "bf16", "f32"])
-@pytest.mark.parametrize("mode", ["normal", "neox"])
-def test_absorbed_queries(dtype: str, mode: str):
-    joined = absorbed_queries(dtype=dtype, mode=mode)[-1]
+@pytest.mark.parametrize("turns", [{"mode": "normal"}, {"mode": "neox", "dims": 48}], ids=str)
+def test_absorbed_queries(dtype: str, turns: dict):
+    joined = absorbed_queries(dtype=dtype, **turns)[-1]
     groups, (got,) = fused(joined)
     (expected,) = on_reference(joined)
     assert groups == ["absorbed queries and cells"]
