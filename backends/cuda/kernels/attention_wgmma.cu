@@ -148,6 +148,52 @@ __device__ __forceinline__ void bring(char* tiles, uint64_t* full, uint64_t* emp
   }
 }
 
+// Scores of a warpgroup: queries by half of a tile's keys.
+template <class T> __device__ __forceinline__ void score(float (&s)[OF_SCORES / 2], uint64_t queries, uint64_t keys) {
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < KEY / 16; step++) {
+    const uint64_t further = step / 4 * (SLICE >> 4) + step % 4 * NEXT_16;
+    if (step == 0)
+      first_wgmma<T>(s, queries, keys);
+    else
+      wgmma<T>(s, queries + further, keys + further);
+  }
+  wgmma_commit();
+  wgmma_wait<0>(s);
+}
+
+// Where a thread's two rows of the mix go, at the end; `sums` of powers are those of either half of the cells.
+__device__ __forceinline__ void write_results(const Tensor& y, const Tensor& q, const Tensor& sinks, int sink_kind,
+                                              float* partial_data, const int* places, int row, int group,
+                                              const float (&highest)[2], const float (&sums)[2][ROWS],
+                                              const float (&mix)[OF_MIX / 2]) {
+  const int lane = threadIdx.x % 32, heads = (int)q.shape[2], dv = (int)y.shape[3];
+  const int64_t all_rows = q.shape[1] * heads, part = all_rows * blockIdx.z;
+  const Partial partial = {partial_data, all_rows * gridDim.z, dv};
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int r = row + 8 * half, place = places[r], first_column = group * OF_MIX + lane % 4 * 2;
+    if (place < 0) continue;
+    const float sum = sums[0][r] + sums[1][r];
+    float factor = 1;
+    if (!partial_data) {
+      factor = final_factor(highest[half], sum, sinks, sink_kind, place % heads);
+    } else if (group == 0 && lane % 4 == 0) {
+      float* scales = partial.scales(part + place);
+      scales[0] = highest[half], scales[1] = sum;
+    }
+    float* target = partial_data ? partial.mix(part + place) : &at<f32>(y, 0, place / heads, place % heads, 0);
+#pragma unroll
+    for (int j = 0; j < OF_MIX / 8; j++)
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        const int column = first_column + 8 * j + e;
+        if (column < dv) target[column] = mix[4 * j + 2 * half + e] * factor;
+      }
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(THREADS, 1)
     attend_wgmma(Tensor y, Tensor q, int q_kind, const char* k, int64_t k_cell, int64_t k_head, const char*, int64_t,
@@ -198,17 +244,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     const uint64_t b = descriptor_of(tile + group * OF_SCORES * 128);
     float s[OF_SCORES / 2];
     barrier_wait(&full[buffer], i / 2);
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < KEY / 16; step++) {
-      const uint64_t further = step / 4 * (SLICE >> 4) + step % 4 * NEXT_16;
-      if (step == 0)
-        first_wgmma<T>(s, a, b);
-      else
-        wgmma<T>(s, a + further, b + further);
-    }
-    wgmma_commit();
-    wgmma_wait<0>(s);
+    score<T>(s, a, b);
 
     const bool all_see_all = cells.all_see_all[buffer];
 #pragma unroll
@@ -276,28 +312,5 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (lane % 4 == 0) maxima[group][row + 8 * half] = sums[half];
   }
   sync_threads<2, MULTIPLYING>();
-  const int dv = (int)y.shape[3];
-  const int64_t all_rows = q.shape[1] * heads, part = all_rows * blockIdx.z;
-  const Partial partial = {partial_data, all_rows * gridDim.z, dv};
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const int r = row + 8 * half, place = places[r], first_column = group * OF_MIX + first;
-    if (place < 0) continue;
-    const float sum = maxima[0][r] + maxima[1][r];
-    float factor = 1;
-    if (!partial_data) {
-      factor = final_factor(highest[half], sum, sinks, sink_kind, place % heads);
-    } else if (group == 0 && lane % 4 == 0) {
-      float* scales = partial.scales(part + place);
-      scales[0] = highest[half], scales[1] = sum;
-    }
-    float* target = partial_data ? partial.mix(part + place) : &at<f32>(y, 0, place / heads, place % heads, 0);
-#pragma unroll
-    for (int j = 0; j < OF_MIX / 8; j++)
-#pragma unroll
-      for (int e = 0; e < 2; e++) {
-        const int column = first_column + 8 * j + e;
-        if (column < dv) target[column] = mix[4 * j + 2 * half + e] * factor;
-      }
-  }
+  write_results(y, q, sinks, sink_kind, partial_data, places, row, group, highest, maxima, mix);
 }
