@@ -10,9 +10,9 @@
 //   K-major, values of the same bytes with their columns side by side.
 //   A tile's buffer is full when the four warps that bring it have arrived at a barrier, empty when the eight that
 //   multiply have. 217 KiB of shared memory: one block a processor.
-// Bytes: 72 KiB a tile, which blocks that share cells read from L2. Bound: a tile's scores by shared memory, 1728 cycles
-// of 128 bytes each, where tensor cores take 1152; its mix by tensor cores, 1024. In between, at two barriers and 16
-// powers a thread, nobody multiplies.
+// Bytes: 72 KiB a tile, which blocks that share cells read from L2. Bound: a tile's scores by shared memory, 1728
+// cycles of 128 bytes each, where tensor cores take 1152; its mix by tensor cores, 1024. In between, at two barriers
+// and 16 powers a thread, nobody multiplies.
 #include "attention_tiles.cuh"
 #include "hopper.cuh"
 

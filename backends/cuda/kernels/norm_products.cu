@@ -1,6 +1,6 @@
 // The norm of norm.cu, of a sum, and its products with float32 weights that are few, as a router's are:
-// x = a + b;  y = x / sqrt(mean(x²) + eps) · weight;  z[m] = sum over k of y[k] · w[m, k]. All of it is float32, x and y
-// are kept; rows of up to 8192 begin at multiples of 16 bytes.
+// x = a + b;  y = x / sqrt(mean(x²) + eps) · weight;  z[m] = sum over k of y[k] · w[m, k]. All of it is float32, x and
+// y are kept; rows of up to 8192 begin at multiples of 16 bytes.
 //
 // Grid: rows of x, pairs of rows of w. Block: 8 warps, four for a row of w. Every block makes y for itself, into shared
 // memory, while its rows of w are on their way, and the first one for a row of x writes it down; so a and b are read,
