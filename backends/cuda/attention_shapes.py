@@ -12,8 +12,10 @@ NATIVE = ("q4_0", "q8_0")  # dtypes that tiles are made of as they lie, besides 
 
 ROWS = Unit("attention_rows", ["attend_rows", "combine_parts"], registers=168)
 WGMMA = Unit("attention_wgmma", ["attend_wgmma<f16>", "attend_wgmma<bf16>"], registers=168, architecture="90a")
-WIDEST_KEY, WIDEST_VALUE = 576, 512  # as in attention_wgmma.cu
-WGMMA_SHARED = 3 * 64 * 2 * WIDEST_KEY + 1024  # queries, two tiles, barriers; a multiple of the swizzle's pattern
+WGMMA_ROWS, WGMMA_CELLS, WGMMA_THREADS = 64, 64, 384  # as in attention_wgmma.cu, and so are these:
+WIDEST_KEY, WIDEST_VALUE = 576, 512
+# Queries, two tiles, barriers; a multiple of the swizzle's pattern.
+WGMMA_SHARED = 2 * WIDEST_KEY * (WGMMA_ROWS + 2 * WGMMA_CELLS) + 1024
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def shape_for(tokens: int, group: int, keys: int, values: int, dtypes: set[str],
     dtype = "bf16" if dtypes & {"bf16", "mxfp4"} else "f16"  # f16 cannot hold all of these two
     rows = 16 if tokens * group <= 16 or (group <= 16 and tokens < PROMPT) else 64
     if rows > 16 and joined and "f32" not in dtypes and _is_for_wgmma(keys, values):
-        return Shape(WGMMA, f"attend_wgmma<{dtype}>", dtype, 64, 64, 384, WGMMA_SHARED, joined)
+        sizes = {"rows": WGMMA_ROWS, "cells": WGMMA_CELLS, "threads": WGMMA_THREADS, "shared": WGMMA_SHARED}
+        return Shape(WGMMA, f"attend_wgmma<{dtype}>", dtype, **sizes, joined=joined)
     for width in WIDTHS if "f32" not in dtypes else ():
         fits = keys <= width.keys and values <= width.values and (joined or not width.joined)
         if fits and dtype in width.dtypes:

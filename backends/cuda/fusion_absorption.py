@@ -1,5 +1,5 @@
-"""Fusion of a token's absorbed queries: the product of the part that does not turn, and the part that does, both go to
-where concat would bring them, and nothing is copied.
+"""Fusion of a token's absorbed queries: the product of the part that does not turn, and the part that does, are written
+where concat would bring them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Absorption:
     Args:
         nodes: the product and the concat.
         job: the rope of the part that turns.
-        product: what it reads and writes are views that no graph knows,
-        parts: of these tensors.
+        product: with few rows; it reads and writes views that no graph knows.
+        parts: of which tensors these are views.
     """
 
     nodes: tuple[Tensor, Tensor]
@@ -86,7 +86,7 @@ def _over_views(queries: Tensor, product: Tensor, joined: Tensor, job: Job) -> A
     assert x is not None
     assert left is not None
     assert right is not None
-    first, heads, rank = job.work.params["first"] if job.work else 0, queries.shape[1], product.shape[-1]
+    first, heads, rank = queries.params["first"], queries.shape[1], product.shape[-1]
     size = dtypes.f32.nbytes
     are_floats = all(each.dtype is dtypes.f32 for each in (queries, source, joined))
     is_plain = are_floats and source.strides == queries.strides and product.is_dense and product.shape[:2] == (heads, 1)

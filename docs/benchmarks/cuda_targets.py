@@ -33,9 +33,8 @@ class Target:
     def verdict(self) -> str:
         if self.measured is None:
             return "not measured"
-        return (
-            "reached" if (self.measured <= self.wanted if self.is_most else self.measured >= self.wanted) else "missed"
-        )
+        is_reached = self.measured <= self.wanted if self.is_most else self.measured >= self.wanted
+        return "reached" if is_reached else "not reached"
 
     def row(self) -> str:
         """As a row of a table."""
