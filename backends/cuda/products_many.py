@@ -17,7 +17,18 @@ from graphrt.backends.cuda import products_int8, products_wgmma
 from graphrt.backends.cuda.blocks import QUANTIZED
 from graphrt.backends.cuda.hardware import present
 from graphrt.backends.cuda.launch import Address, Argument, Launch, Step, Whole, Workspace
-from graphrt.backends.cuda.operands import ALIGNMENT, ONE, PARTS_OF_W, PARTS_OF_X, ROWS, aligned, pieces_of_row, to_rows
+from graphrt.backends.cuda.operands import (
+    ALIGNMENT,
+    ONE,
+    PARTS_OF_W,
+    PARTS_OF_X,
+    ROWS,
+    Tiles,
+    aligned,
+    pieces_of_row,
+    to_rows,
+    to_tiles,
+)
 from graphrt.backends.cuda.prepared import Prepared
 from graphrt.backends.cuda.products_library import LibraryProduct
 from graphrt.backends.cuda.units import Unit
@@ -137,12 +148,12 @@ class _Product:
         self.steps = self.padded * (3 if self.split else 1) // STEP
         self.columns = node.size // self.rows if self.ids is not None else _rows_of_x(node)
         self.batches = node.size // (self.rows * self.columns)
-        x_bytes, w_bytes = (
-            prod(t.shape[:-2]) * n * self.steps * STEP * 2 for t, n in ((x, x.shape[-2]), (w, self.rows))
-        )
+        row_bytes = self.steps * STEP * 2
+        x_rows = self.x_tiles.count * self.x_tiles.rows if self.x_tiles else prod(x.shape[:-1])
         # gemm.cu may read a step past the last row
-        self.w_at = self.codes.end if self.codes else aligned(x_bytes + STEP * 2)
-        self.partial_at = self.w_at + (0 if self.w_is_direct else aligned(w_bytes))
+        self.w_at = self.codes.end if self.codes else aligned(x_rows * row_bytes + STEP * 2)
+        w_bytes = 0 if self.w_is_direct else prod(w.shape[:-2]) * self.rows * row_bytes
+        self.partial_at = self.w_at + aligned(w_bytes)
         self.pairs_at = self.partial_at + (aligned(node.size * 4 * self.parts) if self.parts > 1 else 0)
         self.tiles_at = self.pairs_at + (0 if self.ids is None else aligned(4 * self.columns))
         self.end = self.tiles_at + (0 if self.ids is None else 16 * self.column_tiles)
@@ -167,6 +178,14 @@ class _Product:
         experts = None if self.ids is None else self.w.shape[0]
         width = self.steps * STEP
         return products_wgmma.shape_of(self.w_dtype, width, self.rows, self.columns, self.batches, experts)
+
+    @cached_property
+    def x_tiles(self) -> Tiles | None:
+        """x as gemm_wgmma.cu reads it."""
+        if not self.by_wgmma:
+            return None
+        batches = 1 if self.ids is not None else prod(self.x.shape[:-1]) // self.columns
+        return Tiles(self.by_wgmma.tile, self.columns, self.column_tiles, batches * self.column_tiles)
 
     @cached_property
     def codes(self) -> Prepared | None:
@@ -210,21 +229,39 @@ class _Product:
         return max(1, min(chunks // LEAST_CHUNKS, room // self._blocks(self.tile)))
 
     def launches(self) -> list[Launch]:
-        as_bf16 = PARTS_OF_X if self.split else ONE
-        found = [self.codes.fill(self.x) if self.codes else to_rows(self.x, 0, self.padded, as_bf16)]
-        if not self.w_is_direct:
-            found.append(to_rows(self.w, self.w_at, self.padded, PARTS_OF_W if self.split else ONE, self.transposed))
+        found = list[Launch]()
         if self.ids is not None:
             experts, places = self.w.shape[0], self.column_tiles
-            arguments = [self.node, self.ids, Workspace(self.pairs_at), Workspace(self.tiles_at), experts]
-            arguments += [self.tile, places]
+            arguments = [self.node, self.ids, *self._sorted(), experts, self.tile, places]
             found.append(Launch(SORT.kernel("moe_sort"), [experts + 1], [SORTING], arguments))
+        found.append(self._bring_x())
+        if not self.w_is_direct:
+            found.append(to_rows(self.w, self.w_at, self.padded, PARTS_OF_W if self.split else ONE, self.transposed))
         found.append(self._gemm())
         if self.parts > 1:
             blocks = min(MOST_BLOCKS, -(-self.node.size // ELEMENTWISE_BLOCK))
             arguments = [self.node, Workspace(self.partial_at), self.parts]
             found.append(Launch(ROWS.kernel("sum_parts"), [blocks], [ELEMENTWISE_BLOCK], arguments))
         return [launch for launch in found if all(launch.grid)]  # rows of length 0 leave nothing to convert
+
+    def _sorted(self) -> list[Argument]:
+        """Experts' tiles, and the list of pairs that they are of."""
+        return [Workspace(self.tiles_at), Workspace(self.pairs_at)]
+
+    @property
+    def _pairs_of_row(self) -> int:
+        """Pairs of a token and an expert that read one row of x."""
+        return 1 if self.ids is None or self.x.shape[1] > 1 else self.ids.shape[1]
+
+    def _bring_x(self) -> Launch:
+        """x to where and how the product reads it."""
+        if self.codes:
+            return self.codes.fill(self.x)
+        parts = PARTS_OF_X if self.split else ONE
+        if self.x_tiles:
+            experts = None if self.ids is None else [*self._sorted(), self._pairs_of_row]
+            return to_tiles(self.x, self.padded, parts, self.x_tiles, experts)
+        return to_rows(self.x, 0, self.padded, parts)
 
     def _gemm(self) -> Launch:
         w, x, nothing = self.w, self.x, Address(None)
@@ -235,16 +272,17 @@ class _Product:
         else:
             w_data, w_row, matrix = Workspace(self.w_at), row_bytes, self.rows * row_bytes
             w_strides = (_batch_of(w)[1] * matrix, matrix)
-        x_strides = (_batch_of(x)[1] * x.shape[-2], x.shape[-2])
+        x_batch = self.column_tiles if self.x_tiles else x.shape[-2]  # tiles or rows
+        x_strides = (_batch_of(x)[1] * x_batch, x_batch)
         # One matrix for all batches makes one batch of them all, of as many rows of x as of y.
         x_outer, x_inner = _batch_strides(_batch_of(x), x_strides)
         w_outer, w_inner = _batch_strides(_batch_of(w), w_strides)
         arguments: list[Argument] = [self.node, w_data, Whole(w_row), Whole(w_outer), Whole(w_inner)]
         arguments += [*(self.codes.arguments if self.codes else [Workspace(0)]), Whole(x_outer), Whole(x_inner)]
         arguments += [Workspace(self.partial_at) if self.parts > 1 else nothing]
-        arguments += [nothing, nothing] if self.ids is None else [Workspace(self.tiles_at), Workspace(self.pairs_at)]
-        arguments += [1 if self.ids is None or x.shape[1] > 1 else self.ids.shape[1], self.rows, self.columns]
-        arguments += [_batch_of(self.node)[1], row_bytes, self.steps, self.column_tiles]
+        arguments += [nothing, nothing] if self.ids is None else self._sorted()
+        arguments += [] if self.by_wgmma else [self._pairs_of_row]
+        arguments += [self.rows, self.columns, _batch_of(self.node)[1], row_bytes, self.steps, self.column_tiles]
         rows = products_int8.ROWS if self.codes else ROWS_OF_TILE
         grid = [self.batches * -(-self.rows // rows) * self.column_tiles, self.parts]
         if self.by_wgmma:

@@ -17,10 +17,9 @@ FEWEST_ROWS = 128  # of x that meet a matrix: with fewer, weights' expansion is 
 FEWEST_ROWS_OF_EXPERT = 96  # on average
 LEAST_STEPS = 8  # of a part of k
 # What time is made of, as the steps of 256 columns that last as long (estimates: 0.9 µs each, 4.3 TB/s): a tile besides
-# its steps, a launch, and bytes moved. Narrow tiles' steps are bound by weights' expansion: they last as those of
-# LEAST_COLUMNS do.
-OVERHEAD, LAUNCHING, BYTES_OF_STEP, LEAST_COLUMNS = 4, 2, 4 << 20, 144
-SLABS, STAGES, JOBS, ALIGNMENT = 4, 2, 4, 1024
+# its steps, a launch, and bytes moved.
+OVERHEAD, LAUNCHING, BYTES_OF_STEP = 4, 2, 4 << 20
+SLABS, STAGES, JOBS, JOB, ALIGNMENT = 4, 2, 4, 36, 1024
 
 UNIT = Unit("gemm_wgmma", [f"gemm_wgmma<{name}>" for name in DTYPES], registers=168, architecture="90a")
 
@@ -64,7 +63,7 @@ def shape_of(dtype: str, width: int, rows: int, columns: int, batches: int, expe
 
 
 def _time_of_tile(columns: float, steps: float) -> float:
-    return steps * max(LEAST_COLUMNS, -(-columns // 32) * 32) / TILES[0] + OVERHEAD
+    return steps * max(TILES[-1], -(-columns // 32) * 32) / TILES[0] + OVERHEAD
 
 
 def _time_of_expert(tile: int, rows: float, steps: int) -> float:
@@ -83,6 +82,6 @@ def launch(dtype: str, shape: Shape, tiles: int, arguments: Sequence[Argument], 
     from_memory = dtype == "bf16"
     slabs = SLABS * (TILES[0] * DEPTH * 2) + (SLABS if from_memory else STAGES) * ROWS * DEPTH * 2
     chunks = 0 if from_memory else 2 * ROWS * pieces_of_row(dtype) * 16
-    shared = slabs + chunks + TILES[0] * 8 + JOBS * 32 + 2 * STAGES * 8
+    shared = slabs + chunks + TILES[0] * 8 + JOBS * JOB + (2 * STAGES + SLABS) * 8
     shared = -(-shared // ALIGNMENT) * ALIGNMENT  # as the swizzle's pattern: it shall begin and end with the memory
     return Launch(UNIT.kernel(f"gemm_wgmma<{dtype}>"), grid, [THREADS], arguments, shared, note)

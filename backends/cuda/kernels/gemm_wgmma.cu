@@ -5,15 +5,17 @@
 // over a part of k. Experts' tiles differ in work, so blocks take the next one that has rows when they are done.
 // Block: a warpgroup that brings operands, also those of the next tile, while sums of this one are stored; and two that
 // multiply, each 64 rows of w by all columns, so that registers hold 128 sums of a thread. A step is 64 elements of k,
-// rows of 128 bytes in wgmma's 128-byte swizzle: eight threads bring a row, 16 bytes each.
-//   x: bf16 rows (gemm_rows.cu) by asynchronous copies two steps ahead, into four slabs of 32 KiB.
-//   w: bytes as they are a chunk ahead (gemm_weights.cuh), expanded to bf16 into two slabs of 16 KiB; bfloat16 ones are
-//      copied as x is, into four.
-// A step's slabs are full when the four warps that bring them have arrived at a barrier, empty when the eight that
-// multiply have; step i waits for step i - 2 to be empty. At most 227 KiB of shared memory: one block a processor.
+// rows of 128 bytes in wgmma's 128-byte swizzle.
+//   x: tiles that lie so in the workspace (x_to_tiles of gemm_rows.cu), a step by one bulk copy, which TMA makes, two
+//      steps ahead, into four slabs of 32 KiB. A slab is full when a barrier has counted its bytes.
+//   w: eight threads bring a row, 16 bytes each: bytes as they are a chunk ahead (gemm_weights.cuh), expanded to bf16
+//      into two slabs of 16 KiB; bfloat16 ones by asynchronous copies two steps ahead, into four. A slab is full when
+//      the four warps have arrived at a barrier.
+// A step's slabs are empty when the eight warps that multiply have arrived; step i waits for step i - 2 to be empty. At
+// most 227 KiB of shared memory: one block a processor.
 // Bytes: a step of a tile reads 32 KiB of x from L2, and 64 elements of 128 rows of w, which are read once for every
 // 256 rows of x. Bound: wgmma, 1024 cycles a step of 256 columns. Shared memory moves 137 KB a step, 1070 cycles at 128
-// bytes each; four warps expand and copy by some 400 instructions on a scheduler each (q4_0; q6_k 650). Narrow tiles
+// bytes each; four warps expand and copy by some 310 instructions on a scheduler each (q4_0; q6_k 590). Narrow tiles
 // are bound by the latter.
 #include "gemm_tiles.cuh"
 #include "gemm_weights.cuh"
@@ -30,10 +32,10 @@ constexpr int JOBS = 4;  // some that multiply may yet read the one before the l
 template <class W> constexpr bool LIES_READY = false;  // as wgmma takes it
 template <> constexpr bool LIES_READY<bf16> = true;
 
-// A tile over a part of k; no `count` ends the block.
+// A tile over a part of k; no `count` ends the block. Its rows of x are tile number `x_tile` of its batch's.
 struct Job {
   TileOfY tile;
-  int expert, part, first_step, steps;
+  int expert, part, first_step, steps, x_tile;
 };
 
 // How all of y is cut.
@@ -44,8 +46,9 @@ struct Cut {
     if (number >= jobs) return {};
     const int tiles = jobs / parts, part = number / tiles;
     Job job{tile_of_y(number % tiles, rows, ROWS, columns, tile_columns, column_tiles), 0, part};
+    job.x_tile = job.tile.first / tile_columns;
     if (moe_tiles) {
-      const MoeTile of = moe_tiles[job.tile.first / tile_columns];
+      const MoeTile of = moe_tiles[job.x_tile];
       job.expert = of.expert, job.tile.first = of.first, job.tile.count = of.count;
     }
     const int chunks = (all_steps + chunk_steps - 1) / chunk_steps;
@@ -61,12 +64,13 @@ struct Room {
   char *x, *w, *chunks;
   char** destinations;
   Job* jobs;
-  uint64_t *full, *empty;
+  uint64_t *full, *empty, *x_full;
   __device__ __forceinline__ Room(char* shared, int w_slabs, int chunk_bytes) : w_slabs(w_slabs) {
     x = shared, w = x + SLABS * X_SLAB, chunks = w + w_slabs * W_SLAB;
     destinations = reinterpret_cast<char**>(chunks + 2 * chunk_bytes);
     jobs = reinterpret_cast<Job*>(destinations + COLUMNS);
     full = reinterpret_cast<uint64_t*>(jobs + JOBS), empty = full + STAGES;
+    x_full = empty + STAGES;
   }
 };
 
@@ -95,6 +99,7 @@ __device__ __forceinline__ void multiply(const Room& room, const Results& result
     const uint64_t a = descriptor_of(room.w + step % room.w_slabs * W_SLAB + group * 64 * ROW_BYTES);
     const uint64_t b = descriptor_of(room.x + step % SLABS * X_SLAB);
     barrier_wait(&room.full[step % STAGES], step / STAGES);
+    barrier_wait(&room.x_full[step % SLABS], step / SLABS);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < DEPTH / 16; k++) wgmma<bf16>(sums, a + k * NEXT_16, b + k * NEXT_16);
@@ -130,7 +135,7 @@ __device__ __forceinline__ void multiply(const Room& room, const Results& result
   }
 }
 
-// What a thread of those that bring operands copies of a job: pieces of 16 bytes.
+// What a thread of those that bring operands copies of a job: pieces of 16 bytes of w; the first one all of x.
 template <class W> struct Bringer {
   using Weights = WeightTile<W, ROWS>;
   using C = Chunk<W>;
@@ -139,26 +144,26 @@ template <class W> struct Bringer {
   const Room& room;
   const Job job;
   const Weights weights;
+  const char* x;   // the tile's first step
+  int x_step;      // bytes from a step to the next
   const int row = threadIdx.x / PER_ROW, piece = threadIdx.x % PER_ROW;
   const int place = row * ROW_BYTES + (piece ^ row % 8) * 16;
-  const char* sources[COLUMNS / APART];  // of x, every 16th row
   int shifts[ROWS / APART];
 
-  __device__ __forceinline__ void copy_step(int step, unsigned done) const {
-    if (step >= job.steps) return;
-    char* const to = room.x + (done + step) % SLABS * X_SLAB + place;
+  __device__ __forceinline__ void copy_x(int step, unsigned done) const {
+    if (threadIdx.x > 0 || step >= job.steps) return;
+    const int slab = (done + step) % SLABS, bytes = job.tile.count * ROW_BYTES;
+    barrier_arrive_expecting(&room.x_full[slab], bytes);
+    copy_bulk(room.x + slab * X_SLAB, x + (int64_t)(job.first_step + step) * x_step, bytes, &room.x_full[slab]);
+  }
+
+  __device__ __forceinline__ void copy_ready(int step, unsigned done) const {
+    if (!LIES_READY<W> || step >= job.steps) return;
+    char* const to = room.w + (done + step) % SLABS * W_SLAB + place;
+    const char* from = weights.data + row * weights.stride + (job.first_step + step) * ROW_BYTES + piece * 16;
 #pragma unroll
-    for (int i = 0; i < COLUMNS / APART; i++) {
-      if (i % 2 == 0 && APART * i >= job.tile.count) break;
-      copy_async(to + APART * ROW_BYTES * i, sources[i] + step * ROW_BYTES);
-    }
-    if constexpr (LIES_READY<W>) {
-      char* const w_to = room.w + (done + step) % SLABS * W_SLAB + place;
-      const char* from = weights.data + row * weights.stride + (job.first_step + step) * ROW_BYTES + piece * 16;
-#pragma unroll
-      for (int i = 0; i < ROWS / APART; i++, from += APART * weights.stride)
-        if (row + APART * i < weights.rows) copy_async(w_to + APART * ROW_BYTES * i, from);
-    }
+    for (int i = 0; i < ROWS / APART; i++, from += APART * weights.stride)
+      if (row + APART * i < weights.rows) copy_async(to + APART * ROW_BYTES * i, from);
   }
 
   // Rows begin at any address: their pieces are copied from a multiple of 16 on.
@@ -196,8 +201,8 @@ template <class W> struct Bringer {
 
 template <class W>
 __global__ void __launch_bounds__(THREADS, 1)
-gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, const bf16* x, int64_t x_outer,
-           int64_t x_inner, float* partial, MoeTile* moe_tiles, const int* moe_pairs, int pairs_of_row, int rows,
+gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, const char* x, int64_t x_outer,
+           int64_t x_inner, float* partial, MoeTile* moe_tiles, const int* moe_pairs, int rows,
            int columns, int inner, int row_bytes, int half_steps, int column_tiles, int tile_columns, int parts,
            int jobs) {
   DYNAMIC_SHARED(char, shared);
@@ -207,6 +212,8 @@ gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_in
     barrier_init(&room.full[threadIdx.x], BRINGING / 32);
     barrier_init(&room.empty[threadIdx.x], MULTIPLYING / 32);
   }
+  if (threadIdx.x < SLABS) barrier_init(&room.x_full[threadIdx.x], 1);
+  fence_operands();
   __syncthreads();
 
   unsigned done = 0;  // steps of jobs before this one
@@ -251,28 +258,27 @@ gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_in
 
     const int64_t w_offset =
         moe_tiles ? job.expert * w_inner : tile.batch / inner * w_outer + tile.batch % inner * w_inner;
-    Bring bring{room, job, {w + w_offset + tile.row0 * w_row, w_row, rows - tile.row0, row_bytes}};
+    const int64_t x_batch = tile.batch / inner * x_outer + tile.batch % inner * x_inner;
+    const int x_step = tile_columns * ROW_BYTES;
+    Bring bring{room, job, {w + w_offset + tile.row0 * w_row, w_row, rows - tile.row0, row_bytes},
+                x + (x_batch + job.x_tile) * all_steps * x_step, x_step};
+    bring.copy_x(0, done);
+    bring.copy_x(1, done);
     if (!LIES_READY<W>) bring.copy_chunk(0);
-    const int64_t x_offset = tile.batch / inner * x_outer + tile.batch % inner * x_inner + tile.first;
-#pragma unroll
-    for (int j = 0; j < COLUMNS / APART; j++) {
-      const int column = min(bring.row + APART * j, tile.count - 1);
-      const int64_t of = moe_pairs ? moe_pairs[tile.first + column] / pairs_of_row : x_offset + column;
-      bring.sources[j] = (const char*)(x + of * all_steps * DEPTH) + job.first_step * ROW_BYTES + bring.piece * 16;
-    }
 #pragma unroll
     for (int j = 0; j < ROWS / APART; j++) bring.shifts[j] = bring.weights.shift(bring.row + APART * j);
-    bring.copy_step(0, done);
+    bring.copy_ready(0, done);
     commit_copies();
-    bring.copy_step(1, done);
+    bring.copy_ready(1, done);
     commit_copies();
 #pragma unroll 1
     for (int step = 0; step < job.steps; step++, done++) {
       if (done >= STAGES) barrier_wait(&room.empty[done % STAGES], done / STAGES - 1);
+      bring.copy_x(step + 2, done - step);
       wait_for_copies<1>();
       const bool is_new = !LIES_READY<W> && step % Bring::CHUNK_STEPS == 0;  // the chunk, of which all read all
       if (is_new) sync_threads<1, BRINGING>();  // it is there, and nobody reads the one before
-      bring.copy_step(step + 2, done - step);
+      bring.copy_ready(step + 2, done - step);
       if (is_new) bring.copy_chunk(step + Bring::CHUNK_STEPS);
       commit_copies();
       bring.expand(step, done - step);

@@ -1,5 +1,6 @@
-// What compute capability 9.0 adds, one function for each PTX instruction: barriers of some threads, and products by a
-// warpgroup of 128 that read both operands from shared memory. Needs sm_90a. shim/hopper_cpu.hpp has the twins.
+// What compute capability 9.0 adds, one function for each PTX instruction: barriers of some threads, copies of whole
+// tiles, and products by a warpgroup of 128 that read both operands from shared memory. Needs sm_90a.
+// shim/hopper_cpu.hpp has the twins.
 #pragma once
 #include "common.cuh"
 #ifdef CUDA_ON_CPU
@@ -29,6 +30,11 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, unsigned phase) 
         : "memory");
   } while (!is_over);
 }
+// Arrive, and let the phase end no sooner than so many bytes of bulk copies have come as well.
+__device__ __forceinline__ void barrier_arrive_expecting(uint64_t* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
 // A barrier of COUNT threads, which all of their warps come to.
 template <int ID, int COUNT> __device__ __forceinline__ void sync_threads() {
   asm volatile("bar.sync %0, %1;\n" ::"n"(ID), "n"(COUNT) : "memory");
@@ -43,9 +49,17 @@ template <int COUNT> __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(COUNT));
 }
 
+// Begin to copy bytes, a multiple of 16, to shared memory, as operands of wgmma; the barrier counts those that came.
+__device__ __forceinline__ void copy_bulk(void* shared, const void* global, int bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
+                   shared_address(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
 // 16 bytes of an operand of wgmma.
 __device__ __forceinline__ void store_operand(void* shared, uint4 value) { *reinterpret_cast<uint4*>(shared) = value; }
-// Show what this thread has stored, and what its copies have brought that it waited for, to wgmma.
+// Show what this thread has stored, and what its copies have brought that it waited for, to wgmma; and barriers that it
+// has initialised to bulk copies.
 __device__ __forceinline__ void fence_operands() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
 // Before products on accumulators that the threads had in hand.

@@ -44,7 +44,7 @@ __device__ __forceinline__ int warp_count(int v) {
 }
 
 __global__ void __launch_bounds__(THREADS)
-moe_sort(Tensor y, Tensor ids, int* sorted, MoeTile* tiles, int experts, int tile, int places) {
+moe_sort(Tensor y, Tensor ids, MoeTile* tiles, int* sorted, int experts, int tile, int places) {
   __shared__ Counts counts[WARPS];
   const int expert = blockIdx.x, pairs = (int)(ids.shape[2] * ids.shape[3]);
   const int warp = threadIdx.x / 32, length = (pairs + WARPS - 1) / WARPS;

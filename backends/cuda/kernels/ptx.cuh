@@ -1,5 +1,5 @@
-// Every PTX instruction that kernels use, one function each; shim/ptx_cpu.hpp has their twins for the CPU. Those that only
-// compute capability 9.0 has are in hopper.cuh.
+// Every PTX instruction that kernels use, one function each; shim/ptx_cpu.hpp has their twins for the CPU. Those that
+// only compute capability 9.0 has are in hopper.cuh.
 #pragma once
 #ifdef CUDA_ON_CPU
 #include "ptx_cpu.hpp"

@@ -46,9 +46,9 @@
 #define __shfl_sync(mask, value, from) cuda_cpu::exchange(mask, value, from, CUDA_CPU_HERE)
 #define __shfl_xor_sync(mask, value, x) cuda_cpu::exchange(mask, value, cuda_cpu::lane() ^ (x), CUDA_CPU_HERE)
 #define __shfl_down_sync(mask, value, d) \
-  cuda_cpu::exchange(mask, value, cuda_cpu::lane() + (d) > 31 ? cuda_cpu::lane() : cuda_cpu::lane() + (d), CUDA_CPU_HERE)
+  cuda_cpu::exchange(mask, value, cuda_cpu::lane() + (cuda_cpu::lane() + (d) > 31 ? 0 : (d)), CUDA_CPU_HERE)
 #define __shfl_up_sync(mask, value, d) \
-  cuda_cpu::exchange(mask, value, cuda_cpu::lane() < (int)(d) ? cuda_cpu::lane() : cuda_cpu::lane() - (int)(d), CUDA_CPU_HERE)
+  cuda_cpu::exchange(mask, value, cuda_cpu::lane() - (cuda_cpu::lane() < (int)(d) ? 0 : (int)(d)), CUDA_CPU_HERE)
 #define __ballot_sync(mask, yes) cuda_cpu::vote(mask, yes, CUDA_CPU_HERE)
 #define __any_sync(mask, yes) (cuda_cpu::vote(mask, yes, CUDA_CPU_HERE) != 0)
 #define __all_sync(mask, yes) (cuda_cpu::vote(mask, yes, CUDA_CPU_HERE) == (mask))

@@ -3,7 +3,7 @@
 // Blocks run one after the other. A block's threads run in an order that can be turned round or shuffled: what differs
 // between orders is a race. Where they are shuffled, now and then a warp, or one thread, is held until no other can go
 // on without it, so that these come as far ahead as barriers let them. Where nothing can go on, because threads wait at
-// different barriers, the launch fails.
+// different barriers, the launch fails. Bulk copies, which no thread makes, land as late as that, or at any time.
 // Pages that nobody may touch stand before every stack and after the dynamic shared memory.
 #pragma once
 #include <setjmp.h>
@@ -23,6 +23,7 @@ namespace cuda_cpu {
 constexpr int WARP = 32;
 inline const size_t PAGE = (size_t)sysconf(_SC_PAGESIZE);
 constexpr size_t MOST_ROUNDS = 16;  // from when those that were held went on to when the next are
+constexpr size_t COPY_ROUNDS = 8;   // that a bulk copy takes on average, unless all wait for it
 constexpr size_t STACK_BYTES = 64 * 1024;
 inline const size_t STACK_ROOM = STACK_BYTES + PAGE;
 constexpr size_t SHARED_LIMIT = 227 * 1024;
@@ -37,6 +38,20 @@ struct PendingCopy {
   int group;
 };
 
+// Operands for the tensor cores, or a barrier, in shared memory.
+struct Written {
+  void* shared;
+  int bytes;
+};
+
+// A copy into shared memory that no thread makes; a barrier tells of its end.
+struct BulkCopy {
+  void* shared;
+  const void* global;
+  int bytes;
+  uint64_t* barrier;
+};
+
 struct Fiber {
   jmp_buf point;        // where it goes on
   ucontext_t beginning;
@@ -48,7 +63,7 @@ struct Fiber {
   unsigned mask;        // the lanes that a warp barrier is for
   std::vector<PendingCopy> copies;  // that it has begun and not waited for; they end with the block
   int groups;                       // of copies that it has committed
-  std::vector<void*> written;       // 16 bytes each, of operands for the tensor cores, that it has not fenced
+  std::vector<Written> written;     // by it, and not fenced
   bool (*met)(const void*, unsigned);  // the condition that it waits for, of what and
   const void* what;
   unsigned value;
@@ -60,6 +75,8 @@ struct Block {
   std::vector<Fiber> fibers;
   Fiber* current = nullptr;
   int alive = 0;
+  std::vector<BulkCopy> bulk_copies;         // under way
+  void (*land)(const BulkCopy&) = nullptr;  // ends one
   uint64_t serial = 0;  // counts blocks
   bool failed = false;
   jmp_buf scheduler;
@@ -153,7 +170,7 @@ inline bool release_warp(Fiber* lanes, int count) {
     for (int other = 0; other < count && all; other++) {
       const Fiber& fiber = lanes[other];
       if (first.mask >> other & 1)
-        all = fiber.state == State::at_warp_barrier && fiber.mask == first.mask && !strcmp(fiber.barrier, first.barrier);
+        all = fiber.state == first.state && fiber.mask == first.mask && !strcmp(fiber.barrier, first.barrier);
     }
     if (!all) continue;
     const unsigned mask = first.mask;
@@ -189,6 +206,12 @@ inline int fail_at_barriers() {
   return 1;
 }
 
+inline int fail_in_flight() {
+  snprintf(message, sizeof message, "block (%u, %u, %u) ends before a bulk copy of %d bytes that it began",
+           block.index.x, block.index.y, block.index.z, block.bulk_copies[0].bytes);
+  return 1;
+}
+
 struct Random {
   uint64_t state;
   size_t below(size_t limit) {
@@ -209,6 +232,12 @@ inline Held hold(Random& random, size_t threads) {
   return is_warp ? Held{one / WARP * WARP, WARP} : Held{one, 1};
 }
 
+inline void land_one(size_t which) {
+  const BulkCopy copy = block.bulk_copies[which];
+  block.bulk_copies.erase(block.bulk_copies.begin() + which);
+  block.land(copy);
+}
+
 inline int run_block() {
   std::vector<int> turns(block.fibers.size());
   for (size_t i = 0; i < turns.size(); i++) turns[i] = (int)(order == 1 ? turns.size() - 1 - i : i);
@@ -226,7 +255,11 @@ inline int run_block() {
       any = true;
     }
     any |= block.alive && release();
-    if (any || !block.alive) continue;
+    const size_t copies = block.bulk_copies.size();
+    if (!block.alive && copies) return fail_in_flight();
+    const bool is_early = copies && order > 1 && random.below(COPY_ROUNDS) == 0;
+    if (copies && (is_early || !any)) land_one(order > 1 ? random.below(copies) : order == 1 ? copies - 1 : 0);
+    if (any || copies || !block.alive) continue;
     if (!held.count) return fail_at_barriers();
     held = {}, rounds = random.below(MOST_ROUNDS);
   }
@@ -236,6 +269,7 @@ inline int run_block() {
 inline void prepare_block(unsigned x, unsigned y, unsigned z, size_t shared) {
   block.index = {x, y, z};
   block.alive = (int)block.fibers.size();
+  block.bulk_copies.clear();
   block.serial++;
   block.failed = false;
   memset(block.dynamic_shared, 0xFF, shared);  // NaN

@@ -1,8 +1,8 @@
-// Twins of kernels/hopper.cuh, after the PTX ISA: mbarrier, fence.proxy.async, wgmma and its matrix descriptors.
+// Twins of kernels/hopper.cuh, after the PTX ISA: mbarrier, bulk copies, fence.proxy.async, wgmma and its descriptors.
 //
 // Threads write shared memory through the generic proxy, wgmma reads it through the asynchronous one. That one has its
-// own copy of shared memory here. It gets what a thread wrote (store_operand, copy_async) when that thread fences, and
-// nothing else: what no fence made visible is NaN, or what lay there before.
+// own copy of shared memory here. It gets what a thread wrote (store_operand, copy_async) when that thread fences, what
+// bulk copies bring, and nothing else: what no fence made visible is NaN, or what lay there before.
 //
 // Multiplication is as late, and as early, as a GPU may be: operands are read when all threads of the warpgroup have
 // come, and again when the first and the last has waited for them, and must be the same. Accumulators are NaN between.
@@ -28,9 +28,11 @@ inline uint32_t shared_address(const void* pointer) {
 // ---- mbarrier -------------------------------------------------------------------------------------------------------
 
 struct Phases {  // what an mbarrier's 8 bytes are
-  uint16_t mark, expected, pending, phase;
-  static constexpr uint16_t MARK = 0x6d62;
+  uint64_t mark : 16, expected : 12, pending : 12, phase : 1;
+  int64_t bytes : 23;  // that bulk copies are to bring before the phase ends
+  static constexpr uint64_t MARK = 0x6d62, MOST = (1 << 12) - 1;
 };
+static_assert(sizeof(Phases) == 8);
 
 inline Phases* phases_of(uint64_t* barrier, const char* what) {
   Phases* found = (Phases*)barrier;
@@ -38,11 +40,18 @@ inline Phases* phases_of(uint64_t* barrier, const char* what) {
   return found;
 }
 
-inline void arrive(uint64_t* barrier) {
-  Phases* of = phases_of(barrier, "barrier_arrive");
-  if (--of->pending) return;
+inline void end_phase(Phases* of) {
+  if (of->pending || of->bytes) return;
   of->pending = of->expected;
   of->phase ^= 1;
+}
+
+inline void arrive(uint64_t* barrier, int bytes = 0) {
+  Phases* of = phases_of(barrier, "barrier_arrive");
+  if (!of->pending) fail("barrier_arrive more often than the barrier expects");
+  of->bytes += bytes;
+  of->pending--;
+  end_phase(of);
 }
 
 inline void wait_for_phase(uint64_t* barrier, unsigned phase, const char* where) {
@@ -133,11 +142,35 @@ inline void meet(int id, unsigned count, const char* where) {
 
 inline void fence_writes() {
   Hopper& state = hopper();
-  for (void* each : block.current->written) {
-    const uint32_t at = shared_address(each);
-    memcpy(&state.seen[at], each, 16);
-  }
+  for (const Written& each : block.current->written)
+    memcpy(&state.seen[shared_address(each.shared)], each.shared, each.bytes);
   block.current->written.clear();
+}
+
+// ---- bulk copies ----------------------------------------------------------------------------------------------------
+
+inline void land(const BulkCopy& copy) {
+  memcpy(copy.shared, copy.global, copy.bytes);
+  memcpy(&hopper().seen[shared_address(copy.shared)], copy.shared, copy.bytes);
+  Phases* of = (Phases*)copy.barrier;
+  of->bytes -= copy.bytes;
+  end_phase(of);
+}
+
+// Nothing is where bytes will be until they land.
+inline void begin_bulk_copy(void* shared, const void* global, int bytes, uint64_t* barrier) {
+  phases_of(barrier, "copy_bulk");
+  Hopper& state = hopper();
+  const uint32_t to = shared_address(shared), end = to + (uint32_t)bytes;
+  if (((const Phases*)&state.seen[shared_address(barrier)])->mark != Phases::MARK)
+    fail("copy_bulk with a barrier that nobody fenced (fence_operands) since barrier_init");
+  if (to % 16 || (uintptr_t)global % 16 || bytes <= 0 || bytes % 16)
+    fail("copy_bulk of %d bytes from %p to %u: 16 must divide all of these", bytes, global, to);
+  if (end > SHARED_ROOM) fail("copy_bulk of %d bytes to %u, past the end of shared memory", bytes, to);
+  memset(shared, 0xFF, bytes);
+  memset(&state.seen[to], 0xFF, bytes);
+  block.bulk_copies.push_back({shared, global, bytes, barrier});
+  block.land = land;
 }
 
 // ---- wgmma ----------------------------------------------------------------------------------------------------------
@@ -274,10 +307,15 @@ inline void wait_for_wgmma(int left) {
 inline uint32_t shared_address(const void* pointer) { return cuda_cpu::shared_address(pointer); }
 
 inline void barrier_init(uint64_t* barrier, int arrivals) {
+  using cuda_cpu::Phases;
   if (cuda_cpu::shared_address(barrier) % 8) cuda_cpu::fail("an mbarrier that 8 does not divide");
-  *(cuda_cpu::Phases*)barrier = {cuda_cpu::Phases::MARK, (uint16_t)arrivals, (uint16_t)arrivals, 0};
+  const uint64_t count = arrivals;
+  if (count == 0 || count > Phases::MOST) cuda_cpu::fail("an mbarrier of %d arrivals", arrivals);
+  *(Phases*)barrier = {Phases::MARK, count, count, 0, 0};
+  cuda_cpu::block.current->written.push_back({barrier, sizeof *barrier});
 }
 inline void barrier_arrive(uint64_t* barrier) { cuda_cpu::arrive(barrier); }
+inline void barrier_arrive_expecting(uint64_t* barrier, int bytes) { cuda_cpu::arrive(barrier, bytes); }
 inline void barrier_wait(uint64_t* barrier, unsigned phase) {
   cuda_cpu::wait_for_phase(barrier, phase, "barrier_wait");
 }
@@ -286,9 +324,12 @@ template <int ID, int COUNT> void sync_threads() { cuda_cpu::meet(ID, COUNT, "sy
 template <int COUNT> void give_registers() {}
 template <int COUNT> void take_registers() {}
 
+inline void copy_bulk(void* shared, const void* global, int bytes, uint64_t* barrier) {
+  cuda_cpu::begin_bulk_copy(shared, global, bytes, barrier);
+}
 inline void store_operand(void* shared, uint4 value) {
   memcpy(shared, &value, 16);
-  cuda_cpu::block.current->written.push_back(shared);
+  cuda_cpu::block.current->written.push_back({shared, 16});
 }
 inline void fence_operands() { cuda_cpu::fence_writes(); }
 
@@ -303,7 +344,7 @@ inline void store_matrices(void* row, const uint32_t (&r)[4]) {
   const int matrix = lane() / 8;
   for (int column = 0; column < 8; column += 2)
     memcpy((char*)row + 2 * column, fragment(lane() % 8 * 4 + column / 2, 4 * matrix), 4);
-  block.current->written.push_back(row);
+  block.current->written.push_back({row, 16});
   wait_for_warp(~0u, "stmatrix");
 }
 

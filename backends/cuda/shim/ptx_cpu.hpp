@@ -80,7 +80,7 @@ template <int LEFT> void wait_for_copies() {
       continue;
     }
     memcpy(copy.shared, copy.global, 16);
-    cuda_cpu::block.current->written.push_back(copy.shared);
+    cuda_cpu::block.current->written.push_back({copy.shared, 16});
   }
   copies.resize(kept);
 }

@@ -91,3 +91,50 @@ __global__ void __launch_bounds__(128) multiply_transposed(float* y, const float
   for (int i = 0; i < 128; i++)
     y[(row0 + lane / 4 + i / 2 % 2 * 8) * 256 + i / 4 * 8 + lane % 4 * 2 + i % 2] = sums[i];
 }
+
+enum BulkMistake {
+  CORRECT, UNAWAITED, TOO_FEW_EXPECTED, TOO_MANY_EXPECTED, UNFENCED_BARRIER, UNALIGNED, PAST_THE_END, BEGUN_TOO_EARLY,
+  ABANDONED
+};
+
+// y = a · b of 64 x 64 and 64 x 128 numbers; b lies swizzled in `source`, and one thread has it copied, in two halves.
+template <BulkMistake MISTAKE> __global__ void __launch_bounds__(128) multiply_bulk(float* y, const char* source) {
+  DYNAMIC_SHARED(char, shared);
+  char *const a = shared, *const b = shared + 8 * 1024;
+  uint64_t* full = reinterpret_cast<uint64_t*>(shared + 24 * 1024);
+  constexpr int HALF = 8 * 1024;
+  if (threadIdx.x == 0) {
+    barrier_init(full, 1);
+    if (MISTAKE != UNFENCED_BARRIER) fence_operands();
+    const int wrong = MISTAKE == TOO_FEW_EXPECTED ? -HALF : MISTAKE == TOO_MANY_EXPECTED ? 16 : 0;
+    barrier_arrive_expecting(full, 2 * HALF + wrong);
+    copy_bulk(b, source, HALF, full);
+    char* const second = MISTAKE == PAST_THE_END ? shared + 20 * 1024 : b + HALF;
+    copy_bulk(second, source + HALF + (MISTAKE == UNALIGNED ? 8 : 0), HALF, full);
+  }
+  for (int i = threadIdx.x; i < 64 * 8; i += 128) {
+    const int row = i / 8, piece = i % 8;
+    __align__(16) bf16 eight[8];
+    for (int k = 0; k < 8; k++) eight[k] = __float2bfloat16_rn((float)element(row, 8 * piece + k));
+    store_operand(a + row * 128 + (piece ^ row % 8) * 16, *reinterpret_cast<uint4*>(eight));
+  }
+  fence_operands();
+  __syncthreads();
+  if (MISTAKE == ABANDONED) return;
+  if (MISTAKE != UNAWAITED) barrier_wait(full, 0);
+
+  float sums[64] = {};
+  wgmma_fence();
+  for (int k = 0; k < 4; k++) wgmma<bf16>(sums, descriptor_of(a) + k * NEXT_16, descriptor_of(b) + k * NEXT_16);
+  wgmma_commit();
+  if (MISTAKE == BEGUN_TOO_EARLY && threadIdx.x == 0) {
+    barrier_arrive_expecting(full, HALF);
+    copy_bulk(b, source, HALF, full);
+  }
+  wgmma_wait<0>(sums);
+  for (int i = 0; i < 64; i++) {
+    const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i / 2 % 2 * 8;
+    y[row * 128 + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2] = sums[i];
+  }
+  if (MISTAKE == UNAWAITED) barrier_wait(full, 0);
+}

@@ -26,7 +26,7 @@ def _hopper():
 
 def test_other_devices_and_short_prompts_keep_to_mma():
     w, long, short = drawn((128, 512), "q4_0"), drawn((128, 512), "f32", seed=1), drawn((127, 512), "f32", seed=1)
-    assert kernels_of(ops.mul_mat(w, long)) == ["rows_to_bf16", "gemm_wgmma<q4_0>"]
+    assert kernels_of(ops.mul_mat(w, long)) == ["x_to_tiles", "gemm_wgmma<q4_0>"]
     assert kernels_of(ops.mul_mat(w, short))[1].startswith("gemm<")
     assert kernels_of(ops.mul_mat(w[:, :96], long[:, :96]))[1].startswith("gemm<")  # no whole steps of 64
     with made_for(Hardware(processors=1)):
@@ -51,7 +51,7 @@ def test_instructions_of_every_width(columns):
 def test_parts_of_k_are_added_up(dtype, order):
     node = ops.mul_mat(drawn((40, 2112), dtype), drawn((130, 2112), "f32", seed=1))
     with made_for(Hardware(processors=8, has_wgmma=True)):
-        assert kernels_of(node) == ["rows_to_bf16", f"gemm_wgmma<{dtype}>", "sum_parts"]
+        assert kernels_of(node) == ["x_to_tiles", f"gemm_wgmma<{dtype}>", "sum_parts"]
         assert agrees(node, order)
 
 
@@ -72,7 +72,7 @@ def test_tiles_of_other_rows_of_x_one_after_the_other():
 def test_weights_that_become_bf16_first(dtype):
     w, x = drawn((2, 64, 40), dtype), drawn((2, 130, 64), "f32", seed=1)
     node = ops.mul_mat(w.permute(0, 2, 1), x)
-    assert kernels_of(node) == ["rows_to_bf16", "rows_to_bf16", "gemm_wgmma<bf16>"]
+    assert kernels_of(node) == ["x_to_tiles", "rows_to_bf16", "gemm_wgmma<bf16>"]
     assert agrees(node)
 
 
