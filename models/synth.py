@@ -125,13 +125,18 @@ def describe(
 
 
 def synthesise_in_memory(
-    preset: str, layers: int | None = None, dtype: str = "q8_0", vocabulary: int | None = None, seed: int = 0
+    preset: str,
+    layers: int | None = None,
+    dtype: str = "q8_0",
+    vocabulary: int | None = None,
+    random: RandomWeights | None = None,
 ) -> GGUFFile:
     """The file that `synthesise` would write, without vocabulary and in memory alone: where no disk is large enough.
 
-    Args, Raises: as for `synthesise`; PlacementError if there is no room.
+    Args: as for `synthesise`; `random` draws the weights, RandomWeights(seed=0) where it is None.
+    Raises: as `synthesise`; PlacementError if there is no room.
     """
-    file, random = describe(preset, layers, dtype, vocabulary=vocabulary), RandomWeights(seed)
+    file, random = describe(preset, layers, dtype, vocabulary=vocabulary), random or RandomWeights(seed=0)
     for name, tensor in file.tensors.items():
         assert tensor.dtype is not None
         memory = allocate(file.path, tensor.nbytes)

@@ -4,8 +4,8 @@
     --only    kernels or models
 
 Limits are measured in the same run: bytes by copies on the device, bf16 operations by cuBLAS. Kernels run over more
-memory than the second-level cache holds. Models have random weights, made in memory. Results are kept in cuda.json as
-they come in, and shown in cuda.md, beside what is wanted of an H200.
+memory than the second-level cache holds. Models have random weights, made on the device. Results are kept in cuda.json
+as they come in, and shown in cuda.md, beside what is wanted of an H200.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Benchmark:
     def models(self) -> None:
         """Prompts and decoding of whole models, all of it on the device and with the experts on the CPU."""
         for subject in DRY_SUBJECTS if self.is_dry else SUBJECTS:
-            file = subject.file()
+            file = subject.file(self.backend.device)
             for placement in PLACEMENTS:
                 found = cuda_models.measure(self.backend, subject, file, placement, self.ceilings)
                 self.results["models"][point(subject, placement)] = found

@@ -13,8 +13,10 @@ from unittest.mock import patch
 import numpy as np
 
 import graphrt
+from docs.benchmarks.cuda_weights import DeviceWeights
 from docs.benchmarks.model_work import cache_bytes, operations, weight_bytes
 from graphrt.backends.cuda import CudaBackend
+from graphrt.backends.cuda.device import Device
 from graphrt.events import Event
 from graphrt.models.batch import Batch
 from graphrt.models.context import Context
@@ -40,8 +42,8 @@ class Subject:
     prompt: int = 2048
     decode: int = 64
 
-    def file(self) -> GGUFFile:
-        return synthesise_in_memory(self.preset, self.layers, "q4_0", self.vocabulary)
+    def file(self, device: Device) -> GGUFFile:
+        return synthesise_in_memory(self.preset, self.layers, "q4_0", self.vocabulary, DeviceWeights(device))
 
 
 MIXTRAL, LITE = SUBJECTS = (Subject("mixtral-8x7b"), Subject("deepseek-v2-lite"))

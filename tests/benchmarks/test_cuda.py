@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from math import prod
 
-from docs.benchmarks import cuda, cuda_kernels, cuda_limits, cuda_models
+import numpy as np
+import pytest
+
+from docs.benchmarks import cuda, cuda_kernels, cuda_limits, cuda_models, cuda_weights
 from docs.benchmarks.cuda_models import LITE, MIXTRAL, point, waiting
 from docs.benchmarks.cuda_targets import CELLS, SEQUENCES, mla_case, targets
-from graphrt.backends.cuda import CudaBackend
+from graphrt import dtypes
+from graphrt.backends.cuda import CudaBackend, nvrtc
 from graphrt.backends.cuda.shim_device import ShimDevice
 
 
@@ -23,6 +28,30 @@ def test_dry_run_measures_every_kernel_and_a_model(monkeypatch, capsys):
     rows = ("mul_mat q4_0, 1 column |", *prompts, mla_case(128, 2, 32), "in a CUDA graph: ", "q4_0, exps=cpu |")
     assert all(row in told for row in rows)
     assert " 0.0 |" not in told.split("| model |")[1]
+
+
+def blocks_of(array: np.ndarray, dtype: dtypes.DType) -> set[bytes]:
+    return {row.tobytes() for row in array.view(np.uint8).reshape(-1, dtype.nbytes)}
+
+
+@pytest.mark.parametrize("dtype", [dtypes.q4_0, dtypes.q6_k, dtypes.f16], ids=str)
+def test_weights_made_on_a_device(monkeypatch, dtype):
+    monkeypatch.setattr(cuda_weights, "PIECE_BYTES", 1 << 16)
+    weights, shape = cuda_weights.DeviceWeights(ShimDevice(checked=True)), (3, 200, 256)
+    first, second = (np.concatenate([piece.copy() for piece in weights.matrix(shape, dtype)]) for _ in range(2))
+    values = dtypes.to_f32(first)
+    assert values.size == prod(shape)
+    assert abs(values.std() * 16 - 1) < 0.05
+    assert blocks_of(first, dtype) <= blocks_of(weights._tile(dtype, 256), dtype)
+    assert first.tobytes() != second.tobytes()
+    half = first.nbytes // 2
+    assert first.tobytes()[:half] != first.tobytes()[half : 2 * half]
+
+
+def test_weights_of_a_device_compile_for_it():
+    (used,) = nvrtc.compile_kernels([cuda_weights.UNIT.kernel("draw_blocks")], "90").resources.values()
+    assert used.spill_bytes == 0
+    assert used.registers <= cuda_weights.UNIT.registers
 
 
 def found(share: float, host: float) -> dict[str, float]:
