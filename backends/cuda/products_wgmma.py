@@ -76,7 +76,7 @@ def _time_of_expert(tile: int, rows: float, steps: int) -> float:
 
 
 def launch(dtype: str, shape: Shape, tiles: int, arguments: Sequence[Argument], note: str) -> Launch:
-    """The launch in gemm.cu's place, which has the same arguments."""
+    """The launch in gemm.cu's place, with its arguments but for the pairs of a row, since x lies in tiles."""
     jobs = tiles * shape.parts
     grid, arguments = [min(jobs, present().processors)], [*arguments, shape.tile, shape.parts, jobs]
     from_memory = dtype == "bf16"

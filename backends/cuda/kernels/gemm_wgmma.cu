@@ -1,5 +1,5 @@
 // y[n, m] = sum over k of w[m, k] · x[n, k] for many rows n of x on tensor cores of compute capability 9.0: gemm.cu's
-// products, where wgmma reads both operands from shared memory. Arguments are gemm.cu's, and how y is cut.
+// products, where wgmma reads both operands from shared memory. Arguments: gemm.cu's, x in tiles, and how y is cut.
 //
 // Grid: a block for each processor, which makes one tile of y after the other, 128 rows of w by up to 256 rows of x
 // over a part of k. Experts' tiles differ in work, so blocks take the next one that has rows when they are done.
@@ -135,7 +135,8 @@ __device__ __forceinline__ void multiply(const Room& room, const Results& result
   }
 }
 
-// What a thread of those that bring operands copies of a job: pieces of 16 bytes of w; the first one all of x.
+// What a thread of those that bring operands does for a job: it copies pieces of 16 bytes of w, and expands eight
+// elements of them at once; the first one begins the copies of x.
 template <class W> struct Bringer {
   using Weights = WeightTile<W, ROWS>;
   using C = Chunk<W>;
@@ -144,8 +145,8 @@ template <class W> struct Bringer {
   const Room& room;
   const Job job;
   const Weights weights;
-  const char* x;   // the tile's first step
-  int x_step;      // bytes from a step to the next
+  const char* x;  // the tile's first step
+  int x_step;     // bytes from a step to the next
   const int row = threadIdx.x / PER_ROW, piece = threadIdx.x % PER_ROW;
   const int place = row * ROW_BYTES + (piece ^ row % 8) * 16;
   int shifts[ROWS / APART];
@@ -202,9 +203,8 @@ template <class W> struct Bringer {
 template <class W>
 __global__ void __launch_bounds__(THREADS, 1)
 gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_inner, const char* x, int64_t x_outer,
-           int64_t x_inner, float* partial, MoeTile* moe_tiles, const int* moe_pairs, int rows,
-           int columns, int inner, int row_bytes, int half_steps, int column_tiles, int tile_columns, int parts,
-           int jobs) {
+           int64_t x_inner, float* partial, MoeTile* moe_tiles, const int* moe_pairs, int rows, int columns, int inner,
+           int row_bytes, int half_steps, int column_tiles, int tile_columns, int parts, int jobs) {
   DYNAMIC_SHARED(char, shared);
   using Bring = Bringer<W>;
   const Room room(shared, LIES_READY<W> ? SLABS : STAGES, Bring::CHUNK);
