@@ -22,7 +22,6 @@ from graphrt.errors import KernelError, PlacementError
 from graphrt.events import Event
 
 LEAST_CAPABILITY = 80
-PLAIN_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel may have without being allowed more
 RESERVE = 256 << 20  # bytes of free memory that are left for the driver: kernels' code, captured graphs, cuBLAS
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 # Dense bf16 operations of a multiprocessor in one cycle, by compute capability.
@@ -123,6 +122,7 @@ class CupyDevice(Device):
         with self._device:
             self.total_bytes = max(0, int(cupy.cuda.runtime.memGetInfo()[0]) - RESERVE)
         self._functions: dict[Kernel, Any] = {}
+        self._shared_allowed: dict[Kernel, int] = {}
         self._cublas: Cublas | str | None = None  # or why there is none
         self._lock = threading.Lock()
 
@@ -232,17 +232,21 @@ class CupyDevice(Device):
             assert isinstance(self._cublas, Cublas), "the library was asked for before a product was left to it"
             return bound.product, self._cublas.multiply, (bound,)
         function = self._function(bound.kernel)
-        if bound.shared > PLAIN_SHARED:
-            self._allow_shared(function, bound)
+        self._allow_shared(function, bound)
         pointers, stream = ctypes.addressof(bound.pointers), self._stream.ptr
         arguments = (function.ptr, *bound.grid, *bound.block, bound.shared, stream, pointers, 0)
         return bound.kernel, self._driver.launchKernel, arguments
 
     def _allow_shared(self, function: Any, bound: Bound) -> None:
+        """Let a kernel have as much dynamic shared memory as any launch of it: what was allowed is not taken back."""
+
         def allow() -> None:
             self._driver.funcSetAttribute(function.ptr, MAX_DYNAMIC_SHARED, bound.shared)
 
-        self.guarded(f"asking {bound.shared:,} bytes of shared memory for {bound.kernel}", allow)
+        with self._lock:
+            if bound.shared > self._shared_allowed.get(bound.kernel, 0):
+                self.guarded(f"asking {bound.shared:,} bytes of shared memory for {bound.kernel}", allow)
+                self._shared_allowed[bound.kernel] = bound.shared
 
     def _without_library(self) -> str:
         """Why there is no cuBLAS, "" if there is; it is opened at the first question, outside of any capture."""

@@ -275,16 +275,19 @@ gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_in
     for (int step = 0; step < job.steps; step++, done++) {
       if (done >= STAGES) barrier_wait(&room.empty[done % STAGES], done / STAGES - 1);
       bring.copy_x(step + 2, done - step);
-      wait_for_copies<1>();
       const bool is_new = !LIES_READY<W> && step % Bring::CHUNK_STEPS == 0;  // the chunk, of which all read all
-      if (is_new) sync_threads<1, BRINGING>();  // it is there, and nobody reads the one before
-      bring.copy_ready(step + 2, done - step);
-      if (is_new) bring.copy_chunk(step + Bring::CHUNK_STEPS);
-      commit_copies();
+      if (LIES_READY<W>) wait_for_copies<1>();
+      if (is_new) {
+        wait_for_copies<0>();
+        sync_threads<1, BRINGING>();  // it is there, and nobody reads the one before
+      }
       bring.expand(step, done - step);
-      fence_operands();
+      fence_operands();  // a GPU may wait for copies here: those that have time are begun later
       __syncwarp();
       if (threadIdx.x % 32 == 0) barrier_arrive(&room.full[done % STAGES]);
+      if (is_new) bring.copy_chunk(step + Bring::CHUNK_STEPS);
+      bring.copy_ready(step + 2, done - step);
+      commit_copies();
     }
   }
   // No more jobs: what is full then is room.jobs alone.

@@ -12,8 +12,11 @@ from graphrt import Graph, KernelError, PlacementError, Scheduler, ops
 from graphrt.backends.cuda import CudaBackend, create
 from graphrt.backends.cuda.cupy_device import CupyDevice
 from graphrt.models.batch import Batch
+from graphrt.numerics import normalised_error
 from graphrt.settings import Settings
 from tests.backends.cuda.late_cupy import Gpu, install
+from tests.backends.cuda.on_shim import on_reference, results
+from tests.backends.cuda.test_attention import attention
 from tests.backends.cuda.test_models import PLACES, greedy, load
 from tests.core.test_copy_queue import WEIGHTS, chain
 from tests.core.test_copy_queue import X as ROWS
@@ -62,6 +65,14 @@ def test_a_step_is_one_launch_of_one_graph(monkeypatch):
         context.decode(Batch.of([42], position))
     assert gpu.graphs_launched - graphs == 4
     assert gpu.kernels_launched - kernels == captured, "kernels are launched for the capture alone"
+
+
+@pytest.mark.parametrize("widths", [(1200, 800), (800, 1200)])
+def test_a_kernel_has_shared_memory_for_the_largest_of_its_launches(widths, monkeypatch):
+    backend, _ = opened(monkeypatch)
+    nodes = [attention(1, (1, 1), width, 10, "f32") for width in widths]
+    for got, expected in zip(results(backend, nodes), on_reference(*nodes), strict=True):
+        assert normalised_error(got, expected) <= ops.attention.tolerance_of(nodes[0])
 
 
 def test_launches_that_cannot_be_captured_are_begun_one_by_one_and_that_is_said(monkeypatch, capsys):
