@@ -156,7 +156,7 @@ class _Product:
         self.partial_at = self.w_at + aligned(w_bytes)
         self.pairs_at = self.partial_at + (aligned(node.size * 4 * self.parts) if self.parts > 1 else 0)
         self.tiles_at = self.pairs_at + (0 if self.ids is None else aligned(4 * self.columns))
-        self.end = self.tiles_at + (0 if self.ids is None else 16 * self.column_tiles)
+        self.end = self.tiles_at + (0 if self.ids is None else 16 * (self.column_tiles + 1))
         self.end = max(ALIGNMENT, self.end)  # pointers into it are arguments even where nothing lies there
 
     @cached_property
@@ -233,7 +233,7 @@ class _Product:
         if self.ids is not None:
             experts, places = self.w.shape[0], self.column_tiles
             arguments = [self.node, self.ids, *self._sorted(), experts, self.tile, places]
-            found.append(Launch(SORT.kernel("moe_sort"), [experts + 1], [SORTING], arguments))
+            found.append(Launch(SORT.kernel("moe_sort"), [experts + 1], [SORTING], arguments, 4 * experts))
         found.append(self._bring_x())
         if not self.w_is_direct:
             found.append(to_rows(self.w, self.w_at, self.padded, PARTS_OF_W if self.split else ONE, self.transposed))

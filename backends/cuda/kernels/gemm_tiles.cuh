@@ -2,7 +2,8 @@
 #pragma once
 #include "common.cuh"
 
-// `count` rows of y that one expert makes: pairs number `first` … of the sorted list. 0 means that there are none.
+// `count` rows of y that one expert makes: pairs number `first` … of the sorted list. 0 means that there are none. Behind
+// the last place of the list `count` tells how many tiles there are.
 struct MoeTile {
   int expert, first, count;
   int taken;  // of the first: tiles that blocks of gemm_wgmma.cu have taken, beyond one each

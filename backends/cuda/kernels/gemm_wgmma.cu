@@ -2,7 +2,7 @@
 // products, where wgmma reads both operands from shared memory. Arguments: gemm.cu's, x in tiles, and how y is cut.
 //
 // Grid: a block for each processor, which makes one tile of y after the other, 128 rows of w by up to 256 rows of x
-// over a part of k. Experts' tiles differ in work, so blocks take the next one that has rows when they are done.
+// over a part of k. Experts' tiles differ in work, so blocks take the next one when they are done.
 // Block: a warpgroup that brings operands, also those of the next tile, while sums of this one are stored; and two that
 // multiply, each 64 rows of w by all columns, so that registers hold 128 sums of a thread. A step is 64 elements of k,
 // rows of 128 bytes in wgmma's 128-byte swizzle.
@@ -240,16 +240,18 @@ gemm_wgmma(Tensor y, const char* w, int64_t w_row, int64_t w_outer, int64_t w_in
   }
 
   const int all_steps = half_steps / 2;
+  if (moe_tiles) {
+    column_tiles = moe_tiles[column_tiles].count;  // those that have rows
+    jobs = (rows + ROWS - 1) / ROWS * column_tiles;
+  }
   const Cut cut{rows, columns, tile_columns, column_tiles, parts, jobs, all_steps, Bring::CHUNK_STEPS};
   auto next = [&](int number) { return (int)gridDim.x + (moe_tiles ? atomicAdd(&moe_tiles->taken, 1) : number); };
   int number = blockIdx.x;  // of the next job
 #pragma unroll 1
   for (unsigned i = 0;; i++) {
     if (threadIdx.x == 0) {
-      Job job;
-      while ((job = cut.job(number, moe_tiles)).tile.count <= 0 && number < jobs) number = next(number);
-      room.jobs[i % JOBS] = job;
-      if (job.tile.count > 0) number = next(number);
+      room.jobs[i % JOBS] = cut.job(number, moe_tiles);
+      if (number < jobs) number = next(number);
     }
     sync_threads<1, BRINGING>();
     const Job job = room.jobs[i % JOBS];

@@ -1,21 +1,17 @@
 // Which tokens go to which expert, for gemm.cu, mmq.cu and gemm_wgmma.cu: ids [T, U] become a list of pairs by expert,
 // and tiles of that list.
 //
-// A pair is t · U + u. The pairs of expert e follow those of the experts below it, in order, from `first` = the number
-// of ids below e. Tiles of e have the places first / TILE + e … of the list of tiles: room enough for every expert
-// before, wherever their last tiles are short; places that stay over get a count of 0. Ids outside 0 … E - 1 belong to
-// nobody, and their rows of y become NaN.
+// A pair is t · U + u. The pairs of expert e follow those of the experts below it, in order, and so do its tiles. Places
+// of the list of tiles that stay over get a count of 0; one more, behind all, tells how many do not. Ids outside
+// 0 … E - 1 belong to nobody, and their rows of y become NaN.
 //
-// Grid: a block an expert, and one for the NaN rows. A warp has a stretch of pairs: it counts them, and when the warps
-// before it have counted theirs, lists its own. No atomics: the order is the same in every run. A block reads the ids
-// twice, from L2; what counts is the latency of some ten loads, one after the other.
+// Grid: a block an expert, and one for the NaN rows. A block counts all experts' pairs. A warp has a stretch of pairs: it
+// counts those of the block's expert, and when the warps before it have counted theirs, lists its own: the order is the
+// same in every run. A block reads the ids twice, from L2; what counts is the latency of some ten loads, one after the
+// other.
 #include "gemm_tiles.cuh"
 
 constexpr int THREADS = 512, WARPS = THREADS / 32, AT_ONCE = 4;
-
-struct Counts {
-  int below, equal, nobodys;
-};
 
 struct Stretch {
   const Tensor& ids;
@@ -37,7 +33,7 @@ struct Stretch {
   }
 };
 
-__device__ __forceinline__ int warp_count(int v) {
+__device__ __forceinline__ int warp_sum(int v) {
 #pragma unroll
   for (int distance = 16; distance; distance >>= 1) v += __shfl_xor_sync(ALL_LANES, v, distance);
   return v;
@@ -45,23 +41,27 @@ __device__ __forceinline__ int warp_count(int v) {
 
 __global__ void __launch_bounds__(THREADS)
 moe_sort(Tensor y, Tensor ids, MoeTile* tiles, int* sorted, int experts, int tile, int places) {
-  __shared__ Counts counts[WARPS];
+  DYNAMIC_SHARED(int, counts);  // pairs of every expert
+  __shared__ int before_warp[WARPS], nobodys;
   const int expert = blockIdx.x, pairs = (int)(ids.shape[2] * ids.shape[3]);
   const int warp = threadIdx.x / 32, length = (pairs + WARPS - 1) / WARPS;
   const Stretch mine{ids, warp * length, min(pairs, (warp + 1) * length)};
 
-  Counts own = {};
+  for (int i = threadIdx.x; i < experts; i += THREADS) counts[i] = 0;
+  if (threadIdx.x == 0) nobodys = 0;
+  __syncthreads();
+  int own = 0;
   mine.each([&](int pair, int id) {
-    own.below += id >= 0 && id < expert;
-    own.equal += id == expert;
-    own.nobodys += pair < mine.end && (id < 0 || id >= experts);
+    own += id == expert;
+    if (pair >= mine.end) return;
+    atomicAdd(id >= 0 && id < experts ? &counts[id] : &nobodys, 1);
   });
-  own = {warp_count(own.below), warp_count(own.equal), warp_count(own.nobodys)};
-  if (threadIdx.x % 32 == 0) counts[warp] = own;
+  own = warp_sum(own);
+  if (threadIdx.x % 32 == 0) before_warp[warp] = own;
   __syncthreads();
 
   if (expert == experts) {
-    if (own.nobodys == 0) return;
+    if (nobodys == 0) return;
     for (int pair = mine.begin; pair < mine.end; pair++) {
       const int id = at<i32>(ids, 0, 0, pair / (int)ids.shape[3], pair % (int)ids.shape[3]);
       if (id >= 0 && id < experts) continue;
@@ -70,23 +70,26 @@ moe_sort(Tensor y, Tensor ids, MoeTile* tiles, int* sorted, int experts, int til
     return;
   }
 
-  int first = 0, before = 0, count = 0;
-  for (int i = 0; i < WARPS; i++) {
-    first += counts[i].below;
-    before += i < warp ? counts[i].equal : 0;
-    count += counts[i].equal;
+  int first = 0, place = 0, all_tiles = 0;  // pairs and tiles below the expert's, and all tiles
+  for (int i = threadIdx.x % 32; i < experts; i += 32) {
+    const int of_expert = (counts[i] + tile - 1) / tile;
+    first += i < expert ? counts[i] : 0;
+    place += i < expert ? of_expert : 0;
+    all_tiles += of_expert;
   }
-  int next = first + before;
+  first = warp_sum(first), place = warp_sum(place), all_tiles = warp_sum(all_tiles);
+  int next = first;
+  for (int i = 0; i < warp; i++) next += before_warp[i];
   mine.each([&](int pair, int id) {
     const unsigned votes = __ballot_sync(ALL_LANES, id == expert);
     if (id == expert) sorted[next + __popc(votes & ((1u << threadIdx.x % 32) - 1))] = pair;
     next += __popc(votes);
   });
 
-  const int begin = first / tile + expert;
-  const int end = expert == experts - 1 ? places : (first + count) / tile + expert + 1;
-  for (int place = begin + threadIdx.x; place < end; place += THREADS) {
-    const int from = (place - begin) * tile;
-    tiles[place] = {expert, first + from, max(0, min(tile, count - from)), 0};
+  for (int from = threadIdx.x * tile; from < counts[expert]; from += THREADS * tile)
+    tiles[place + from / tile] = {expert, first + from, min(tile, counts[expert] - from), 0};
+  if (expert == 0) {
+    for (int i = all_tiles + threadIdx.x; i < places; i += THREADS) tiles[i] = {};
+    if (threadIdx.x == 0) tiles[places] = {0, 0, all_tiles, 0};
   }
 }

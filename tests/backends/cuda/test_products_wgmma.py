@@ -101,6 +101,18 @@ def test_an_expert_that_is_not_there_gives_nan():
     np.testing.assert_array_equal(got[~wrong], expected[~wrong])
 
 
+def test_nobody_is_asked():
+    (got,) = on_cuda(product_of_experts(np.full((99, 2), 2), 2))
+    assert np.isnan(got).all()
+
+
+@pytest.mark.parametrize("experts", [[4], [0, 3]])
+def test_most_experts_have_no_rows(experts):
+    ids = np.random.default_rng(0).choice(experts, (260, 2))
+    with made_for(Hardware(processors=2, has_wgmma=True)):
+        assert agrees(product_of_experts(ids, 5, used=1))
+
+
 @pytest.mark.parametrize("op", [ops.mul_mat, ops.mul_mat_id], ids=lambda op: op.name)
 def test_cases_of_the_ops(op, monkeypatch):
     monkeypatch.setattr(products_wgmma, "FEWEST_ROWS", products_many.FEWEST_ROWS)
