@@ -1,7 +1,7 @@
-"""cuBLAS, through its C interface: products of bf16 matrices in one stream, in memory that is given for them.
+"""cuBLAS, through its C interface: products of bf16 matrices in any stream, in memory that is given for them.
 
-CuPy finds and loads the library. Its own gemmEx does not serve here: it refuses to work in a capture, and sets the
-handle's stream at each call, whereupon cuBLAS forgets the workspace that it was given and takes memory of its own.
+CuPy finds and loads the library. Its own gemmEx does not serve here: it refuses to work in a capture, and has no
+workspace given, so that cuBLAS takes memory of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def load() -> tuple[Any, Any]:
 
     library = ctypes.CDLL(cublas.__file__)  # finds what the library exports, since the module depends on it
     whole, pointer = ctypes.c_int, ctypes.c_void_p
+    library.cublasSetStream_v2.argtypes = [pointer, pointer]
     library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
     operand = [pointer, whole, whole]
     sizes = [whole] * 5
@@ -45,21 +46,18 @@ def load() -> tuple[Any, Any]:
 class Cublas:
     """The library on the current device.
 
-    Args:
-        stream: address of the stream in which it works.
     Raises: what `load` raises; RuntimeError with cuBLAS's word if it cannot work here.
     """
 
-    def __init__(self, stream: int) -> None:
+    def __init__(self) -> None:
         binding, self._library = load()
         self._handle = binding.create()
         weakref.finalize(self, binding.destroy, self._handle).atexit = False  # the driver may be gone by then
-        binding.setStream(self._handle, stream)
         self._one, self._zero = ctypes.c_float(1), ctypes.c_float(0)
         self._lock = threading.Lock()  # a handle is one thread's at a time
 
-    def multiply(self, bound: BoundGemm) -> None:
-        """Begin a product.
+    def multiply(self, bound: BoundGemm, stream: int) -> None:
+        """Begin a product in the stream of that address.
 
         Raises: KernelError with cuBLAS's word.
         """
@@ -70,6 +68,7 @@ class Cublas:
         sizes = TRANSPOSED, PLAIN, each.rows, each.columns, each.width
         w, x, y = (bound.w, BF16, each.w_step), (bound.x, BF16, each.x_step), (bound.y, F32, each.y_step)
         with self._lock:
+            self._check(self._library.cublasSetStream_v2(self._handle, stream), each)  # and forget the workspace
             self._check(self._library.cublasSetWorkspace_v2(self._handle, bound.scratch, SCRATCH), each)
             given = *sizes, one, *w, *x, zero, *y, SUMS_IN_F32, ANY_ALGORITHM
             self._check(self._library.cublasGemmEx(self._handle, *given), each)
@@ -80,8 +79,11 @@ class Cublas:
             raise KernelError(f"[cuda] cuBLAS answers {answer} to {product}")
 
 
-def try_out(cublas: Cublas, device: Device) -> None:
+def try_out(cublas: Cublas, device: Device, stream: int) -> None:
     """Make a first small product, so that cuBLAS sets up now, and not in a capture, what it sets up at its first use.
+
+    Args:
+        stream: address of the device's own stream.
 
     Raises: KernelError if the product is wrong, or with what failed.
     """
@@ -93,7 +95,7 @@ def try_out(cublas: Cublas, device: Device) -> None:
         device.upload(place, dtypes.from_f32(values, dtypes.bf16))
     nowhere = Workspace()
     product = Gemm(nowhere, nowhere, nowhere, nowhere, rows=24, columns=16, width=32, y_step=24, w_step=32, x_step=32)
-    cublas.multiply(BoundGemm(product, y_at, w_at, x_at, address))
+    cublas.multiply(BoundGemm(product, y_at, w_at, x_at, address), stream)
     device.download(y_at, y)
     device.synchronize()
     del memory

@@ -102,7 +102,10 @@ class CupyStream(Stream):
 
 
 class CupyDevice(Device):
-    """One GPU: an arena's memory, and one stream on which everything but copies ahead happens in order."""
+    """One GPU: its memory, and one stream in which everything but copies ahead happens in order.
+
+    Launches are captured in a stream of their own, so that other threads can go on meanwhile.
+    """
 
     def __init__(self, number: int) -> None:
         import cupy
@@ -117,8 +120,9 @@ class CupyDevice(Device):
         self.speed = _speed(properties, int(self.architecture))
         processors, shared_bytes = properties["multiProcessorCount"], properties["sharedMemPerBlockOptin"]
         self.hardware = Hardware(processors, shared_bytes, self._without_library, has_wgmma=self.architecture == "90")
-        self._queue = CupyStream(self, cupy)
-        self._stream = self._queue.stream
+        self._threads = threading.local()
+        self._queue, capturing = CupyStream(self, cupy), CupyStream(self, cupy)
+        self._stream, self._capturing = self._queue.stream, capturing.stream
         with self._device:
             self.total_bytes = max(0, int(cupy.cuda.runtime.memGetInfo()[0]) - RESERVE)
         self._functions: dict[Kernel, Any] = {}
@@ -150,6 +154,9 @@ class CupyDevice(Device):
         """
         try:
             with self._device:
+                if not hasattr(self._threads, "has_context"):
+                    self._device.use()  # a new thread has none, and the driver's own functions bring none
+                    self._threads.has_context = True
                 return action()
         except self._errors as error:
             raise KernelError(f"[cuda] {what} on {self.name} failed: {error}") from error
@@ -161,13 +168,17 @@ class CupyDevice(Device):
                 memory = self._cupy.cuda.Memory(nbytes)
                 runtime.memsetAsync(memory.ptr, 0, nbytes, self._stream.ptr)
         except (runtime.CUDARuntimeError, self._cupy.cuda.memory.OutOfMemoryError) as error:
-            with self._device:
-                total = runtime.memGetInfo()[1]
-            raise MemoryError(f"{self.name} has {self.free_bytes():,} of {total:,} bytes free ({error})") from error
+            free, total = self._memory()
+            raise MemoryError(f"{self.name} has {free:,} of {total:,} bytes free ({error})") from error
         return memory.ptr, memory
 
     def free_bytes(self) -> int:
-        return int(self.guarded("asking for free memory", self._cupy.cuda.runtime.memGetInfo)[0])
+        return self._memory()[0]
+
+    def _memory(self) -> tuple[int, int]:
+        """Bytes that are free, and all."""
+        free, total = self.guarded("asking for free memory", self._cupy.cuda.runtime.memGetInfo)
+        return int(free), int(total)
 
     def pinned(self, nbytes: int) -> Array:
         try:
@@ -206,16 +217,17 @@ class CupyDevice(Device):
             return self._functions[kernel]
 
     def prepare(self, launches: Sequence[BoundStep]) -> tuple[Replay, str]:
-        begin = self._launcher(launches)
         try:
-            graph = self._capture(begin)
+            graph = self._capture(self._launcher(launches, self._capturing.ptr))
         except KernelError as error:
+            begin = self._launcher(launches, self._stream.ptr)
             return begin, f"{counted(launches)} one by one, since they could not be captured: {error}"
         replay = partial(self.guarded, "a CUDA graph", partial(graph.launch, self._stream))
         return replay, f"a CUDA graph of {counted(launches)}"
 
-    def _launcher(self, launches: Sequence[BoundStep]) -> Replay:
-        calls = [self._call(bound) for bound in launches]
+    def _launcher(self, launches: Sequence[BoundStep], stream: int) -> Replay:
+        """What begins launches in a stream, one by one."""
+        calls = [self._call(bound, stream) for bound in launches]
 
         def begin() -> None:
             for what, function, arguments in calls:
@@ -226,14 +238,14 @@ class CupyDevice(Device):
 
         return lambda: self.guarded("launching", begin)
 
-    def _call(self, bound: BoundStep) -> tuple[Kernel | Gemm, Callable[..., None], tuple[Any, ...]]:
+    def _call(self, bound: BoundStep, stream: int) -> tuple[Kernel | Gemm, Callable[..., None], tuple[Any, ...]]:
         """What a step is, and how it is begun."""
         if isinstance(bound, BoundGemm):
             assert isinstance(self._cublas, Cublas), "the library was asked for before a product was left to it"
-            return bound.product, self._cublas.multiply, (bound,)
+            return bound.product, self._cublas.multiply, (bound, stream)
         function = self._function(bound.kernel)
         self._allow_shared(function, bound)
-        pointers, stream = ctypes.addressof(bound.pointers), self._stream.ptr
+        pointers = ctypes.addressof(bound.pointers)
         arguments = (function.ptr, *bound.grid, *bound.block, bound.shared, stream, pointers, 0)
         return bound.kernel, self._driver.launchKernel, arguments
 
@@ -253,8 +265,8 @@ class CupyDevice(Device):
         with self._lock:
             if self._cublas is None:
                 try:
-                    found: Cublas = self.guarded("opening cuBLAS", lambda: Cublas(self._stream.ptr))
-                    self.guarded("trying cuBLAS", lambda: try_out(found, self))
+                    found: Cublas = self.guarded("opening cuBLAS", Cublas)
+                    self.guarded("trying cuBLAS", lambda: try_out(found, self, self._stream.ptr))
                     self._cublas = found
                 except Exception as error:
                     self._cublas = f"cuBLAS cannot be used: {next(iter(str(error).splitlines()), repr(error))}"
@@ -266,14 +278,14 @@ class CupyDevice(Device):
 
         def capture() -> Any:
             # Libraries may load kernels meanwhile, and other threads do what they like.
-            self._stream.begin_capture(runtime.streamCaptureModeRelaxed)
+            self._capturing.begin_capture(runtime.streamCaptureModeRelaxed)
             try:
                 begin()
             except KernelError:
                 with suppress(*self._errors):  # what ends the capture tells less than what broke it
-                    self._stream.end_capture()
+                    self._capturing.end_capture()
                 raise
-            graph = self._stream.end_capture()
+            graph = self._capturing.end_capture()
             graph.upload(self._stream)
             return graph
 

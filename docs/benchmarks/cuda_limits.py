@@ -14,6 +14,8 @@ from graphrt import Graph, KernelError, Scheduler, ops
 from graphrt.backends.cuda import CudaBackend
 
 REPEATS, RUNS_AT_ONCE = 5, 10
+COPIED, SIDE = 1 << 30, 8192  # bytes of a copy, rows and columns of a product
+BF16, SUMS_IN_F32, ANY_ALGORITHM = 14, 68, -1  # as cublas_api.h and library_types.h number them
 CHAIN = 256  # kernels, one after the other, that do next to nothing
 
 
@@ -35,23 +37,21 @@ def limits() -> dict[str, float]:
     """Bytes per second of a copy on the device, read and written; bf16 operations per second of cuBLAS."""
     import cupy
 
-    source = cupy.ones(1 << 30, cupy.uint8)
+    source = cupy.ones(COPIED, cupy.uint8)
     target = cupy.empty_like(source)
     wait = cupy.cuda.Device().synchronize
     copy = seconds_of(lambda: cupy.copyto(target, source), wait)
-    size = 8192
-    a, b, c = (cupy.random.randint(0, 1 << 14, (size, size), cupy.uint16) for _ in range(3))
-    one, zero = np.float32(1), np.float32(0)
-    bf16, handle = 14, cupy.cuda.device.get_cublas_handle()  # CUDA_R_16BF
-    cublas, compute = cupy.cuda.cublas, 68  # CUBLAS_COMPUTE_32F
+    a, b, c = (cupy.random.randint(0, 1 << 14, (SIDE, SIDE), cupy.uint16) for _ in range(3))  # bits of 0 … 2
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    handle, cublas = cupy.cuda.device.get_cublas_handle(), cupy.cuda.cublas
 
     def multiply() -> None:
         cublas.gemmEx(
-            handle, 1, 0, size, size, size, one.ctypes.data, a.data.ptr, bf16, size, b.data.ptr, bf16, size,
-            zero.ctypes.data, c.data.ptr, bf16, size, compute, -1,
+            handle, 1, 0, SIDE, SIDE, SIDE, one.ctypes.data, a.data.ptr, BF16, SIDE, b.data.ptr, BF16, SIDE,
+            zero.ctypes.data, c.data.ptr, BF16, SIDE, SUMS_IN_F32, ANY_ALGORITHM,
         )  # fmt: skip
 
-    return {"bytes": 2 * source.nbytes / copy, "flops": 2 * size**3 / seconds_of(multiply, wait)}
+    return {"bytes": 2 * source.nbytes / copy, "flops": 2 * SIDE**3 / seconds_of(multiply, wait)}
 
 
 def gaps(backend: CudaBackend) -> dict[str, float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import time
 from math import prod
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +30,43 @@ def test_dry_run_measures_every_kernel_and_a_model(monkeypatch, capsys):
     rows = ("mul_mat q4_0, 1 column |", *prompts, mla_case(128, 2, 32), "in a CUDA graph: ", "q4_0, exps=cpu |")
     assert all(row in told for row in rows)
     assert " 0.0 |" not in told.split("| model |")[1]
+
+
+class FakeArray(np.ndarray):
+    """An array with CuPy's attribute for its address."""
+
+    data = property(lambda self: SimpleNamespace(ptr=self.ctypes.data))
+
+
+def test_limits_are_asked_of_cupy_as_it_takes_it(monkeypatch):
+    products = []
+
+    def gemm_ex(handle, across_a, across_b, m, n, k, alpha, a, *rest):
+        b, c = rest[2], rest[6]
+        factors = [np.frombuffer((ctypes.c_char * 4).from_address(each), np.float32)[0] for each in (alpha, rest[5])]
+        assert len(rest) == 11  # CuPy's gemmEx takes 19 arguments
+        products.append((m, n, k, *factors, len({a, b, c})))
+
+    wait = SimpleNamespace(synchronize=lambda: None)
+    cuda_part = SimpleNamespace(
+        Device=lambda: wait,
+        device=SimpleNamespace(get_cublas_handle=lambda: 1),
+        cublas=SimpleNamespace(gemmEx=gemm_ex),
+    )
+    fake = {
+        "ones": np.ones,
+        "empty_like": np.empty_like,
+        "copyto": np.copyto,
+        "uint8": np.uint8,
+        "uint16": np.uint16,
+        "cuda": cuda_part,
+        "random": SimpleNamespace(randint=lambda *given: np.random.default_rng(0).integers(*given).view(FakeArray)),
+    }
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(**fake))
+    monkeypatch.setattr(cuda_limits, "COPIED", 1 << 12)
+    monkeypatch.setattr(cuda_limits, "SIDE", 16)
+    assert all(limit > 0 for limit in cuda_limits.limits().values())
+    assert set(products) == {(16, 16, 16, 1.0, 0.0, 3)}
 
 
 def blocks_of(array: np.ndarray, dtype: dtypes.DType) -> set[bytes]:

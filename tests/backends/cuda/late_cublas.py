@@ -30,16 +30,18 @@ class LateCublas:
         """CuPy's module, and the library."""
         if self._status is None:
             raise ImportError("libcublas.so.12 is not there\nnor anywhere else")
-        binding = SimpleNamespace(create=lambda: 1, destroy=lambda handle: None, setStream=self._set_stream)
+        binding = SimpleNamespace(create=lambda: 1, destroy=lambda handle: None)
         library = SimpleNamespace(
+            cublasSetStream_v2=self._set_stream,
             cublasSetWorkspace_v2=self._set_workspace,
             cublasGemmEx=self._multiply,
             cublasGetStatusName=lambda status: f"CUBLAS_STATUS_{status}".encode(),
         )
         return binding, library
 
-    def _set_stream(self, handle: int, stream: int) -> None:
+    def _set_stream(self, handle: int, stream: int) -> int:
         self._stream, self._workspace = self._streams[stream], None
+        return 0
 
     def _set_workspace(self, handle: int, address: int, nbytes: int) -> int:
         self._workspace = address, nbytes

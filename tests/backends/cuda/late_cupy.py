@@ -160,6 +160,7 @@ class Gpu:
         self.kernels: list[Kernel] = []
         self.graphs_launched = self.kernels_launched = 0
         self.shared_allowed: dict[int, int] = {}
+        self.meanwhile: Callable[[], None] = lambda: None  # what others do while launches are captured
         self.cublas = LateCublas(Stream.by_pointer, cublas)
 
     def modules(self) -> dict[str, ModuleType]:
@@ -182,6 +183,7 @@ class Gpu:
                 if not gpu.capturable:
                     raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported")
                 super().begin_capture(mode)
+                gpu.meanwhile()
 
             def end_capture(self) -> Graph:
                 return Graphs(super().end_capture().actions)
@@ -270,6 +272,9 @@ class _Device:
 
     def __init__(self, number: int) -> None:
         self.number = number
+
+    def use(self) -> None:
+        return
 
     def __enter__(self) -> _Device:
         return self

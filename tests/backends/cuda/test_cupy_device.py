@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,23 @@ def test_a_step_is_one_launch_of_one_graph(monkeypatch):
         context.decode(Batch.of([42], position))
     assert gpu.graphs_launched - graphs == 4
     assert gpu.kernels_launched - kernels == captured, "kernels are launched for the capture alone"
+
+
+def test_other_threads_go_on_while_launches_are_captured(monkeypatch):
+    backend, gpu = opened(monkeypatch)
+    buffer, x = backend.allocate(X.nbytes), graphrt.input("x", X.shape)
+
+    def write(values: np.ndarray) -> None:
+        thread = threading.Thread(target=buffer.write, args=(0, values.view(np.uint8)))
+        thread.start()
+        thread.join()
+
+    gpu.meanwhile = lambda: write(X)
+    plan = Scheduler([backend], node_overrides=["relu=cuda"]).plan(Graph(ops.relu(x)))
+    assert buffer.read(0, X.nbytes).tobytes() == X.tobytes()
+    write(2 * X)
+    assert np.array_equal(plan.run(x=X)[0], np.maximum(X, 0))
+    assert buffer.read(0, X.nbytes).tobytes() == (2 * X).tobytes(), "the graph has others' copies in it"
 
 
 @pytest.mark.parametrize("widths", [(1200, 800), (800, 1200)])

@@ -1,6 +1,11 @@
-"""On an NVIDIA GPU (make test-gpu): every op, over poisoned memory, and models; as the same tests through the shim."""
+"""On an NVIDIA GPU (make test-gpu): every op, over poisoned memory, and models; as the same tests through the shim.
+
+GRAPHRT_EXAMPLES is the number of cases of each op.
+"""
 
 from __future__ import annotations
+
+import os
 
 import numpy as np
 import pytest
@@ -21,6 +26,7 @@ from tests.backends.cuda.test_products_many import drawn, kernels_of
 from tests.backends.cuda.test_random_graphs import agrees_with_the_oracle
 
 pytestmark = pytest.mark.gpu
+EXAMPLES = int(os.environ.get("GRAPHRT_EXAMPLES", "60"))
 ALL = [op for op in (getattr(ops, name) for name in ops.__all__) if op.kind != "view"]
 
 
@@ -43,7 +49,7 @@ def backend() -> CudaBackend:
 @pytest.mark.parametrize("op", [op for op in ALL if registry.find(op)], ids=lambda op: op.name)
 @pytest.mark.parametrize("mode", ["test", "perf"])
 def test_kernels_agree_with_the_reference(backend: CudaBackend, op: Op, mode: str):
-    report = check(op, backends=[backend], mode=mode, examples=60 if mode == "test" else 20)
+    report = check(op, backends=[backend], mode=mode, examples=EXAMPLES if mode == "test" else 20)
     assert report.ran["cuda"] > 0, f"all cases were refused: {report.refused['cuda']}"
 
 
