@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from graphrt.buffer import HOST
+from graphrt.buffer import ALIGNMENT, HOST
 from graphrt.graph import Graph
 from graphrt.placement import Placements
 from graphrt.splits import SplitNodes, copied_by_expert, value_of
@@ -114,13 +114,14 @@ def find_copies(graph: Graph, placements: Placements, splits: Sequence[SplitNode
 
 def _need(copies: Copies, src: Tensor, memory: str, split: int, experts: Tensor | None) -> Copy:
     value = value_of(src)
+    first = src.offset // ALIGNMENT * ALIGNMENT  # so that all that is copied is aligned as it was
     copy = copies.of.get((value, memory))
     if copy is None:
-        copy = Copy(value, memory, split, src.offset, src.offset + src.extent, experts)
+        copy = Copy(value, memory, split, first, src.offset + src.extent, experts)
         copies.of[value, memory] = copy
         copies.before.setdefault(split, []).append(copy)
         return copy
-    copy.first, copy.last = min(copy.first, src.offset), max(copy.last, src.offset + src.extent)
+    copy.first, copy.last = min(copy.first, first), max(copy.last, src.offset + src.extent)
     if experts is not copy.experts:
         copy.experts = None
     return copy

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+import numpy as np
+
+from graphrt.dtypes import Array
 from graphrt.errors import GraphError
 from graphrt.tensor import Tensor
 
@@ -109,6 +112,12 @@ class Graph:
                     f"[graph] {write.name} writes into {write.root!r}, which is read-only; "
                     f"write into a state (graphrt.state), or into a copy (ops.cont)"
                 )
+            for src in _sources(write)[1:]:
+                if src.root is write.root and _overlap(src, write) and _share_bytes(src, write):
+                    raise GraphError(
+                        f"[graph] {write.name} reads what it writes: {src!r} and {write!r} lie over each other; "
+                        f"let it read a copy (ops.cont)"
+                    )
         for first, conflicts in _conflicts(self.nodes, writes).items():
             followers = _followers(self.nodes, first, max(conflicts))
             for second, (node, write) in conflicts.items():
@@ -188,3 +197,15 @@ def _touches(node: Tensor, write: Tensor) -> bool:
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
     return a.offset < b.offset + b.extent and b.offset < a.offset + a.extent
+
+
+def _share_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two views of one root have a byte in common, gaps between elements not counted."""
+    memory = np.empty(max(a.offset + a.extent, b.offset + b.extent), np.uint8)
+    return np.shares_memory(_items(a, memory), _items(b, memory))
+
+
+def _items(tensor: Tensor, memory: Array) -> Array:
+    """A tensor's elements, or blocks of them, as an array over its root's bytes."""
+    shape = tensor.shape if tensor.dtype.block == 1 else (*tensor.shape[:-1], tensor.shape[-1] // tensor.dtype.block)
+    return np.ndarray(shape, np.dtype((np.void, tensor.dtype.nbytes)), memory, tensor.offset, tensor.strides)

@@ -171,7 +171,10 @@ class _Planner:
                 for o in reader.srcs
                 if o is not None and self.owner.get(o.root) is owner
             )
-            if same and src.is_dense and src.size and alike and (src in own or not self._fits_before(src, memory)):
+            # Kernels rely on where results begin.
+            is_aligned = (self.result.offsets[src.root] + src.offset) % ALIGNMENT == 0
+            fits = src in own or not self._fits_before(src, memory)
+            if same and src.is_dense and src.size and alike and is_aligned and fits:
                 return src
         return None
 

@@ -30,6 +30,8 @@ def _stores(node: Tensor, rope: Tensor) -> bool:
     _, rows, cells = node.srcs
     if rows is None or cells is None or value_of(rows) is not rope:
         return False
+    if any(src is not None and src.root is node.root for src in rope.srcs):
+        return False  # rows would be written that are yet to be read
     tokens = rope.shape[0] if rope.rank == 3 else 1
     is_whole = rows.is_dense and rows.offset == rope.offset and rows.shape == (tokens, rope.size // tokens)
     return is_whole and node.rank == 2 and node.has_dense_rows and cells.shape == (tokens,)

@@ -60,6 +60,8 @@ def _jobs_of(coming: Coming, node: Tensor, members: list[Tensor]) -> Iterator[Jo
         rows = store.srcs[1] if store.op is not None and store.op.name == "set_rows" else None
         if rows is None or value_of(rows) is not node:
             continue
+        if any(src is not None and src.root is store.root for src in node.srcs):
+            break  # blocks would write rows that others are yet to read
         whole = rows.is_dense and rows.size == node.size and node.rank <= 3 and _is_into_a_cache(store)
         if whole and coming.is_ready(store, [*members, node]) and coming.readers.are_within(node, [store]):
             yield Job(node, store)

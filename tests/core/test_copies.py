@@ -8,6 +8,7 @@ import pytest
 import graphrt
 from graphrt import Graph, KernelError, Scheduler, Tensor, ops
 from graphrt.backends.sim import SimBackend
+from graphrt.buffer import ALIGNMENT
 from graphrt.plan import Plan
 
 D, E, U = 16, 8, 2
@@ -36,6 +37,25 @@ def test_a_value_is_copied_once_however_many_read_it():
     made.run(x=np.ones((3, D), np.float32))
     assert [copy[:2] for copy in names(made)] == [("x", "sim"), (made.graph.outputs[0].name, "host")]
     assert device.clock.nbytes["upload"] == device.clock.nbytes["download"] == 3 * ROW
+
+
+def test_what_is_copied_is_aligned_as_it_was():
+    """Views of one value begin at 4, 16 and 100 bytes: on the device, too, the second one's address divides by 16."""
+    device, x, values = SimBackend(), graphrt.input("x", (1, 80)), np.arange(80, dtype=np.float32)[None]
+    views = [x[:, 1:33], x[:, 4:68], x[:, 25:]]
+    made = plan([ops.relu(view) for view in views], device, node_overrides=["relu=sim"])
+    (copy,) = [copy for copy in made.schedule.copies.all() if copy.value is x]
+    assert made.schedule.memory.offsets[copy] % ALIGNMENT == copy.first % ALIGNMENT == 0
+    for got, view in zip(made.run(x=values), views, strict=True):
+        np.testing.assert_array_equal(got, values[:, view.offset // 4 :][:, : view.shape[1]])
+
+
+def test_a_copy_begins_near_what_is_read():
+    device, x = SimBackend(), graphrt.input("x", (1, 4096))
+    made = plan([ops.relu(x[:, 4000:])], device, node_overrides=["relu=sim"])
+    (copy,) = [copy for copy in made.schedule.copies.all() if copy.value is x]
+    assert copy.nbytes < 96 * 4 + ALIGNMENT
+    assert np.array_equal(made.run(x=np.arange(4096, dtype=np.float32)[None])[0], np.arange(4000, 4096)[None])
 
 
 def test_later_splits_read_the_same_copy():

@@ -121,11 +121,29 @@ def test_random_reads_and_writes_are_refused_exactly_where_two_have_no_order(see
         for other, others, also_writes in touched[:number]
         if node.srcs[0].root is other.srcs[0].root
     )
-    if unordered:
+    copies = [node for node, _, writes in touched if writes and node.srcs[1].root is node.root]
+    if any(rows(node) & rows(node.srcs[1]) for node in copies):
+        with pytest.raises(GraphError, match="reads what it writes"):
+            Graph(results)
+    elif unordered:
         with pytest.raises(GraphError, match="in no order"):
             Graph(results)
     else:
         Graph(results)
+
+
+def test_a_write_may_read_its_own_memory_only_beside_what_it_writes():
+    m, ids = graphrt.state("m", (8, 4)), graphrt.input("ids", (8,), "i32")
+    Graph(ops.cpy(m[:, :2], m[:, 2:]))
+    Graph(ops.cpy(m[1:], ops.cont(m[:-1])))
+    with pytest.raises(GraphError, match=r"cpy_0 reads what it writes: .* lie over each other; let it read a copy"):
+        Graph(ops.cpy(m[1:], m[:-1]))
+    with pytest.raises(GraphError, match=r"set_rows_0 reads what it writes"):
+        Graph(ops.set_rows(m, m, ids))
+    blocks = graphrt.state("blocks", (4, 64), "q8_0")
+    Graph(ops.cpy(blocks[:2], blocks[2:]))
+    with pytest.raises(GraphError, match="reads what it writes"):
+        Graph(ops.cpy(blocks[:3], blocks[1:]))
 
 
 def test_writes_to_parts_that_do_not_meet_need_no_order():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 import graphrt
 from graphrt import Graph, PlacementError, Scheduler, ops
 from graphrt.backends.reference import ReferenceBackend
-from graphrt.buffer import HostBuffer
+from graphrt.buffer import ALIGNMENT, HostBuffer
 from graphrt.memory import MemoryPlan
 
 KIB = 1024
@@ -28,6 +28,15 @@ def test_a_chain_runs_in_place():
     plan = plan_memory(graph)
     assert plan.nbytes == 2 * KIB
     assert len(plan.inplace) == 9
+
+
+def test_results_begin_where_memory_is_aligned():
+    first = ops.silu(graphrt.input("x", (1, 80)))
+    for begin, is_inplace in ((16, True), (1, False)):
+        last = ops.silu(first[:, begin:])
+        plan = plan_memory(Graph(last))
+        assert plan.offsets[last] % ALIGNMENT == 0
+        assert (last in plan.inplace) == is_inplace
 
 
 def test_in_place_sees_through_views():

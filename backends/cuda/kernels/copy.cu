@@ -131,7 +131,10 @@ __global__ void __launch_bounds__(256) from_blocks(char* y, Tensor x, int64_t co
 #define READ(T) Blocks<T>::dequantize8(at, (int)within, v)
   FOR_WEIGHT_DTYPE(number, READ)
 #undef READ
-  store_eight(y_kind, y + first * float_bytes(y_kind), v);
+  char* to = y + first * float_bytes(y_kind);
+  if (is_aligned(to)) return store_eight(y_kind, to, v);
+#pragma unroll
+  for (int i = 0; i < 8; i++) store_float(y_kind, to + i * float_bytes(y_kind), v[i]);
 }
 
 // y's elements, in order, are x's; count: blocks of 32 of them.

@@ -237,6 +237,15 @@ def test_rope_of_a_token_without_a_cell_is_not_written():
     assert np.count_nonzero(table.any(axis=1)) == 1
 
 
+def test_no_rope_into_cells_that_it_reads():
+    table = graphrt.state("table", data=np.random.default_rng(0).standard_normal((4, 2, 32)).astype(np.float32))
+    turned = ops.rope(table, graphrt.constant("pos", np.array([5, 90, 7, 1], np.int32)))
+    cells = graphrt.constant("cells", np.array([3, 2, 1, 0], np.int64))
+    assert not fusions(
+        Scheduler(["cpu"]).schedule(Graph(ops.set_rows(table.reshape(4, 64), turned.reshape(4, 64), cells)))
+    )
+
+
 def test_no_rope_into_cells_of_what_is_read_elsewhere_or_of_blocks():
     turned = ops.rope(random("k", 2, 2, 64), graphrt.constant("pos", np.array([5, 90], np.int32)))
     assert_alike(Graph([stored(turned, "f16", [3, 0]), turned]))

@@ -48,3 +48,5 @@ def test_a_copy_into_a_view_of_another_shape():
     target = graphrt.state("target", (6, 64), "f32")
     agrees(ops.cpy(target, drawn(3, 128, dtype="q5_1")))
     agrees(ops.cpy(target[:, ::2], drawn(3, 64, dtype="q4_0")))
+    for dtype in ("f32", "f16"):  # at an address that no vector has
+        agrees(ops.cpy(graphrt.state("target", (300,), dtype)[1:289], drawn(9, 32, dtype="q8_0")))

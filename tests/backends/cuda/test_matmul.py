@@ -12,6 +12,7 @@ from graphrt.backends.cuda.shim_device import ShimDevice
 from graphrt.numerics import normalised_error
 from graphrt.tensor import Tensor
 from graphrt.testing import random_blocks
+from tests.backends.cuda.on_shim import agrees
 
 NAMES = [dtype.name for dtype in dtypes.QUANTIZED]
 
@@ -132,3 +133,16 @@ def test_zeros_and_tiny_values_give_no_nan():
 def test_products_over_nothing_are_zero(dtype: str):
     node = ops.mul_mat(_weight(dtype, (3, 0)), graphrt.constant("x", np.zeros((2, 0), np.float32)))
     assert np.array_equal(_run(node), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", ["q8_0", "f32", "f16"])
+def test_rows_of_x_out_of_line(dtype: str):
+    """Memory that a result takes over, and views of an input, begin where vectors of 16 bytes may not."""
+    w, x = _weight(dtype, (64, 64)), graphrt.weight("x", _values((1, 65)))
+    agrees(ops.mul_mat(w, ops.silu(ops.silu(x)[:, 1:])))
+    given, values = graphrt.input("given", (1, 80)), _values((1, 80))
+    graph = Graph([ops.silu(given[:, 1:33]), ops.mul_mat(w, given[:, 4:68])])
+    backend = CudaBackend(ShimDevice(guarded=True, poisoned=True, checked=True))
+    _, got = Scheduler([backend, "reference"], node_overrides=[".=cuda"]).plan(graph).run(given=values)
+    _, expected = Scheduler(["reference"]).plan(graph).run(given=values)
+    assert normalised_error(got, expected) <= graph.nodes[-1].op.tolerance_of(graph.nodes[-1])

@@ -201,6 +201,16 @@ def test_rows_too_long_to_be_held_are_normed_apart():
     close(got, written)
 
 
+@pytest.mark.parametrize("op", [lambda m: ops.rope(m, leaf(POSITIONS, "i32")), ops.rms_norm], ids=["rope", "rms_norm"])
+def test_rows_are_not_stored_over_those_that_others_read(op):
+    table = graphrt.state("table", data=np.random.default_rng(0).standard_normal((TOKENS, 2, 32)).astype(np.float32))
+    made = op(table).reshape(TOKENS, 64)
+    stored = ops.set_rows(table.reshape(TOKENS, 64), made, leaf(np.arange(TOKENS)[::-1].copy(), "i64"))
+    groups, got = fused(stored)
+    assert groups[-1] == "set_rows"
+    close(got, stored)
+
+
 def test_cells_that_do_not_exist_are_not_written():
     k = ops.rope(drawn(TOKENS, 2, 64), leaf(POSITIONS, "i32"))
     cache = graphrt.state("cache", (7, 128))
