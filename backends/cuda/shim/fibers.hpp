@@ -1,6 +1,6 @@
 // One block of CUDA threads on one CPU thread: a fiber for each, which runs until it waits for others.
 //
-// Blocks run one after the other. A block's threads run in an order that can be turned round or shuffled: what differs
+// Blocks run one after the other, and a block's threads, in an order that can be turned round or shuffled: what differs
 // between orders is a race. Where they are shuffled, now and then a warp, or one thread, is held until no other can go
 // on without it, so that these come as far ahead as barriers let them. Where nothing can go on, because threads wait at
 // different barriers, the launch fails. Bulk copies, which no thread makes, land as late as that, or at any time.
@@ -321,12 +321,25 @@ inline unsigned char* make_shared(size_t bytes) {
   return (unsigned char*)shared_room + SHARED_ROOM - (bytes + 127) / 128 * 128;
 }
 
+// Numbers of blocks, in the order in which they run.
+inline std::vector<size_t> order_of_blocks(size_t count) {
+  std::vector<size_t> found(count);
+  for (size_t i = 0; i < count; i++) found[i] = order == 1 ? count - 1 - i : i;
+  Random random{order * 0x9E3779B97F4A7C15ull + 3};
+  for (size_t i = count; order > 1 && i > 1; i--) std::swap(found[i - 1], found[random.below(i)]);
+  return found;
+}
+
 // Run a kernel over its grid; 0 if all is well, else `message` says why not.
 template <class... A>
 int launch(void (*kernel)(A...), const unsigned* grid, const unsigned* size, size_t shared, void** arguments) {
   const size_t count = (size_t)size[0] * size[1] * size[2];
   if (count == 0 || count > 1024 || shared > SHARED_LIMIT) {
     snprintf(message, sizeof message, "a block of %zu threads with %zu bytes of shared memory", count, shared);
+    return 2;
+  }
+  if (!grid[0] || !grid[1] || !grid[2]) {
+    snprintf(message, sizeof message, "a grid of %u x %u x %u blocks", grid[0], grid[1], grid[2]);
     return 2;
   }
   block.dynamic_shared = make_shared(shared);
@@ -349,12 +362,11 @@ int launch(void (*kernel)(A...), const unsigned* grid, const unsigned* size, siz
   block.fibers.assign(count, Fiber{});
   block.slots.assign(lanes, 0);
   block.fragments.assign(64 * lanes, 0);
-  for (unsigned z = 0; z < grid[2]; z++)
-    for (unsigned y = 0; y < grid[1]; y++)
-      for (unsigned x = 0; x < grid[0]; x++) {
-        prepare_block(x, y, z, shared);
-        if (int failure = run_block()) return failure;
-      }
+  for (size_t number : order_of_blocks((size_t)grid[0] * grid[1] * grid[2])) {
+    const size_t rest = number / grid[0];
+    prepare_block((unsigned)(number % grid[0]), (unsigned)(rest % grid[1]), (unsigned)(rest / grid[1]), shared);
+    if (int failure = run_block()) return failure;
+  }
   return 0;
 }
 

@@ -49,6 +49,7 @@ inline void mma_int8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]
 // Four 8 x 8 matrices of two-byte elements, whose rows the lanes' addresses name; `transposed` for .trans.
 template <bool transposed> void load_matrices(uint32_t (&r)[4], const void* row, const char* where) {
   using namespace cuda_cpu;
+  if ((uintptr_t)row % 16) fail("%s at %p, which 16 does not divide", where, row);
   block.slots[block.current->number] = (uint64_t)row;
   wait_for_warp(~0u, where);
   const int first = block.current->number / WARP * WARP;
@@ -67,6 +68,8 @@ inline void ldmatrix_transposed(uint32_t (&r)[4], const void* row) { load_matric
 
 // Asynchronous copies arrive when they are waited for, and not before: a wait that is missing shows.
 inline void copy_async(void* shared, const void* global) {
+  if ((uintptr_t)shared % 16 || (uintptr_t)global % 16)
+    cuda_cpu::fail("copy_async from %p to %p, which 16 does not divide", global, shared);
   cuda_cpu::Fiber& me = *cuda_cpu::block.current;
   me.copies.push_back({shared, global, me.groups});
 }

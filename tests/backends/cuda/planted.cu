@@ -54,6 +54,27 @@ template <bool CORRECT> __global__ void meet(float* y) {
 // Reads 16 bytes from an address that is a multiple of 4.
 template <int FIRST> __global__ void read_four(float4* y, const float* x) { *y = *(const float4*)(x + FIRST); }
 
+// Every block reads what the next one writes.
+template <bool CORRECT> __global__ void take_from_the_next(float* y, const float* x) {
+  if (!CORRECT) y[blockIdx.x] = y[(blockIdx.x + 1) % gridDim.x] + x[blockIdx.x];
+  if (CORRECT) y[blockIdx.x] = x[blockIdx.x];
+}
+
+// Copies of 16 bytes, and reads of matrices' rows, begin at multiples of 16.
+template <int FIRST> __global__ void copy_from(float4* y, const float* x) {
+  DYNAMIC_SHARED(float4, staged);
+  copy_async(staged, x + FIRST);
+  commit_copies();
+  wait_for_copies<0>();
+  y[0] = staged[0];
+}
+template <int FIRST> __global__ void read_matrices(uint4* y, const float*) {
+  DYNAMIC_SHARED(char, staged);
+  uint32_t read[4];
+  ldmatrix(read, staged + threadIdx.x * 16 + FIRST);
+  y[threadIdx.x] = {read[0], read[1], read[2], read[3]};
+}
+
 // The first block begins a copy and ends; the second must not have it.
 template <int> __global__ void leave_a_copy(float4* y, const float4* x) {
   DYNAMIC_SHARED(float4, staged);

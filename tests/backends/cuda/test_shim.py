@@ -18,7 +18,8 @@ from graphrt.errors import KernelError
 INSTANCES = [
     *("sum_of_64<true>", "sum_of_64<false>", "copy_by_two_groups<0>", "copy_by_two_groups<1>", "shift<0>", "shift<1>"),
     *("read_late<true>", "read_late<false>", "meet<true>", "meet<false>", "read_four<0>", "read_four<1>"),
-    "leave_a_copy<0>",
+    *("leave_a_copy<0>", "take_from_the_next<true>", "take_from_the_next<false>"),
+    *("copy_from<0>", "copy_from<1>", "read_matrices<0>", "read_matrices<2>"),
 ]
 X = np.arange(256, dtype=np.float32)
 
@@ -28,7 +29,13 @@ UNIT = Unit("planted", INSTANCES, folder=HERE)
 
 
 def run(
-    expression: str, threads: int, outputs: int, inputs: int, shared: int = 0, blocks: int = 1, **options: Any
+    expression: str,
+    threads: int,
+    outputs: int,
+    inputs: int,
+    shared: int = 0,
+    blocks: int = 1,
+    **options: Any,
 ) -> np.ndarray:
     """The floats of y after a launch over so many floats of y and x, on a device of these options."""
     device = ShimDevice(**options)
@@ -76,6 +83,29 @@ def test_a_wait_for_too_few_copies_shows():
 def test_copies_that_nobody_waits_for_end_with_their_block():
     """Left to a later kernel, they would write to memory that is something else's by then."""
     np.testing.assert_array_equal(run("leave_a_copy<0>", 1, 4, 8, shared=16, blocks=2), X[4:8])
+
+
+def test_blocks_that_read_what_others_write_show_in_some_order():
+    def taken(correct: str) -> set[bytes]:
+        runs = (run(f"take_from_the_next<{correct}>", 1, 8, 8, blocks=8, order=order) for order in (0, 1, 7))
+        return {result.tobytes() for result in runs}
+
+    assert len(taken("true")) == 1
+    assert len(taken("false")) == 3
+
+
+def test_copies_and_matrices_that_begin_anywhere_are_an_error():
+    np.testing.assert_array_equal(run("copy_from<0>", 1, 4, 8, shared=16), X[:4])
+    run("read_matrices<0>", 32, 128, 1, shared=1024)
+    with pytest.raises(KernelError, match=r"copy_async from .* to .*, which 16 does not divide"):
+        run("copy_from<1>", 1, 4, 8, shared=16)
+    with pytest.raises(KernelError, match=r"ldmatrix at .*, which 16 does not divide"):
+        run("read_matrices<2>", 32, 128, 1, shared=1024)
+
+
+def test_a_grid_of_no_blocks_is_an_error():
+    with pytest.raises(KernelError, match=r"a grid of 0 x 1 x 1 blocks"):
+        run("shift<0>", 1, 1, 1, blocks=0)
 
 
 def test_barriers_that_part_are_an_error():
