@@ -15,7 +15,8 @@ __device__ __forceinline__ float sum_of_own(float (&values)[32]) {
   for (int half = 16; half; half >>= 1) {
     const bool upper = lane & half;
 #pragma unroll
-    for (int i = 0; i < half; i++) {
+    for (int i = 0; i < 16; i++) {  // a count that does not change is unrolled, and values stay in registers
+      if (i >= half) break;
       const float sent = upper ? values[i] : values[i + half];
       values[i] = (upper ? values[i + half] : values[i]) + __shfl_xor_sync(ALL_LANES, sent, half);
     }
