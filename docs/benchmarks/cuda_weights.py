@@ -1,4 +1,4 @@
-"""Random weights made on a device, for models that no disk of a lent machine holds."""
+"""Random weights made on a device, for models that no file need hold."""
 
 from __future__ import annotations
 
